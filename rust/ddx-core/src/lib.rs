@@ -1,0 +1,3 @@
+//! The compiled half of `ddx`, free of Python: sources of images, fetching, decoding, Zarr shards, random batches.
+
+pub mod store;

@@ -1,0 +1,1 @@
+//! The Zarr store: whole shards written atomically, and random batches read back.
