@@ -1,0 +1,1 @@
+"""Teachers: frozen diffusers pipelines behind one contract, one adapter per family."""

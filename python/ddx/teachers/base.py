@@ -1,0 +1,350 @@
+"""The contract of a teacher: a frozen text-to-image diffusion pipeline, whatever its family.
+
+A family adapter is the only place that knows a model's quirks. Everything outside speaks in scaled latents
+(what the denoiser sees), float64 times of the teacher's process, and :class:`Condition`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ddx.errors import UsageError
+from ddx.process import PredictionKind, Process
+from ddx.teachers.components import component_config, content_hash, load_model, load_tokenizer
+from ddx.teachers.condition import Condition
+from ddx.teachers.hub import Source
+
+
+class Teacher(ABC):
+    """A frozen diffusers pipeline. Configs are read at construction, components load at first use."""
+
+    family: ClassVar[str]
+    denoiser_part: ClassVar[str]  # its folder in the pipeline
+    part_classes: ClassVar[dict[str, tuple[str, ...]]]  # the classes that the family accepts, by part
+
+    process: Process
+    prediction: PredictionKind
+    default_guidance: float
+    default_resolution: int
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        resolution: int | None = None,
+        default_resolution: int | None = None,
+        default_guidance: float | None = None,
+    ) -> None:
+        self.source_info = source
+        self.name = source.name
+        self.source = source.origin
+        self.revision = source.revision
+        self.licence = source.licence
+        self.folder = source.folder
+        self.device = device
+        self.dtype = dtype
+        self.denoiser_config = component_config(source, self.denoiser_part)
+        self.vae_config = component_config(source, "vae")
+        self.text_config = component_config(source, "text_encoder")
+        self._parts: dict[str, Any] = {}
+        native = int(self.denoiser_config["sample_size"]) * self.compression
+        self.default_resolution = resolution or default_resolution or native
+        self.default_guidance = default_guidance if default_guidance is not None else self.family_guidance
+        self.latent_shape(self.default_resolution)  # refuses a resolution that does not fit
+
+    # what the configs say
+
+    family_guidance: ClassVar[float]
+
+    @property
+    @abstractmethod
+    def compression(self) -> int:
+        """Pixels a side of one latent cell."""
+
+    @property
+    @abstractmethod
+    def resolution_multiple(self) -> int:
+        """Resolutions must be multiples of this."""
+
+    @property
+    def text_width(self) -> int:
+        """The width D of the text tokens."""
+        return int(self.text_config["hidden_size"])
+
+    @property
+    def scaling_factor(self) -> float | list[float]:
+        """What raw latents are multiplied with (one value, or one a channel)."""
+        factor: float | list[float] = self.vae_config.get("scaling_factor") or 1.0
+        return factor
+
+    @property
+    def shift_factor(self) -> float | list[float]:
+        """What is subtracted from raw latents before they are scaled."""
+        shift: float | list[float] = self.vae_config.get("shift_factor") or 0.0
+        return shift
+
+    def latent_shape(self, resolution: int | None = None) -> tuple[int, int, int]:
+        """(channels, height, width) of the latents of a square picture; UsageError if the size does not fit."""
+        resolution = resolution or self.default_resolution
+        if resolution <= 0 or resolution % self.resolution_multiple:
+            raise UsageError(
+                f"{self.name} draws at multiples of {self.resolution_multiple} pixels, not at {resolution}",
+                hint=f"for example --resolution {self._native_resolution}",
+            )
+        side = resolution // self.compression
+        return int(self.denoiser_config["in_channels"]), side, side
+
+    @property
+    def _native_resolution(self) -> int:
+        return int(self.denoiser_config["sample_size"]) * self.compression
+
+    def fingerprint(self, resolution: int | None = None) -> dict[str, str | int | float]:
+        """Everything that shapes stored latents and embeddings; two equal fingerprints mean interchangeable stores.
+
+        A pipeline from the hub is known by its commit; one from a folder by the SHA-256 of its autoencoder, text
+        encoder and tokenizer. The denoiser does not shape a store and is left out.
+        """
+        channels, height, width = self.latent_shape(resolution)
+        if self.revision in ("local", "bundled"):
+            weights = "sha256:" + self._once("hash", lambda: content_hash(self.source_info, _STORED_PARTS))
+        else:
+            weights = f"{self.source}@{self.revision}"
+        return {
+            "family": self.family,
+            "weights": weights,
+            "resolution": resolution or self.default_resolution,
+            "latent_shape": f"{channels}x{height}x{width}",
+            "scaling_factor": str(self.scaling_factor),
+            "shift_factor": str(self.shift_factor),
+            "text_width": self.text_width,
+            **self._text_fingerprint(),
+        }
+
+    @property
+    def validation_prompts(self) -> tuple[str, ...]:
+        """The committed prompts that this teacher's pictures are compared on."""
+        from ddx.teachers.prompts import STANDARD_PROMPTS
+
+        if self.name == "sana-tiny":
+            from ddx.teachers.prompts import scene_prompts
+
+            return scene_prompts()
+        return STANDARD_PROMPTS
+
+    # components
+
+    def _once(self, key: str, make: Callable[[], Any]) -> Any:
+        if key not in self._parts:
+            self._parts[key] = make()
+        return self._parts[key]
+
+    def _model(self, part: str, dtype: torch.dtype) -> nn.Module:
+        classes = self.part_classes[part]
+        model: nn.Module = self._once(
+            part, lambda: load_model(self.source_info, part, classes, dtype=dtype, device=self.device)
+        )
+        return model
+
+    def network(self) -> nn.Module:
+        """The frozen denoiser, in evaluation mode, in the teacher's dtype."""
+        return self._model(self.denoiser_part, self.dtype)
+
+    def new_student_network(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """A trainable denoiser with the teacher's weights, read from the files again so that none are rounded.
+
+        It supports diffusers' ``enable_gradient_checkpointing()``.
+        """
+        classes = self.part_classes[self.denoiser_part]
+        network = load_model(self.source_info, self.denoiser_part, classes, dtype=dtype, device=self.device)
+        return network.train().requires_grad_(True)
+
+    def vae(self) -> nn.Module:
+        """The frozen autoencoder."""
+        return self._model("vae", self.vae_dtype)
+
+    def text_encoder(self) -> nn.Module:
+        """The frozen text encoder."""
+        return self._model("text_encoder", self.text_dtype)
+
+    def tokenizer(self) -> Any:
+        """The tokenizer."""
+        return self._once("tokenizer", lambda: load_tokenizer(self.source_info, self.part_classes["tokenizer"]))
+
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        """What the autoencoder runs in."""
+        return self.dtype
+
+    @property
+    def text_dtype(self) -> torch.dtype:
+        """What the text encoder runs in."""
+        return self.dtype
+
+    def unload(self, *parts: str) -> None:
+        """Forgets loaded components: "denoiser", "vae", "text_encoder" (all without an argument)."""
+        names = {"denoiser": self.denoiser_part}
+        for part in parts or ("denoiser", "vae", "text_encoder"):
+            self._parts.pop(names.get(part, part), None)
+            if part == "text_encoder":
+                self._parts.pop("prompt_encoder", None)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    # what it computes
+
+    @abstractmethod
+    def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """``network`` (the teacher's or a student of its shape) at ``(x_t, t)``.
+
+        x_t: scaled noisy latents ``[B, C, h, w]``; t: float64 ``[B]`` or ``[]`` of :attr:`process`. Returns float32
+        ``[B, C, h, w]`` in the kind :attr:`prediction`. Differentiable.
+        """
+
+    def guided(
+        self,
+        network: nn.Module,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Condition,
+        null: Condition,
+        guidance: Tensor | float,
+    ) -> Tensor:
+        """Classifier-free guidance ``uncond + s (cond - uncond)`` from one doubled batch; s a number or ``[B]``."""
+        if isinstance(guidance, int | float) and guidance == 1.0:
+            return self.predict(network, x_t, t, condition)
+        num = len(x_t)
+        both = Condition.cat([null.expand(num), condition.expand(num)])
+        times = t.expand(num) if t.ndim == 0 else t
+        uncond, cond = self.predict(network, torch.cat([x_t, x_t]), torch.cat([times, times]), both).chunk(2)
+        scale = guidance
+        if isinstance(scale, Tensor):
+            scale = scale.to(device=cond.device, dtype=cond.dtype).reshape(-1, *(1,) * (cond.ndim - 1))
+        return uncond + scale * (cond - uncond)
+
+    @abstractmethod
+    def _encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Unscaled latents of ``[B, 3, H, W]`` in [-1, 1], deterministic."""
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Unscaled latents, float32 ``[B, C, h, w]``, of uint8 pictures ``[B, H, W, 3]`` (tensor or array)."""
+        images = torch.as_tensor(images)
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(f"pictures must be uint8 [B, H, W, 3], got {images.dtype} {tuple(images.shape)}")
+        pixels = images.to(self.device).permute(0, 3, 1, 2).float() / 255.0
+        return self._encode_pixels((2.0 * pixels - 1.0).to(self.vae_dtype)).float()
+
+    def scale(self, latents: Tensor) -> Tensor:
+        """Unscaled latents as the denoiser sees them: ``(latents - shift) * factor``."""
+        return (latents - self._channels(self.shift_factor, latents)) * self._channels(self.scaling_factor, latents)
+
+    def unscale(self, latents: Tensor) -> Tensor:
+        """The inverse of :meth:`scale`."""
+        return latents / self._channels(self.scaling_factor, latents) + self._channels(self.shift_factor, latents)
+
+    @staticmethod
+    def _channels(value: float | list[float], latents: Tensor) -> Tensor | float:
+        if isinstance(value, int | float):
+            return value
+        return torch.tensor(value, dtype=latents.dtype, device=latents.device)[:, None, None]
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures, uint8 ``[B, H, W, 3]`` on the CPU, of scaled latents; rounded as diffusers rounds."""
+        vae: Any = self.vae()
+        pixels = vae.decode(self.unscale(latents.to(self.device, self.vae_dtype)), return_dict=False)[0]
+        pixels = (pixels * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu()
+        pictures: Tensor = (pixels * 255).round().to(torch.uint8)
+        return pictures
+
+    @abstractmethod
+    def encode_text(self, prompts: Sequence[str]) -> list[Condition]:
+        """One condition of one row for each prompt, trimmed to its true length, as the family's pipeline encodes it."""
+
+    @abstractmethod
+    def null_condition(self) -> Condition:
+        """What the family's pipeline computes for the empty negative prompt: one row, trimmed."""
+
+    @abstractmethod
+    def _text_fingerprint(self) -> dict[str, str | int | float]:
+        """The settings of text encoding that shape the embeddings."""
+
+    @abstractmethod
+    def time_embedding_linear(self, network: nn.Module) -> nn.Linear:
+        """The last linear of the timestep embedder: its output is where other embeddings are added, and its bias is
+        where a constant one is folded in."""
+
+    # drawing
+
+    def initial_noise(self, generators: Sequence[torch.Generator], resolution: int | None = None) -> Tensor:
+        """Unit noise float32 ``[B, C, h, w]``, one generator a picture, drawn as diffusers draws it."""
+        from diffusers.utils.torch_utils import randn_tensor
+
+        shape = (1, *self.latent_shape(resolution))
+        rows = [randn_tensor(shape, generator=g, device=self.device, dtype=torch.float32) for g in generators]
+        return torch.cat(rows)
+
+    @abstractmethod
+    def sampling_scheduler(self, num_steps: int) -> tuple[Any, Tensor]:
+        """The family's diffusers scheduler with its timesteps set, and the process times (float64) of its steps."""
+
+    @torch.no_grad()
+    def sample(
+        self,
+        condition: Condition,
+        null: Condition,
+        *,
+        num_steps: int,
+        guidance: float | None = None,
+        noise: Tensor | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+        resolution: int | None = None,
+        network: nn.Module | None = None,
+    ) -> Tensor:
+        """Scaled latents float32 ``[B, C, h, w]``, drawn in ``num_steps`` steps of the family's deterministic solver.
+
+        Starts at ``noise``, or at noise from one generator a picture; guidance None is the teacher's default.
+        """
+        if noise is None:
+            if generators is None:
+                raise ValueError("sample needs noise or generators")
+            noise = self.initial_noise(generators, resolution)
+        network = network if network is not None else self.network()
+        guidance = self.default_guidance if guidance is None else guidance
+        condition, null = condition.to(self.device), null.to(self.device)
+        scheduler, times = self.sampling_scheduler(num_steps)
+        x = noise.to(self.device, torch.float32)
+        for timestep, t in zip(scheduler.timesteps, times, strict=True):
+            prediction = self.guided(network, x, t.expand(len(x)), condition, null, guidance)
+            x = scheduler.step(prediction, timestep, x, return_dict=False)[0]
+        return x
+
+    # leaving
+
+    @abstractmethod
+    def student_scheduler(self) -> Any:
+        """A diffusers scheduler that samples a few-step student: predict x0, add fresh noise, and end at x0."""
+
+    def save_student(self, folder: Path, network: nn.Module, *, dtype: torch.dtype = torch.float32) -> None:
+        """Writes a plain diffusers pipeline: ``network`` in ``dtype``, the teacher's other parts, a scheduler."""
+        from ddx.teachers.export import write_pipeline
+
+        write_pipeline(
+            folder,
+            source=self.source_info,
+            denoiser_part=self.denoiser_part,
+            network=network,
+            dtype=dtype,
+            scheduler=self.student_scheduler(),
+        )
+
+
+_STORED_PARTS = ("vae", "text_encoder", "tokenizer")

@@ -1,0 +1,89 @@
+"""What a network is conditioned on: text embeddings with the mask of the real tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A batch of text conditions, padded to one length.
+
+    tokens: ``[B, L, D]`` float; mask: ``[B, L]`` bool, true on real tokens, which come first; pooled: ``[B, P]``
+    or None for families without a pooled embedding.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    pooled: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens.ndim != 3 or self.mask.shape != self.tokens.shape[:2] or self.mask.dtype != torch.bool:
+            raise ValueError(
+                f"a condition is tokens [B, L, D] and a bool mask [B, L]; got {tuple(self.tokens.shape)} and "
+                f"{self.mask.dtype} {tuple(self.mask.shape)}"
+            )
+        if self.pooled is not None and (self.pooled.ndim != 2 or len(self.pooled) != len(self.tokens)):
+            raise ValueError(f"pooled must be [{len(self.tokens)}, P]; got {tuple(self.pooled.shape)}")
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return self.tokens.shape[0]
+
+    @property
+    def lengths(self) -> Tensor:
+        """The number of real tokens of each row, int64 ``[B]``."""
+        return self.mask.sum(dim=1)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Condition:
+        """The same condition on another device, its embeddings in another dtype; None keeps."""
+        pooled = None if self.pooled is None else self.pooled.to(device=device, dtype=dtype)
+        return Condition(self.tokens.to(device=device, dtype=dtype), self.mask.to(device=device), pooled)
+
+    def expand(self, num_rows: int) -> Condition:
+        """One row seen as ``num_rows`` equal ones (no copy); a batch of that size is returned as it is."""
+        if len(self) == num_rows:
+            return self
+        if len(self) != 1:
+            raise ValueError(f"only a condition of one row expands; this one has {len(self)}, asked for {num_rows}")
+        pooled = None if self.pooled is None else self.pooled.expand(num_rows, -1)
+        return Condition(self.tokens.expand(num_rows, -1, -1), self.mask.expand(num_rows, -1), pooled)
+
+    def index(self, rows: int | slice | Sequence[int] | Tensor) -> Condition:
+        """The chosen rows as a batch (an int gives a batch of one)."""
+        if isinstance(rows, int):
+            rows = slice(rows, rows + 1 or None)
+        elif not isinstance(rows, slice | Tensor):
+            rows = torch.as_tensor(list(rows), dtype=torch.long, device=self.tokens.device)
+        pooled = None if self.pooled is None else self.pooled[rows]
+        return Condition(self.tokens[rows], self.mask[rows], pooled)
+
+    def pad(self, length: int) -> Condition:
+        """Padded with zeros and a false mask to ``length`` tokens; never cut."""
+        extra = length - self.tokens.shape[1]
+        if extra < 0:
+            raise ValueError(f"cannot pad {self.tokens.shape[1]} tokens to {length}")
+        if extra == 0:
+            return self
+        tokens = torch.nn.functional.pad(self.tokens, (0, 0, 0, extra))
+        return Condition(tokens, torch.nn.functional.pad(self.mask, (0, extra)), self.pooled)
+
+    @staticmethod
+    def cat(conditions: Sequence[Condition]) -> Condition:
+        """The rows of all conditions as one batch, padded to the longest."""
+        if not conditions:
+            raise ValueError("cannot join zero conditions")
+        length = max(condition.tokens.shape[1] for condition in conditions)
+        padded = [condition.pad(length) for condition in conditions]
+        pooled = [condition.pooled for condition in padded if condition.pooled is not None]
+        if pooled and len(pooled) != len(padded):
+            raise ValueError("cannot join conditions with and without a pooled embedding")
+        return Condition(
+            torch.cat([condition.tokens for condition in padded]),
+            torch.cat([condition.mask for condition in padded]),
+            torch.cat(pooled) if pooled else None,
+        )

@@ -1,0 +1,202 @@
+"""From a hub id or a folder to a local folder with a diffusers pipeline: safetensors only, never code.
+
+What is cached is used without asking the network, so that a run repeats offline. Nothing here loads weights.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddx.errors import DdxError, UsageError
+
+log = logging.getLogger("ddx.teachers")
+
+# A pipeline's own files, one folder down: no single-file checkpoints, no pickles, no Python.
+ALLOW_PATTERNS = ("model_index.json", "README.md", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model")
+IGNORE_PATTERNS = ("*.fp16.*", "*.bf16.*", "*.non_ema.*", "safety_checker/*", "image_encoder/*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A pipeline on this disk and where it came from."""
+
+    folder: Path
+    name: str
+    origin: str  # the hub id, or the folder's path
+    revision: str  # the commit, or "local"
+    licence: str
+
+    @property
+    def index(self) -> dict[str, Any]:
+        """The content of ``model_index.json``."""
+        return read_json(self.folder / "model_index.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; a DdxError names the file when it is not one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DdxError(f"{path} does not exist", hint="is this a complete diffusers pipeline?") from None
+    except (OSError, ValueError) as error:
+        raise DdxError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise DdxError(f"{path} holds no JSON object")
+    return content
+
+
+def local_source(folder: Path, *, name: str | None = None, licence: str | None = None) -> Source:
+    """A pipeline in a folder; UsageError when the folder holds none."""
+    if not (folder / "model_index.json").is_file():
+        raise UsageError(
+            f"{folder} is not a diffusers pipeline: it has no model_index.json",
+            hint="give the folder that DiffusionPipeline.save_pretrained wrote, or a name from `ddx list teachers`",
+        )
+    resolved = folder.resolve()
+    return Source(
+        folder=resolved,
+        name=name or resolved.name,
+        origin=str(resolved) if name is None else name,
+        revision="local" if name is None else "bundled",
+        licence=licence or _card_licence(resolved),
+    )
+
+
+def hub_source(repo: str, revision: str, *, name: str | None = None, licence: str | None = None) -> Source:
+    """A pipeline of the Hugging Face hub: from the cache when it is there, else downloaded.
+
+    A cache that knows the repository only under another commit of ``main`` is accepted with a log line. When the
+    weights are neither cached nor reachable, one DdxError names the download command.
+    """
+    folder = _cached(repo, revision)
+    if folder is None and revision != "main":
+        folder = _cached(repo, "main")
+        if folder is not None:
+            log.warning("%s is cached at %s, not at the pinned %s; using it", repo, folder.name[:12], revision[:12])
+    if folder is None:
+        folder = _download(repo, revision)
+    return Source(
+        folder=folder,
+        name=name or repo.rsplit("/", 1)[-1].lower(),
+        origin=repo,
+        revision=folder.name,
+        licence=licence or _card_licence(folder),
+    )
+
+
+def _cached(repo: str, revision: str) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(
+            snapshot_download(
+                repo,
+                revision=revision,
+                local_files_only=True,
+                allow_patterns=list(ALLOW_PATTERNS),
+                ignore_patterns=list(IGNORE_PATTERNS),
+            )
+        )
+    except LocalEntryNotFoundError:
+        return None
+    except HFValidationError as error:
+        raise UsageError(f"{repo!r} is not a hub id: {error}", hint="see `ddx list teachers`") from error
+    missing = missing_parts(folder)
+    if missing:
+        log.warning("the cached %s lacks %s", repo, ", ".join(missing))
+        return None
+    return folder
+
+
+def _download(repo: str, revision: str) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    command = f"hf download {repo}" + ("" if revision == "main" else f" --revision {revision}")
+    cure = f"run `{command}` where there is a network, or try `--teacher sana-tiny`, which needs no download"
+    if constants.HF_HUB_OFFLINE:
+        raise DdxError(f"the weights of {repo} are not in the hub cache, and HF_HUB_OFFLINE is set", hint=cure)
+    log.info("downloading %s", repo)
+    try:
+        folder = Path(
+            snapshot_download(
+                repo,
+                revision=revision,
+                allow_patterns=list(ALLOW_PATTERNS),
+                ignore_patterns=list(IGNORE_PATTERNS),
+            )
+        )
+    except GatedRepoError as error:
+        raise DdxError(
+            f"{repo} wants its licence accepted first",
+            hint=f"accept it on https://huggingface.co/{repo}, then `hf auth login`",
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise DdxError(f"the hub has no public repository {repo}", hint="see `ddx list teachers`") from error
+    except RevisionNotFoundError as error:
+        raise DdxError(f"{repo} has no revision {revision}", hint=f"`hf download {repo}` fetches its newest") from error
+    except LocalEntryNotFoundError as error:
+        message = f"the weights of {repo} are not in the hub cache, and the hub is not reachable"
+        raise DdxError(message, hint=cure) from error
+    except Exception as error:  # proxies, TLS, a full disk: each transport raises its own
+        raise DdxError(f"{repo} could not be downloaded: {error}", hint=cure) from error
+    missing = missing_parts(folder)
+    if missing:
+        raise DdxError(
+            f"{repo} has no safetensors weights for {', '.join(missing)}",
+            hint="pickled weights are never loaded; convert the pipeline with save_pretrained(safe_serialization=True)",
+        )
+    return folder
+
+
+def missing_parts(folder: Path) -> list[str]:
+    """The components of a pipeline folder that cannot be loaded from it."""
+    if not (folder / "model_index.json").is_file():
+        return ["model_index.json"]
+    missing = []
+    for part in ("transformer", "unet", "vae", "text_encoder"):
+        if _names_component(read_json(folder / "model_index.json"), part) and not weight_files(folder / part):
+            missing.append(part)
+    return missing
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors of a component, sorted; those of a variant (fp16, bf16) only when there are no others."""
+    files = sorted(folder.glob("*.safetensors"))
+    plain = [file for file in files if variant_of(file) is None and "non_ema" not in file.name]
+    return plain or files
+
+
+def variant_of(file: Path) -> str | None:
+    """The variant in a file's name: ``model.fp16.safetensors`` and ``model.fp16-00001-of-2.safetensors`` give fp16."""
+    pieces = file.name.split(".")
+    return pieces[1].split("-")[0] if len(pieces) > 2 else None
+
+
+def _names_component(index: dict[str, Any], part: str) -> bool:
+    entry = index.get(part)
+    return isinstance(entry, list) and len(entry) == 2 and entry[1] is not None
+
+
+def _card_licence(folder: Path) -> str:
+    """The ``license:`` line of the model card's front matter."""
+    card = folder / "README.md"
+    if card.is_file():
+        lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
+        if lines[:1] == ["---"]:
+            for line in lines[1:]:
+                if line == "---":
+                    break
+                if line.startswith("license:"):
+                    return line.partition(":")[2].strip()
+    return "unknown"

