@@ -1,0 +1,57 @@
+"""`run.json`: what a stage did, beside its output. Written whole or not at all: no reader sees half of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ddx import __version__
+from ddx.errors import DdxError
+
+FILE_NAME = "run.json"
+RECORDED_PACKAGES = ("torch", "triton", "diffusers", "transformers", "zarr", "numpy", "pillow")
+
+
+def write_run(folder: str | Path, record: Mapping[str, Any], *, finished: bool) -> Path:
+    """Write `record` with `"finished": finished` to `folder`/run.json by temporary file and rename; return its path."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / FILE_NAME
+    temporary = folder / f".{FILE_NAME}.{os.getpid()}"
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump({**record, "finished": finished}, file, indent=2, sort_keys=False, default=str)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    return path
+
+
+def read_run(folder: str | Path) -> dict[str, Any] | None:
+    """Return the record of `folder`, or None when it has none. Raises DdxError when the file is not a JSON object."""
+    path = Path(folder) / FILE_NAME
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise DdxError(f"cannot read {path}: {error}", hint="delete the file, or run the stage again") from error
+    if not isinstance(record, dict):
+        raise DdxError(f"{path} does not hold a record", hint="delete the file, or run the stage again")
+    return record
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that decide a run's bytes: ddx, Python, the platform, and the packages that do arithmetic."""
+    found = {"ddx": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    for package in RECORDED_PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
