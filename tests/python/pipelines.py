@@ -17,7 +17,7 @@ import torch
 _WORDS = """
     a an the of and with in on under above below left right to two three small large red green blue yellow circle
     square triangle cat dog house photograph painting light User Prompt: Enhanced: prompt detailed image simple focus
-    """.split()
+"""
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -227,8 +227,9 @@ def gemma_tokenizer() -> Any:
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern=" ", behavior="merged_with_previous")
     trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=special, initial_alphabet=letters, show_progress=False)
+    words = _WORDS.split()
     # one word at a time, its space in front as in Gemma's vocabulary, so that no token spans two words
-    tokenizer.train_from_iterator([f" {word}" for word in _WORDS] * 2 + _WORDS, trainer)
+    tokenizer.train_from_iterator([f" {word}" for word in words] * 2 + words, trainer)
     model = json.loads(tokenizer.to_str())["model"]
     merges = [tuple(merge) for merge in model["merges"]]
     return GemmaTokenizer(vocab=model["vocab"], merges=merges, add_bos_token=True)

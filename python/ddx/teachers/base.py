@@ -279,8 +279,10 @@ class Teacher(ABC):
 
     @abstractmethod
     def time_embedding_linear(self, network: nn.Module) -> nn.Linear:
-        """The last linear of the timestep embedder: its output is where other embeddings are added, and its bias is
-        where a constant one is folded in."""
+        """The last linear of the timestep embedder.
+
+        Its output is where other embeddings are added, and its bias is where a constant one is folded in.
+        """
 
     # drawing
 

@@ -74,13 +74,21 @@ def load_model(
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
     if (variant := variant_of(files[0])) is not None:
         options["variant"] = variant
-    options["torch_dtype" if loader.__module__.startswith("diffusers") else "dtype"] = dtype
+    options[_dtype_argument(loader)] = dtype
     try:
         with _no_progress_bars():
             model: nn.Module = loader.from_pretrained(folder, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise DdxError(f"cannot load {part} from {folder}: {error}") from error
     return model.to(device).eval().requires_grad_(False)
+
+
+def _dtype_argument(loader: Any) -> str:
+    """Older diffusers know ``torch_dtype`` only; newer ones warn about it."""
+    import diffusers
+
+    old = tuple(int(part) for part in diffusers.__version__.split(".")[:2]) < (0, 42)
+    return "torch_dtype" if old and loader.__module__.startswith("diffusers") else "dtype"
 
 
 @contextlib.contextmanager

@@ -1,0 +1,164 @@
+"""Names, folders, hub ids, the offline cache, and what a user is told when nothing is found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import torch
+
+from ddx.errors import DdxError, UsageError
+from ddx.teachers.registry import TEACHERS, load_teacher
+from pipelines import COMMIT, fill_hub_cache, make_sana
+
+
+@pytest.fixture
+def offline_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    cache = tmp_path / "hub"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return cache
+
+
+def test_the_five_names_are_there_and_every_revision_is_a_commit() -> None:
+    assert {"sana-600m", "sana-1600m", "sana-tiny", "sd15", "sd21"} <= set(TEACHERS)
+    for spec in TEACHERS.values():
+        if spec.source != "bundled":
+            assert len(spec.revision) == 40 and set(spec.revision) <= set("0123456789abcdef")
+
+
+def test_listing_teachers_needs_no_torch() -> None:
+    code = "import sys, ddx.teachers.registry; assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_unknown_name_gives_the_nearest_one() -> None:
+    with pytest.raises(UsageError, match="did you mean sana-600m") as error:
+        load_teacher("sana-600")
+    assert "ddx list teachers" in str(error.value.hint)
+    with pytest.raises(UsageError, match="unknown teacher 'zzz'"):
+        load_teacher("zzz")
+
+
+def test_a_folder_that_is_no_pipeline_and_one_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"model_index\.json"):
+        load_teacher(tmp_path)
+    with pytest.raises(UsageError, match="no such folder"):
+        load_teacher(tmp_path / "nowhere")
+
+
+def test_a_pipeline_of_another_family_lists_the_supported_ones(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    with pytest.raises(DdxError, match="FluxPipeline") as error:
+        load_teacher(tmp_path)
+    assert "SanaPipeline" in str(error.value.hint)
+
+
+def test_offline_and_not_cached_is_one_error_with_the_cure(offline_cache: Path) -> None:
+    with pytest.raises(DdxError, match="Efficient-Large-Model/Sana_600M_512px_diffusers") as error:
+        load_teacher("sana-600m")
+    assert "hf download Efficient-Large-Model/Sana_600M_512px_diffusers --revision 83d7a190" in str(error.value.hint)
+    assert "--teacher sana-tiny" in str(error.value.hint)
+
+
+def test_a_cache_that_holds_only_main_is_found_and_said(
+    offline_cache: Path, sana_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = TEACHERS["sana-600m"]
+    fill_hub_cache(offline_cache, spec.source, sana_folder)
+    teacher = load_teacher("sana-600m", resolution=64)
+    assert (teacher.name, teacher.revision, teacher.licence) == ("sana-600m", COMMIT, spec.licence)
+    assert teacher.default_resolution == 64 and teacher.default_guidance == spec.guidance
+    assert teacher.fingerprint()["weights"] == f"{spec.source}@{COMMIT}"
+    assert "not at the pinned" in caplog.text
+    assert len(teacher.encode_text(["a cat"])) == 1
+
+
+def test_the_pinned_commit_is_preferred_to_main(offline_cache: Path, sana_folder: Path) -> None:
+    spec = TEACHERS["sana-600m"]
+    fill_hub_cache(offline_cache, spec.source, sana_folder)
+    fill_hub_cache(offline_cache, spec.source, sana_folder, commit=spec.revision)
+    (offline_cache / "models--Efficient-Large-Model--Sana_600M_512px_diffusers" / "refs" / "main").write_text(COMMIT)
+    assert load_teacher("sana-600m").revision == spec.revision
+
+
+def test_a_hub_id_works_without_a_name(offline_cache: Path, sana_folder: Path) -> None:
+    fill_hub_cache(offline_cache, "someone/their-sana", sana_folder)
+    teacher = load_teacher("someone/their-sana")
+    assert teacher.source == "someone/their-sana" and teacher.default_resolution == 64
+
+
+def test_a_half_downloaded_snapshot_is_not_taken(offline_cache: Path, sana_folder: Path) -> None:
+    snapshot = fill_hub_cache(offline_cache, "someone/their-sana", sana_folder)
+    for file in (snapshot / "vae").glob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(DdxError, match="not in the hub cache"):
+        load_teacher("someone/their-sana")
+
+
+def test_pickled_weights_are_never_loaded(sana_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(sana_folder, tmp_path / "pickled"))
+    (weights,) = (folder / "transformer").glob("*.safetensors")
+    torch.save({}, weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(DdxError, match="no safetensors") as error:
+        load_teacher(folder).network()
+    assert "pickled" in str(error.value.hint)
+
+
+def test_a_class_outside_the_family_is_refused(sana_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(sana_folder, tmp_path / "strange"))
+    index = json.loads((folder / "model_index.json").read_text())
+    index["transformer"] = ["my_package", "MyTransformer"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(DdxError, match=r"my_package\.MyTransformer"):
+        load_teacher(folder).network()
+
+
+def test_weights_that_exist_only_in_float16_load_and_export_plainly(tmp_path: Path) -> None:
+    from diffusers import DiffusionPipeline
+
+    folder = make_sana(tmp_path / "fp16")
+    for part in ("transformer", "vae", "text_encoder"):
+        for file in (folder / part).glob("*.safetensors"):
+            file.rename(file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
+    teacher = load_teacher(folder)
+    teacher.save_student(tmp_path / "student", teacher.network())
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "student")
+    assert torch.equal(pipe.vae.decoder.conv_in.weight, teacher.vae().decoder.conv_in.weight)
+
+
+def test_a_resolution_that_does_not_fit_is_refused(sana_folder: Path) -> None:
+    with pytest.raises(UsageError, match="multiples of 32 pixels, not at 100"):
+        load_teacher(sana_folder, resolution=100)
+    with pytest.raises(UsageError, match="unknown dtype"):
+        load_teacher(sana_folder, dtype="int3")
+
+
+def test_big_weights_are_linked_and_other_pickles_stay_behind(
+    sana_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ddx.teachers.export
+
+    monkeypatch.setattr(ddx.teachers.export, "LINK_FROM_BYTES", 1)
+    folder = Path(shutil.copytree(sana_folder, tmp_path / "teacher"))
+    (folder / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"pickle")
+    teacher = load_teacher(folder)
+    for _ in range(2):  # writing again replaces the links, never what they point to
+        teacher.save_student(tmp_path / "student", teacher.network())
+    name = "vae/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "student" / name).samefile(folder / name)
+    assert not (tmp_path / "student" / "vae" / "diffusion_pytorch_model.bin").exists()
+    assert not teacher._parts.keys() & {"vae", "text_encoder", "tokenizer"}  # nothing was loaded for it
+
+
+def test_the_licence_of_a_folder_is_read_off_its_card(tmp_path: Path) -> None:
+    folder = make_sana(tmp_path / "sana")
+    assert load_teacher(folder).licence == "unknown"
+    (folder / "README.md").write_text("---\ntags: [a]\nlicense: cc-by-4.0\n---\n# A model\n")
+    assert load_teacher(folder).licence == "cc-by-4.0"
