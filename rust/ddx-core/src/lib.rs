@@ -1,3 +1,6 @@
 //! The compiled half of `ddx`, free of Python: sources of images, fetching, decoding, Zarr shards, random batches.
 
+pub mod error;
 pub mod store;
+
+pub use error::{Error, Result};

@@ -2,11 +2,15 @@
 
 use pyo3::prelude::*;
 
+mod buffer;
+mod error;
 mod ingest;
 mod store;
 
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    error::register(module)?;
+    module.add_class::<buffer::Buffer>()?;
     ingest::register(module)?;
     store::register(module)
 }

@@ -1,0 +1,190 @@
+//! The one error of the crate: a sentence with the values in it, and the cure where there is one.
+
+use std::path::{Path, PathBuf};
+
+/// What ends a call. A failing row is not an error: it is a [`RowStatus`](crate::ingest::RowStatus).
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A path or pattern that matches no file.
+    #[error("no such file: {0}")]
+    NoSuchFile(String),
+    /// A folder or pattern without a single parquet file.
+    #[error("no parquet file in {0}")]
+    NoParquet(String),
+    /// A file that is not readable as parquet.
+    #[error("{path}: not a readable parquet file: {reason}")]
+    NotParquet {
+        /// The file.
+        path: PathBuf,
+        /// What the reader said.
+        reason: String,
+    },
+    /// Sources without a single row.
+    #[error("{0}: no rows")]
+    NoRows(String),
+    /// No column that could hold captions.
+    #[error("{path}: no caption column among: {columns}")]
+    NoCaptionColumn {
+        /// The file.
+        path: PathBuf,
+        /// The columns that it has, comma separated.
+        columns: String,
+    },
+    /// No column that could hold images, paths or URLs.
+    #[error("{path}: no image column among: {columns}")]
+    NoImageColumn {
+        /// The file.
+        path: PathBuf,
+        /// The columns that it has, comma separated.
+        columns: String,
+    },
+    /// A column that was asked for by name is missing.
+    #[error("{path}: no column {column:?} among: {columns}")]
+    NoSuchColumn {
+        /// The file.
+        path: PathBuf,
+        /// The name that was asked for.
+        column: String,
+        /// The columns that it has, comma separated.
+        columns: String,
+    },
+    /// A column of a type that its role cannot use.
+    #[error("{path}: column {column:?} has type {found}, but {role} needs {wanted}")]
+    ColumnType {
+        /// The file.
+        path: PathBuf,
+        /// The column.
+        column: String,
+        /// Its type.
+        found: String,
+        /// What it was to be used for.
+        role: &'static str,
+        /// The types that would do.
+        wanted: &'static str,
+    },
+    /// Two flags that exclude each other.
+    #[error("only one of url, image and path columns can be the source of the images, got {0}")]
+    SeveralImageColumns(String),
+    /// A setting outside its range.
+    #[error("{name} = {value}: must be {wanted}")]
+    Setting {
+        /// The setting.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// The allowed values.
+        wanted: String,
+    },
+    /// The operating system refused.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A file of a store that cannot be written.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A file of a store whose bytes are not those that were written.
+    #[error("{path} is damaged: {reason}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+    /// A store whose metadata and contents do not fit each other or the request.
+    #[error("{message}")]
+    Store {
+        /// What does not fit.
+        message: String,
+        /// The cure, if there is one.
+        hint: Option<String>,
+    },
+    /// A thread, runtime or TLS set-up that could not be started.
+    #[error("cannot start {what}: {reason}")]
+    Start {
+        /// What was to be started.
+        what: &'static str,
+        /// Why it was not.
+        reason: String,
+    },
+}
+
+/// The crate's results.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// Wraps a system error with the path that it is about.
+    pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        Self::Io { path: path.as_ref().to_owned(), source }
+    }
+
+    /// Wraps the refusal of a disk.
+    pub fn write(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        Self::Write { path: path.as_ref().to_owned(), source }
+    }
+
+    /// Wraps what went wrong when reading a file of a store.
+    pub fn read(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        let path = path.as_ref().to_owned();
+        match source.kind() {
+            std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof => {
+                Self::Damaged { path, reason: source.to_string() }
+            }
+            _ => Self::Io { path, source },
+        }
+    }
+
+    /// A store that does not fit itself or the request.
+    pub fn store(message: impl Into<String>, hint: Option<String>) -> Self {
+        Self::Store { message: message.into(), hint }
+    }
+
+    /// The cure, in words for a user of the command line.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::NoSuchFile(_) => "check the path; quote a pattern such as 'part-*.parquet'",
+            Self::NoParquet(_) => "give parquet files, a pattern, or a folder that holds *.parquet",
+            Self::NotParquet { .. } => "give a complete parquet file; a download may have been cut short",
+            Self::NoRows(_) => "give a parquet with at least one row",
+            Self::NoCaptionColumn { .. } => "name the column with --caption-column",
+            Self::NoImageColumn { .. } => "name the column with --url-column, --image-column or --path-column",
+            Self::NoSuchColumn { .. } => "use one of the columns listed",
+            Self::ColumnType { .. } => "choose another column",
+            Self::SeveralImageColumns(_) => "give one of --url-column, --image-column and --path-column",
+            Self::Write { source, .. } => return write_hint(source),
+            Self::Damaged { .. } => {
+                "delete the record of its part in _ddx/commit and run the same `ddx precompute` again: \
+                 only that part is made anew"
+            }
+            Self::Store { hint, .. } => return hint.clone(),
+            Self::Setting { .. } | Self::Io { .. } | Self::Start { .. } => return None,
+        };
+        Some(hint.to_owned())
+    }
+
+    /// Whether the caller asked for something impossible (exit code 2), rather than something failing (exit code 1).
+    #[must_use]
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::NoSuchColumn { .. } | Self::SeveralImageColumns(_) | Self::Setting { .. })
+    }
+}
+
+fn write_hint(source: &std::io::Error) -> Option<String> {
+    use std::io::ErrorKind::{FileTooLarge, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    let hint = match source.kind() {
+        StorageFull | QuotaExceeded => "free some space, or give another place with --out or --workspace",
+        FileTooLarge => "raise the limit on the size of files (`ulimit -f`), or make parts smaller with --part-rows",
+        PermissionDenied | ReadOnlyFilesystem => "give a folder that you may write to with --out or --workspace",
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
