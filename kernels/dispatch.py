@@ -1,0 +1,78 @@
+"""Which path an operation takes: its Triton kernel or its torch reference, decided once for each device.
+
+`DDX_KERNELS=auto` (the default) takes Triton on CUDA devices and torch elsewhere; `triton` and `torch` force one.
+With `DDX_KERNELS=torch` every result is plain torch's, bit for bit what diffusers computes.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from typing import Literal
+
+import torch
+
+Backend = Literal["triton", "torch"]
+
+CHOICES = ("auto", "triton", "torch")
+
+
+def requested() -> str:
+    """The value of `DDX_KERNELS`; ValueError when it is none of auto, triton, torch."""
+    choice = os.environ.get("DDX_KERNELS", "auto").strip().lower() or "auto"
+    if choice not in CHOICES:
+        raise ValueError(f"DDX_KERNELS={choice!r}: it must be one of {', '.join(CHOICES)}")
+    return choice
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels run in its interpreter, which works on a CPU (slowly, for tests)."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def has_triton() -> bool:
+    """Whether Triton is installed."""
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def backend(device_type: str) -> Backend:
+    """The path for tensors on ``device_type`` ("cpu", "cuda", ...). The answer never changes within a process.
+
+    Raises RuntimeError when `DDX_KERNELS=triton` asks for what this machine cannot do.
+    """
+    choice = requested()
+    if choice == "torch":
+        return "torch"
+    runs = has_triton() and (device_type == "cuda" or interpreted())
+    if choice == "triton" and not runs:
+        raise RuntimeError(
+            f"DDX_KERNELS=triton, but Triton cannot run on {device_type} here"
+            + ("" if has_triton() else ": it is not installed")
+        )
+    return "triton" if runs and (device_type == "cuda" or choice == "triton") else "torch"
+
+
+def in_forward_ad() -> bool:
+    """Whether a forward-mode derivative (``torch.func.jvp``, dual numbers) is being taken.
+
+    A custom operation would then drop the tangents without an error, so an operation's entry asks first.
+    """
+    return torch.autograd.forward_ad._current_level >= 0
+
+
+def describe() -> dict[str, str]:
+    """What `ddx doctor` prints: the request, what is installed, and the path that each device takes."""
+    lines = {"DDX_KERNELS": requested(), "triton": "not installed"}
+    if has_triton():
+        import triton
+
+        lines["triton"] = str(triton.__version__) + (" (interpreter)" if interpreted() else "")
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    for device in devices:
+        try:
+            lines[device] = backend(device)
+        except RuntimeError as error:
+            lines[device] = f"error: {error}"
+    return lines
