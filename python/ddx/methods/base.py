@@ -1,0 +1,121 @@
+"""The contract of a distillation method.
+
+A method says which networks exist and in which turns they are updated; from a batch and the networks it returns the
+loss of each network that a turn trains. The trainer does the rest: optimisers, averages, precision, accumulation,
+clipping, parallelism, checkpoints. A method knows neither the trainer nor where the batch comes from.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ddx.methods.draws import Draws
+from ddx.teachers.base import Teacher
+from ddx.teachers.condition import Condition
+
+ConfigT = TypeVar("ConfigT")
+STUDENT = "student"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSpec:
+    """A network beside the frozen teacher.
+
+    A network with `average_of` is an exponential average of that one, moved by `decay` after each of its updates;
+    every other one is trained by an optimiser of its own, at the run's learning rate times `learning_rate_scale`.
+    """
+
+    name: str
+    average_of: str | None = None
+    decay: float = 0.0
+    learning_rate_scale: float = 1.0
+
+    @property
+    def trained(self) -> bool:
+        """Whether an optimiser moves it."""
+        return self.average_of is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One update: the networks whose losses are computed together and whose optimisers then step."""
+
+    trains: tuple[str, ...]
+    name: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """The rows that a step sees: what the store holds, and the random numbers that belong to them.
+
+    x0: scaled latents float32 `[B, C, h, w]` (a method that needs captions only reads nothing but its shape);
+    null: the unguided condition, one row; progress: the share of the run that is done, in [0, 1).
+    """
+
+    x0: Tensor
+    condition: Condition
+    null: Condition
+    draws: Draws
+    step: int = 0
+    progress: float = 0.0
+
+    def __len__(self) -> int:
+        return self.x0.shape[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """The loss of each row for every network that the turn trains, float32 `[B]`; and numbers worth tracking, `[B]`."""
+
+    by_network: Mapping[str, Tensor]
+    tracked: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Method(ABC, Generic[ConfigT]):
+    """One distillation method for one teacher."""
+
+    def __init__(self, config: ConfigT, teacher: Teacher) -> None:
+        self.config = config
+        self.teacher = teacher
+
+    @abstractmethod
+    def networks(self) -> tuple[NetworkSpec, ...]:
+        """Return the networks; one is called "student"."""
+
+    def turns(self, step: int) -> tuple[Turn, ...]:
+        """Return the updates of step `step` (from 0), in order. By default the student alone, at every step."""
+        return (Turn(trains=(STUDENT,)),)
+
+    def build(self, spec: NetworkSpec) -> nn.Module:
+        """Return the network of `spec`, trainable, float32: by default a copy of the teacher's."""
+        return self.teacher.new_student_network(torch.float32)
+
+    @abstractmethod
+    def losses(self, turn: Turn, batch: Batch, networks: Mapping[str, nn.Module]) -> Losses:
+        """Return the losses of `turn.trains` on `batch`. `networks` maps every name of `networks()` to its module."""
+
+    @abstractmethod
+    def draw(
+        self, student: nn.Module, noises: Sequence[Tensor], condition: Condition, *, guidance: float | None = None
+    ) -> Tensor:
+        """Return scaled latents `[B, C, h, w]` drawn in as many evaluations as there are unit noises `[B, C, h, w]`.
+
+        The first is where drawing starts, the others are added on the way. `guidance` None: what the export uses.
+        """
+
+    @abstractmethod
+    def plain_network(self, student: nn.Module) -> nn.Module:
+        """Return the student as a network of the teacher's class, with everything that was added folded in.
+
+        It may share storage with `student`, which must not be trained any further.
+        """
+
+    def export_notes(self) -> dict[str, Any]:
+        """Return what a reader of the exported folder must know, such as the guidance that was folded in."""
+        return {}

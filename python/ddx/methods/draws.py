@@ -1,0 +1,46 @@
+"""Random numbers that belong to a sample, not to a process.
+
+What row i of a batch draws depends on (seed, step, global index of the row) alone. So the same run on one rank or
+on eight, in one micro-batch or in four, stopped and resumed or not, sees the same noise and the same times, and a
+checkpoint has no generator state to save.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+
+
+def mix(*words: int) -> int:
+    """Return a 63-bit seed from a few integers; neighbouring inputs give unrelated seeds (splitmix64, Steele 2014)."""
+    state = 0
+    for word in words:
+        state = (state ^ (word & _MASK)) + 0x9E3779B97F4A7C15 & _MASK
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & _MASK
+        state ^= state >> 31
+    return state >> 1
+
+
+class Draws:
+    """The random numbers of the rows `indices` (of the global batch) at one step; each call draws fresh ones."""
+
+    def __init__(self, seed: int, step: int, indices: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self._generators = [torch.Generator().manual_seed(mix(seed, step, index)) for index in indices]
+
+    def __len__(self) -> int:
+        return len(self._generators)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Return standard normal numbers, float32 `[B, *shape]`."""
+        return torch.stack([torch.randn(shape, generator=g) for g in self._generators]).to(self.device)
+
+    def uniform(self) -> Tensor:
+        """Return one number in [0, 1) a row, float64 `[B]`."""
+        rows = [torch.rand((), generator=g, dtype=torch.float64) for g in self._generators]
+        return torch.stack(rows).to(self.device)

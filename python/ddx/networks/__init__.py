@@ -1,0 +1,1 @@
+"""What distillation methods add to a teacher's network."""

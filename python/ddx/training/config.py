@@ -1,0 +1,92 @@
+"""The settings of `ddx distill` that do not depend on the method. The defaults suit SANA-600M at 512 px on one GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddx.config import option
+from ddx.errors import UsageError
+
+# What may differ between a run and its continuation: it changes neither the weights nor what they mean.
+RESUMABLE_CHANGES = frozenset(
+    (
+        *("out", "data", "device", "micro_batch_size", "gradient_checkpointing", "prefetch"),
+        *("checkpoint_every", "keep_checkpoints", "log_every"),
+        *("sample_every", "sample_prompts", "sample_steps", "reference_steps"),
+    )
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Distil a teacher into a student that draws in one to four steps."""
+
+    method: str = option("lcm", "distillation method, see `ddx list methods`", metavar="NAME")
+    teacher: str = option("sana-600m", "teacher: a name, a folder or a hub id", metavar="NAME|PATH")
+    data: Path | None = option(None, "store to train on (none: the newest one of this teacher)", metavar="STORE")
+    out: Path | None = option(None, "folder of the student (none: a new one in the workspace)", metavar="PATH")
+    preset: str = option("auto", "settings tuned for this teacher and method: auto, none, or a name", metavar="NAME")
+    resolution: int | None = option(None, "picture size in pixels (none: the teacher's own)")
+    train_steps: int = option(4000, "optimiser steps of the student")
+    batch_size: int = option(64, "pictures a step, over all devices")
+    micro_batch_size: int | None = option(8, "pictures a forward pass; the rest is accumulated (none: all)")
+    learning_rate: float = option(2e-6, "peak learning rate of AdamW")
+    lr_schedule: str = option("constant", "learning rate after the warm-up", choices=("constant", "cosine", "linear"))
+    warmup_steps: int = option(200, "steps in which the learning rate rises from zero")
+    adam_beta1: float = option(0.9, "decay of AdamW's mean of gradients")
+    adam_beta2: float = option(0.999, "decay of AdamW's mean of squared gradients")
+    adam_epsilon: float = option(1e-8, "AdamW's epsilon")
+    weight_decay: float = option(0.0, "AdamW's decoupled weight decay")
+    clip_norm: float = option(1.0, "largest norm of the gradient; it is scaled down to it")
+    ema_half_life: float = option(10_000.0, "half-life in images of the exported average; 0: the last weights")
+    ema_ramp_up: float | None = option(0.05, "the half-life is at most this share of the images seen (none: fixed)")
+    dtype: str = option("auto", "what networks compute in (auto: bf16 on a GPU)", choices=("auto", "float32", "bf16"))
+    export_dtype: str = option(
+        "auto", "what the student is saved in (auto: as it computes)", choices=("auto", "float32", "bf16", "fp16")
+    )
+    device: str = option("auto", "where to compute (auto: the GPU if there is one)", metavar="DEVICE")
+    gradient_checkpointing: bool = option(True, "recompute activations in the backward pass to save memory")
+    prefetch: int = option(4, "batches that the reader prepares ahead")
+    log_every: int = option(10, "steps between lines of metrics.jsonl")
+    checkpoint_every: int = option(500, "steps between checkpoints; 0: only when interrupted and at the end")
+    keep_checkpoints: int = option(2, "checkpoints kept, the newest ones")
+    sample_every: int = option(500, "steps between grids of samples; 0: none. Runs shorter than that draw none")
+    sample_prompts: int = option(8, "validation prompts in a grid")
+    sample_steps: tuple[int, ...] = option((1, 2, 4), "step counts of the student in a grid", metavar="N,N,…")
+    reference_steps: int = option(20, "steps of the teacher's pictures in a grid, to which `ode_distance` is measured")
+    seed: int = option(0, "seed of the order of the data, the noise and the times")
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(
+                    f"{name} = {value} must be at least {least}", hint=f"--{name.replace('_', '-')} {least}"
+                )
+        for name in ("learning_rate", "clip_norm", "adam_epsilon"):
+            if not getattr(self, name) > 0.0:
+                raise UsageError(
+                    f"{name} = {getattr(self, name)} must be above 0", hint=f"leave {name} away for its default"
+                )
+        if not self.sample_steps or min(self.sample_steps) < 1:
+            raise UsageError(
+                f"sample_steps = {self.sample_steps} must be whole numbers from 1", hint="--sample-steps 1,2,4"
+            )
+
+
+_LEAST = {
+    "train_steps": 1,
+    "batch_size": 1,
+    "micro_batch_size": 1,
+    "warmup_steps": 0,
+    "weight_decay": 0.0,
+    "ema_half_life": 0.0,
+    "prefetch": 1,
+    "log_every": 1,
+    "checkpoint_every": 0,
+    "keep_checkpoints": 1,
+    "sample_every": 0,
+    "sample_prompts": 1,
+    "reference_steps": 1,
+}

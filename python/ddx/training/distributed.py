@@ -1,0 +1,119 @@
+"""Data parallelism under torchrun: who am I, who else is there, and a DDP that can be used as the network itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ddx.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the run."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the run's files."""
+        return self.rank == 0
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Return the mean of `value` over all ranks."""
+        if self.world == 1:
+            return value
+        total = value.clone()
+        dist.all_reduce(total)
+        return total / self.world
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set on any rank; on the CPU, so no device waits for it."""
+        if self.world == 1:
+            return flag
+        votes = torch.tensor([int(flag)])
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+        return bool(votes.item())
+
+    def share(self, value: Any) -> Any:
+        """Return the first rank's `value` on every rank."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def wait(self) -> None:
+        """Wait until every rank is here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """Return the device called `name`; "auto" is this rank's GPU if there is one. UsageError if it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"device = {name!r} is not a device", hint="--device cpu, cuda or cuda:1") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UsageError("device = cuda, but torch sees no GPU", hint="--device cpu, or run `ddx doctor`")
+        device = torch.device("cuda", local_rank if device.index is None else device.index)
+        torch.cuda.set_device(device)
+    return device
+
+
+@contextmanager
+def join(device: str = "auto") -> Iterator[Ranks]:
+    """Join the other processes of this run, which `torchrun` names in the environment; alone without it."""
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    place = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if world == 1:
+        yield Ranks(0, 1, place)
+        return
+    # gloo beside nccl: small votes on the CPU never wait for the GPU
+    dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
+    try:
+        yield Ranks(rank, world, place)
+    finally:
+        dist.destroy_process_group()
+
+
+class Replica(DistributedDataParallel):
+    """DDP through which attributes of the wrapped network are seen, so that it stands in for the network."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("module"), name)
+
+
+def replicate(network: nn.Module, ranks: Ranks) -> nn.Module:
+    """Return `network`, with its gradients averaged over the ranks if there are several."""
+    if ranks.world == 1:
+        return network
+    devices = [ranks.device] if ranks.device.type == "cuda" else None
+    return Replica(network, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def bare(network: nn.Module) -> nn.Module:
+    """Return the network inside a replica, or the network itself."""
+    return network.module if isinstance(network, Replica) else network
+
+
+def without_sync(network: nn.Module, really: bool) -> Any:
+    """Return a context in which gradients are only accumulated, to be averaged by a later backward pass."""
+    return network.no_sync() if really and isinstance(network, Replica) else nullcontext()

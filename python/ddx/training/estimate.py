@@ -1,0 +1,98 @@
+"""What `--dry-run` can say about memory and time before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ddx.methods.base import Method
+from ddx.methods.registry import METHODS
+from ddx.teachers.base import Teacher
+from ddx.training.config import DistillConfig
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Orders of magnitude: parameters of the denoiser, bytes on one device, seconds of the whole run."""
+
+    num_parameters: int
+    memory_bytes: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"about {self.memory_bytes / 2**30:.1f} GiB of memory for a denoiser of {self.num_parameters / 1e6:.1f} M "
+            f"parameters, and about {_in_words(self.seconds)} on this machine"
+        )
+
+
+def estimate_run(
+    method: Method[object], config: DistillConfig, teacher: Teacher, dtype: torch.dtype, world: int
+) -> Estimate:
+    """Return the estimate.
+
+    Memory: per network 16 bytes a parameter (weight, gradient, two moments), 4 for an average, the teacher's own, and
+    about 40 activations of the network's width a token and layer. Time: 2 operations a parameter, token and forward
+    pass, at the speed of a matrix product measured now.
+    """
+    num_parameters = count_parameters(teacher.folder / teacher.denoiser_part)
+    networks = method.networks()
+    num_trained = sum(spec.trained for spec in networks)
+    num_averages = len(networks) - num_trained + (config.ema_half_life > 0)
+    _, height, width = teacher.latent_shape(config.resolution)
+    tokens = height * width // int(teacher.denoiser_config.get("patch_size", 1)) ** 2
+    rows = min(config.micro_batch_size or config.batch_size, math.ceil(config.batch_size / world))
+    size = torch.finfo(dtype).bits // 8
+    layers, channels = _depth_and_width(teacher)
+    activations = rows * tokens * channels * 40 * (2 if config.gradient_checkpointing else layers) * size
+    activations += rows * tokens * channels * layers * size if config.gradient_checkpointing else 0
+    per_parameter = 16 * num_trained + 4 * num_averages + torch.finfo(teacher.dtype).bits // 8
+    spec = next(spec for spec in METHODS.values() if spec.config is type(method.config))
+    passes = spec.relative_cost + (1.0 if config.gradient_checkpointing else 0.0)
+    operations = 2.0 * num_parameters * tokens * passes * config.batch_size / world * config.train_steps
+    # networks of such sizes reach about a third of a large matrix product's speed
+    seconds = 3.0 * operations / _operations_per_second(teacher.device, dtype)
+    return Estimate(num_parameters, num_parameters * per_parameter + activations, seconds)
+
+
+def count_parameters(folder: Path) -> int:
+    """Return the number of parameters in the safetensors files of `folder`, from their headers alone."""
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return total
+
+
+def _depth_and_width(teacher: Teacher) -> tuple[int, int]:
+    config = teacher.denoiser_config
+    if "num_attention_heads" in config and "num_layers" in config:
+        return int(config["num_layers"]), int(config["num_attention_heads"]) * int(config["attention_head_dim"])
+    widths = config.get("block_out_channels", (320,))
+    return 2 * len(widths) * int(config.get("layers_per_block", 2)), int(widths[0])
+
+
+def _operations_per_second(device: torch.device, dtype: torch.dtype) -> float:
+    size = 4096 if device.type == "cuda" else 512
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    for repeats in (1, 4):
+        start = time.perf_counter()
+        for _ in range(repeats):
+            b = a @ a
+        b[0, 0].item()
+        elapsed = (time.perf_counter() - start) / repeats
+    return 2.0 * size**3 / max(elapsed, 1e-9)
+
+
+def _in_words(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,61 @@
+"""Which store a distillation reads: the one given, the one it began with, or the newest of this teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ddx.data.store import Store
+from ddx.errors import UsageError
+from ddx.teachers.base import Teacher
+from ddx.training.config import DistillConfig
+from ddx.workspace import Workspace
+
+
+def find_store(
+    config: DistillConfig, teacher: Teacher, workspace: Workspace, before: Mapping[str, Any] | None = None
+) -> tuple[Store, str]:
+    """Return the store and a line that says which it is. `before` is the record of the run to go on with.
+
+    Raises UsageError when there is none, or when it was made for another teacher (naming the first key that differs).
+    """
+    wanted = teacher.fingerprint(config.resolution)
+    begun = Path(str(before["store"])) if before and before.get("store") else None
+    if config.data is not None:
+        path = config.data
+        if begun is not None and path.resolve() != begun:
+            raise UsageError(
+                f"the unfinished student was started with data = {begun}, not {path}",
+                hint=f"give --data {begun} to go on with it, or --out PATH for another student",
+            )
+        say = f"training on {path}"
+    elif begun is not None:
+        path, say = begun, f"training on {begun}, as before"
+    else:
+        found = workspace.newest_store(lambda artefact: artefact.record.get("fingerprint") == wanted)
+        if found is None:
+            raise _no_store(workspace, config.teacher)
+        path, say = found, f"training on {found}, the newest store of {config.teacher}"
+    store = Store(path)
+    check_fingerprint(store.path, store.fingerprint, wanted, config.teacher)
+    return store, f"{say} ({store.num_ok} pictures)"
+
+
+def check_fingerprint(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], teacher: str) -> None:
+    """Raise UsageError, naming the first key that differs, if the store was not made for this teacher."""
+    for key in (*wanted, *(key for key in found if key not in wanted)):
+        if found.get(key) != wanted.get(key):
+            raise UsageError(
+                f"{path} does not fit {teacher}: its {key} is {found.get(key)}, the teacher's is {wanted.get(key)}",
+                hint=f"ddx precompute DATA.parquet --teacher {teacher}, or give the store's own --teacher",
+            )
+
+
+def _no_store(workspace: Workspace, teacher: str) -> UsageError:
+    others = [store.path.name for store in workspace.stores()]
+    seen = f"; it holds {', '.join(others[:3])} of other teachers or unfinished" if others else ""
+    return UsageError(
+        f"no finished store of {teacher} in {workspace.root / 'data'}{seen}",
+        hint=f"ddx precompute DATA.parquet --teacher {teacher}",
+    )

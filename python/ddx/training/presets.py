@@ -1,0 +1,38 @@
+"""Settings tuned for one teacher and method: YAML files in the package, applied under everything the user gives."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from ddx.config import Settings, read_yaml
+from ddx.errors import UsageError, nearest
+
+
+def preset_folder() -> Path:
+    """Return the folder of the presets inside the installed package."""
+    return Path(str(resources.files("ddx"))) / "presets" / "distill"
+
+
+def preset_names() -> tuple[str, ...]:
+    """Return the names of the presets, such as `sana-tiny-lcm` and `sana-tiny-lcm-full`."""
+    return tuple(sorted(path.stem for path in preset_folder().glob("*.yaml")))
+
+
+def preset_for(teacher: str, method: str, preset: str = "auto") -> tuple[str | None, Settings]:
+    """Return the preset's name and settings.
+
+    "auto" is `<teacher>-<method>` where there is one, "none" is none; `full` may stand for `<teacher>-<method>-full`.
+    Raises UsageError for a name that does not exist.
+    """
+    names, base = preset_names(), f"{teacher}-{method}"
+    if preset == "none" or (preset == "auto" and base not in names):
+        return None, Settings({}, "no preset")
+    wanted = base if preset == "auto" else preset
+    for name in (wanted, f"{base}-{wanted}"):
+        if name in names:
+            path = preset_folder() / f"{name}.yaml"
+            return name, Settings(read_yaml(path), f"preset {name}")
+    near = nearest(preset, (*names, "auto", "none"))
+    hint = f"did you mean `--preset {near}`?" if near else "one of: auto, none, " + ", ".join(names)
+    raise UsageError(f"unknown preset {preset!r}", hint=hint)

@@ -1,0 +1,95 @@
+"""`metrics.jsonl`: one line every few steps, appended; a resumed run cuts off what it will do again."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FILE_NAME = "metrics.jsonl"
+
+
+class Metrics:
+    """The metrics file of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / FILE_NAME
+
+    def resume(self, step: int) -> float:
+        """Drop the lines after `step`, a torn last one included; return the seconds that the run had taken by then."""
+        lines, seconds = [], 0.0
+        for line in self._lines():
+            if int(line["step"]) <= step:
+                lines.append(json.dumps(line))
+                seconds = float(line.get("seconds", seconds))
+        temporary = self.path.with_name(f".{FILE_NAME}.{os.getpid()}")
+        temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        os.replace(temporary, self.path)
+        return seconds
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append one line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _lines(self) -> list[dict[str, Any]]:
+        found = []
+        text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
+        for line in text.splitlines():
+            try:
+                found.append(json.loads(line))
+            except ValueError:  # torn by a kill
+                break
+        return found
+
+
+class Clock:
+    """Seconds of a run over all its sittings, and its rate in images since the last reading."""
+
+    def __init__(self, seconds_before: float = 0.0) -> None:
+        self._start = time.monotonic() - seconds_before
+        self._last = time.monotonic()
+
+    def seconds(self) -> float:
+        """Return the seconds that the run has taken."""
+        return time.monotonic() - self._start
+
+    def rate(self, num_images: int) -> float:
+        """Return images a second since the last call."""
+        now = time.monotonic()
+        rate, self._last = num_images / max(now - self._last, 1e-9), now
+        return rate
+
+    def pause(self) -> _Pause:
+        """Return a context whose time does not count for the rate, such as drawing samples."""
+        return _Pause(self)
+
+    def shift_rate(self, seconds: float) -> None:
+        """Leave `seconds` out of the next rate."""
+        self._last += seconds
+
+
+class _Pause:
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def __enter__(self) -> None:
+        self.since = time.monotonic()
+
+    def __exit__(self, *exception: object) -> None:
+        self.clock.shift_rate(time.monotonic() - self.since)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the largest memory so far: of the GPU's allocator, or resident of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

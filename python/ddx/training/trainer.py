@@ -1,0 +1,233 @@
+"""The networks of a run, their optimisers and averages, and one step of all of them.
+
+Weights, gradients and optimiser state are float32; with bf16 the forward passes run under autocast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddx.errors import DdxError
+from ddx.methods.base import STUDENT, Batch, Method, NetworkSpec, Turn
+from ddx.training.checkpoint import Snapshot
+from ddx.training.config import DistillConfig
+from ddx.training.distributed import Ranks, replicate, without_sync
+from ddx.training.ema import EMA
+from ddx.training.meter import Meter
+from ddx.training.optimizer import (
+    clip_and_check,
+    guarded_step,
+    set_learning_rate,
+    warmup_constant,
+    warmup_cosine,
+    warmup_linear,
+)
+
+EXPORTED = "ema"
+
+
+class Trained:
+    """A network with its optimiser; `replica` is the network as data parallelism sees it."""
+
+    def __init__(self, spec: NetworkSpec, module: nn.Module, config: DistillConfig, ranks: Ranks) -> None:
+        self.spec = spec
+        self.module = module
+        self.replica = replicate(module, ranks)
+        self.named = [(name, value) for name, value in module.named_parameters() if value.requires_grad]
+        self.parameters = [value for _, value in self.named]
+        self.learning_rate = config.learning_rate * spec.learning_rate_scale
+        self.num_steps = 0
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=self.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            eps=config.adam_epsilon,
+            weight_decay=config.weight_decay,
+            fused=True,  # one multi-tensor kernel, which also skips a step on the device
+        )
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """Return the optimiser's state by parameter name and key."""
+        state = self.optimizer.state
+        return {f"{name}|{key}": value for name, p in self.named for key, value in state.get(p, {}).items()}
+
+    def load_optimizer_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `optimizer_tensors` returned."""
+        named = dict(self.named)
+        for label, value in tensors.items():
+            name, _, key = label.rpartition("|")
+            state = self.optimizer.state.setdefault(named[name], {})
+            # AdamW keeps its step counter in float32 beside the parameter, the moments in the parameter's dtype
+            state[key] = value.to(named[name].device).clone()
+
+
+class Trainer:
+    """Everything of a run that changes from step to step, except the position in the data."""
+
+    def __init__(self, method: Method[Any], config: DistillConfig, ranks: Ranks, dtype: torch.dtype) -> None:
+        self.method, self.config, self.ranks, self.dtype = method, config, ranks, dtype
+        self.specs = {spec.name: spec for spec in method.networks()}
+        self.trained: dict[str, Trained] = {}
+        self.averages: dict[str, tuple[nn.Module, EMA]] = {}
+        for spec in self.specs.values():
+            torch.manual_seed(config.seed)  # what a method adds to a network starts equal on every rank
+            module = method.build(spec)
+            if spec.trained:
+                if config.gradient_checkpointing and hasattr(module, "enable_gradient_checkpointing"):
+                    getattr(module, "enable_gradient_checkpointing")()  # noqa: B009 diffusers adds it
+                self.trained[spec.name] = Trained(spec, module, config, ranks)
+            else:
+                assert spec.average_of is not None
+                source = self.trained[spec.average_of].module
+                self.averages[spec.name] = (module, _average_in_place(module, source, spec.decay))
+        student = self.trained[STUDENT].module
+        self.exported: EMA | None = None
+        if config.ema_half_life > 0.0:
+            self.exported = EMA(student, half_life_images=config.ema_half_life, ramp_up=config.ema_ramp_up)
+        self.skipped = torch.zeros((), device=ranks.device)
+        self.meter = Meter(ranks.device)
+
+    @property
+    def student(self) -> nn.Module:
+        """The student as it is trained."""
+        return self.trained[STUDENT].module
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Return the factor on every learning rate at `step`."""
+        config = self.config
+        match config.lr_schedule:
+            case "cosine":
+                return warmup_cosine(step, warmup_steps=config.warmup_steps, total_steps=config.train_steps)
+            case "linear":
+                return warmup_linear(step, warmup_steps=config.warmup_steps, total_steps=config.train_steps)
+        return warmup_constant(step, warmup_steps=config.warmup_steps)
+
+    def step(self, step: int, batches: Sequence[Batch]) -> None:
+        """Take all turns of `step` on this rank's rows, given as micro-batches."""
+        factor = self.learning_rate_factor(step)
+        for turn in self.method.turns(step):
+            self._accumulate(turn, batches)
+            for name in turn.trains:
+                self._update(self.trained[name], factor)
+        self._move_average(self.exported, STUDENT)
+
+    def _accumulate(self, turn: Turn, batches: Sequence[Batch]) -> None:
+        """Add the gradients of all micro-batches; ranks exchange them once, with the last one."""
+        networks: dict[str, nn.Module] = {name: module for name, (module, _) in self.averages.items()}
+        for name, trained in self.trained.items():
+            active = name in turn.trains
+            if trained.module.training != active:
+                trained.module.requires_grad_(active).train(active)
+            # a network that is only looked through needs no gradient exchange
+            networks[name] = trained.replica if active else trained.module
+        num_rows = sum(len(batch) for batch in batches)
+        for number, batch in enumerate(batches):
+            accumulate_only = number < len(batches) - 1
+            with ExitStack() as stack:
+                for name in turn.trains:
+                    stack.enter_context(without_sync(networks[name], accumulate_only))
+                with self.autocast():
+                    losses = self.method.losses(turn, batch, networks)
+                total = torch.stack([losses.by_network[name].sum() for name in turn.trains]).sum() / num_rows
+                total.backward()
+            self.meter.add(losses)
+
+    def _update(self, trained: Trained, factor: float) -> None:
+        norm, found_inf = clip_and_check((p.grad for p in trained.parameters), self.config.clip_norm)
+        set_learning_rate(trained.optimizer, trained.learning_rate, factor)
+        guarded_step(trained.optimizer, found_inf, self.skipped)
+        trained.optimizer.zero_grad(set_to_none=True)
+        trained.num_steps += 1
+        self.meter.add_norm(trained.spec.name, norm)
+        for name, (_, average) in self.averages.items():
+            if self.specs[name].average_of == trained.spec.name:
+                average.update(self.config.batch_size)
+
+    def _move_average(self, average: EMA | None, name: str) -> None:
+        if average is not None:
+            average.update(self.config.batch_size)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context that forward passes run in."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        # the cache would keep a copy of every weight alive between a micro-batch's passes
+        return torch.autocast(self.ranks.device.type, dtype=self.dtype)
+
+    def exported_student(self) -> _Swapped:
+        """Return a context in which the student has the weights that are exported, and gives the network."""
+        return _Swapped(self.student, self.exported)
+
+    def snapshot(self) -> Snapshot:
+        """Return all tensors and counters, live ones, not copies."""
+        tensors: dict[str, dict[str, Tensor]] = {}
+        for name, trained in self.trained.items():
+            tensors[name] = trained.module.state_dict()
+            tensors[f"{name}.optimizer"] = trained.optimizer_tensors()
+        for name, average in self._all_averages().items():
+            tensors[name] = average.parameters()
+        state = {
+            "num_steps": {name: trained.num_steps for name, trained in self.trained.items()},
+            "num_images": {name: average.num_images for name, average in self._all_averages().items()},
+            "skipped": int(self.skipped),
+        }
+        return Snapshot(tensors, state)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot. DdxError if it is of other networks."""
+        try:
+            for name, trained in self.trained.items():
+                trained.module.load_state_dict(snapshot.tensors[name])
+                trained.load_optimizer_tensors(dict(snapshot.tensors[f"{name}.optimizer"]))
+                trained.num_steps = int(snapshot.state["num_steps"][name])
+            for name, average in self._all_averages().items():
+                images = snapshot.state["num_images"][name]
+                average.load_state_dict({"num_images": images, "shadow": snapshot.tensors[name]})
+            self.skipped.fill_(snapshot.state["skipped"])
+        except (KeyError, RuntimeError) as error:
+            raise DdxError(
+                f"the checkpoint does not fit this run's networks: {error}",
+                hint="give --out PATH to start a new student",
+            ) from error
+
+    def _all_averages(self) -> dict[str, EMA]:
+        found = {name: average for name, (_, average) in self.averages.items()}
+        return found if self.exported is None else {**found, EXPORTED: self.exported}
+
+
+class _Swapped(AbstractContextManager[nn.Module]):
+    """Inside, a network has the weights of its average, and evaluates."""
+
+    def __init__(self, network: nn.Module, average: EMA | None) -> None:
+        self.network, self.average = network, average
+        self.kept: dict[str, Tensor] = {}
+
+    def __enter__(self) -> nn.Module:
+        self.training = self.network.training
+        if self.average is not None:
+            self.kept = {name: value.detach().clone() for name, value in self.network.named_parameters()}
+            self.average.copy_to(self.network)
+        return self.network.eval()
+
+    def __exit__(self, *exception: object) -> None:
+        with torch.no_grad():
+            for name, value in self.network.named_parameters():
+                if name in self.kept:
+                    value.copy_(self.kept[name])
+        self.kept = {}
+        self.network.train(self.training)
+
+
+def _average_in_place(module: nn.Module, source: nn.Module, decay: float) -> EMA:
+    """Return the average of `source`, whose tensors are the parameters of `module`: no second copy is kept."""
+    average = EMA(source, decay=decay)
+    for name, value in module.named_parameters():
+        value.requires_grad_(False)
+        value.data = average.parameters()[name]
+    module.eval()
+    return average
