@@ -1,0 +1,146 @@
+"""The entry point: it finds the command, loads its module only then, and turns every failure into a line and a code.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import signal
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from ddx import __version__
+from ddx.errors import DdxError, UsageError, nearest
+
+# The module of each command is ddx.cli.<name> and holds it as `command`. The line repeats its docstring's first line
+# (a test compares them), so that `ddx --help` imports none of them.
+COMMANDS = {
+    "precompute": "Encode images and captions into a store of latents and embeddings.",
+    "distill": "Train a few-step student of a teacher from a store.",
+    "sample": "Draw pictures with a student.",
+    "evaluate": "Score a teacher and its students.",
+    "train": "Train a teacher from a recipe.",
+    "scenes": "Write the bundled captioned data set to a parquet file.",
+    "run": "Run a pipeline of stages from a YAML file, skipping what is done.",
+    "inspect": "Show what a store holds.",
+    "list": "List methods, teachers, stores and students.",
+    "doctor": "Check this machine: versions, devices, kernels, caches, disk.",
+    "demo": "Distil the bundled teacher and look at the pictures.",
+}
+
+EPILOG = """\b
+Example:
+  ddx precompute laion.parquet
+  ddx distill --method lcm --teacher sana-600m
+  ddx sample --steps 1
+"""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are invoked, not before."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order in which a user meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import ddx.cli.<name> and return its `command`."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"ddx.cli.{cmd_name}").command
+        command.name = cmd_name
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or say which one was meant."""
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            near = nearest(args[0], tuple(COMMANDS))
+            hint = f"did you mean `ddx {near}`?" if near else "`ddx --help` lists the commands"
+            raise UsageError(f"there is no command `{args[0]}`", hint=hint)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ddx", message="%(prog)s %(version)s")
+def group() -> None:
+    """Distil text-to-image diffusion teachers into students that draw in one to four steps."""
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code; errors are printed, never raised (but for --debug)."""
+    debug = "--debug" in arguments
+    try:
+        code = group.main(arguments, prog_name="ddx", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as exit_request:
+        return exit_request.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        _report("interrupted", "the same command resumes where it stopped")
+        return 130
+    except BrokenPipeError:
+        # The reader of stdout has gone (`ddx list | head`): stop as quietly as other tools do.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        if debug:
+            raise
+        message, hint, code = _explain(error)
+        if message is None:
+            raise
+        _report(message, hint)
+        return code
+
+
+def _explain(error: Exception) -> tuple[str | None, str, int]:
+    """Return message, hint and exit code of an error; the message is None when it is a bug of ours."""
+    if isinstance(error, DdxError):
+        return str(error), error.hint or "`ddx doctor` checks the installation", error.exit_code
+    if isinstance(error, click.UsageError):
+        return *_explain_usage(error), 2
+    if isinstance(error, click.ClickException):
+        return error.format_message(), "`ddx --help` lists the commands", error.exit_code
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" at {error.filename}" if error.filename else ""
+        return f"no space left on the disk{where}", "free some space, then run the same command: it resumes", 1
+    if isinstance(error, PermissionError):
+        return f"no permission for {error.filename}", "choose another folder with --workspace or --out", 1
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out of memory", "try a smaller --batch-size or --resolution", 1
+    return None, "", 1
+
+
+def _explain_usage(error: click.UsageError) -> tuple[str, str]:
+    command = error.ctx.command_path if error.ctx else "ddx"
+    see_help = f"`{command} --help` shows its arguments and options"
+    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
+        flags = [flag for option in error.ctx.command.params for flag in (*option.opts, *option.secondary_opts)]
+        near = nearest(error.option_name, tuple(flag for flag in flags if flag.startswith("--")))
+        return f"{command} has no option {error.option_name}", f"did you mean {near}?" if near else see_help
+    return error.format_message().rstrip("."), see_help
+
+
+def _report(message: str, hint: str) -> None:
+    style: dict[str, Any] = {} if os.environ.get("NO_COLOR") else {"fg": "red", "bold": True}
+    click.echo(f"{click.style('error:', **style)} {message}", err=True)
+    click.echo(f"hint: {hint}", err=True)
+
+
+if __name__ == "__main__":
+    main()

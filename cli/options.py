@@ -1,0 +1,198 @@
+"""Flags made from config dataclasses, and the ones that every command shares.
+
+    @click.command()
+    @click.argument("sources", nargs=-1)
+    @config_options(PrecomputeConfig)
+    def command(invocation: Invocation, sources: tuple[str, ...]) -> None:
+        config = invocation.build(PrecomputeConfig)
+
+Defaults < the workspace's ddx.yaml < --config < --set < flags.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ddx.config import Settings, build_many, field_types, parse_sets, read_yaml
+from ddx.errors import UsageError, nearest
+from ddx.workspace import Workspace
+
+if typing.TYPE_CHECKING:
+    from ddx.progress import Progress
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Config = TypeVar("Config")
+PRESETS = Path(__file__).resolve().parent.parent / "presets"
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """What a command was called with: its settings in layers, and how it is to speak."""
+
+    command: str
+    workspace: Workspace
+    layers: tuple[Settings, ...]
+    as_json: bool = False
+    quiet: bool = False
+    dry_run: bool = False
+    debug: bool = False
+    _progress: list[Progress] = field(default_factory=list, repr=False)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Everything that was set, the layers merged; keys that nobody set are absent."""
+        return {str(key).replace("-", "_"): value for layer in self.layers for key, value in layer.items()}
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return what `key` was set to, before any conversion: for choices that decide which config to build."""
+        return self.values.get(key, default)
+
+    def build(self, config_class: type[Config], **more: Any) -> Config:
+        """Return the resolved config; `more` wins over every layer (None values are left out)."""
+        return typing.cast(Config, self.build_many(config_class, **more)[0])
+
+    def build_many(self, *config_classes: type[Any], **more: Any) -> tuple[Any, ...]:
+        """Return one config a class from keys that share one namespace."""
+        given = Settings({key: value for key, value in more.items() if value is not None}, "the arguments")
+        return build_many(config_classes, *self.layers, given)
+
+    @property
+    def progress(self) -> Progress:
+        """The progress display that fits the terminal, one for the whole command."""
+        if not self._progress:
+            from ddx.cli.console import make_progress
+
+            self._progress.append(make_progress(quiet=self.quiet))
+        return self._progress[0]
+
+
+def config_options(*config_classes: type[Any], dry_run: bool = True) -> Callable[[Command], Command]:
+    """Decorate a click callback: it receives `invocation` and its own arguments in place of all these flags.
+
+    One flag a field of the classes (a name that several share becomes one flag), then --config, --set, --workspace,
+    --json, --quiet, --dry-run and --debug. Apply it directly above the function, below @click.command.
+    """
+    names = list(dict.fromkeys(name for cls in config_classes for name in field_types(cls)))
+
+    def decorate(function: Command) -> Command:
+        @functools.wraps(function)
+        def wrapper(**arguments: Any) -> Any:
+            flags = {name: arguments.pop(name) for name in names if name in arguments}
+            return function(invocation=_invocation(flags, arguments), **arguments)
+
+        decorated: Any = wrapper
+        for option in reversed(_shared_options(bool(config_classes), dry_run)):
+            decorated = option(decorated)
+        for name in reversed(names):
+            cls = next(cls for cls in config_classes if name in field_types(cls))
+            option_of_field = _flag(cls, name)
+            if option_of_field is not None:
+                decorated = option_of_field(decorated)
+        return typing.cast(Command, decorated)
+
+    return decorate
+
+
+def _invocation(flags: Mapping[str, Any], arguments: dict[str, Any]) -> Invocation:
+    workspace = Workspace(arguments.pop("workspace", None))
+    name = click.get_current_context().info_name or ""
+    layers = [workspace.settings(name)]
+    config, sets = arguments.pop("config", None), arguments.pop("sets", ())
+    if config:
+        layers.append(read_yaml(find_config(config)))
+    layers.append(parse_sets(sets))
+    given = {key: value for key, value in flags.items() if value is not None and value != ()}
+    layers.append(Settings(given, "the flags"))
+    return Invocation(
+        command=name,
+        workspace=workspace,
+        layers=tuple(layers),
+        as_json=arguments.pop("as_json"),
+        quiet=arguments.pop("quiet"),
+        dry_run=arguments.pop("dry_run", False),
+        debug=arguments.pop("debug"),
+    )
+
+
+def find_config(name: str) -> Path:
+    """Return the path of a config: a file, or one of the presets that come with ddx by its bare name."""
+    path, preset = Path(name).expanduser(), PRESETS / f"{name}.yaml"
+    if path.is_file() or not preset.is_file():
+        if not path.is_file():
+            presets = tuple(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
+            near = nearest(name, presets)
+            known = f"the presets are {', '.join(presets)}" if presets else "there are no presets"
+            hint = f"did you mean the preset `{near}`?" if near else f"give a YAML file; {known}"
+            raise UsageError(f"no config file {name}", hint=hint)
+        return path
+    return preset
+
+
+def _shared_options(has_config: bool, dry_run: bool) -> list[Callable[[Any], Any]]:
+    config = [
+        click.option("--config", metavar="FILE", help="YAML file of settings, or the name of a preset."),
+        click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="One setting; may be repeated."),
+    ]
+    run = [click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")]
+    shared = [
+        click.option("--workspace", metavar="DIR", help="Where outputs live.  [default: $DDX_WORKSPACE or ./runs]"),
+        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
+        click.option("--quiet", is_flag=True, help="No progress on stderr."),
+        click.option("--debug", is_flag=True, help="Show a traceback for every error."),
+    ]
+    return (config if has_config else []) + (run if dry_run else []) + shared
+
+
+def _flag(cls: type[Any], name: str) -> Callable[[Any], Any] | None:
+    """Return the click option of one field, or None when the field has no flag."""
+    spec = next(spec for spec in dataclasses.fields(cls) if spec.name == name)
+    flag = spec.metadata.get("flag")
+    if flag == "":
+        return None
+    flag = flag or "--" + name.replace("_", "-")
+    kind, many = _bare(field_types(cls)[name])
+    help_text = _help(spec)
+    if kind is bool:
+        return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=help_text)
+    choices = spec.metadata.get("choices")
+    metavar = spec.metadata.get("metavar") or _metavar(kind, choices)
+    # Values stay text here: `build` converts flags, --set and YAML by the same rules and with the same errors.
+    return click.option(flag, name, default=None, multiple=many, metavar=metavar, help=help_text)
+
+
+def _help(spec: dataclasses.Field[Any]) -> str:
+    text = str(spec.metadata.get("help", ""))
+    text = text[:1].upper() + text[1:]
+    default = spec.default
+    if default is dataclasses.MISSING or default is None or default == () or default == "":
+        return text
+    if isinstance(default, tuple):
+        default = ",".join(str(item) for item in default)
+    return f"{text}  [default: {str(default).lower() if isinstance(default, bool) else default}]"
+
+
+def _bare(kind: Any) -> tuple[Any, bool]:
+    """Return a field's type without `| None` and tuple, and whether it was a tuple."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return _bare(next(argument for argument in arguments if argument is not type(None)))
+    if origin in (tuple, list):
+        return arguments[0], True
+    return kind, False
+
+
+def _metavar(kind: Any, choices: tuple[str, ...] | None) -> str:
+    if choices:
+        return "|".join(choices)
+    if typing.get_origin(kind) is typing.Literal:
+        return "|".join(str(argument) for argument in typing.get_args(kind))
+    return {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
