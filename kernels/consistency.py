@@ -65,8 +65,8 @@ def consistency_loss(
     return loss
 
 
-@triton.jit
-def _distance_kernel(
+@triton.jit  # type: ignore[untyped-decorator]
+def _distance_kernel(  # type: ignore[no-untyped-def]
     prediction_ptr,
     target_ptr,
     weight_ptr,

@@ -34,7 +34,7 @@ tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
     file.write(compiled.asm["cubin"])
     file.flush()
-    usage = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True).stdout
+    usage = subprocess.check_output([tool, "--dump-resource-usage", file.name], text=True)
 print(usage)
 (stack,), (local,) = re.findall(r"STACK:(\\d+)", usage), re.findall(r"LOCAL:(\\d+)", usage)
 assert stack == local == "0", usage
