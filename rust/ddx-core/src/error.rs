@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// What ends a call. A failing row is not an error: it is a [`RowStatus`](crate::ingest::RowStatus).
+/// What ends a call. A failing row is not an error: it is a `RowStatus`.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A path or pattern that matches no file.
