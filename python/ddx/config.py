@@ -176,10 +176,10 @@ def _convert(name: str, value: Any, kind: Any, place: str) -> Any:
     if origin is typing.Literal:
         return _checked(name, str(value), tuple(str(argument) for argument in arguments), place)
     if origin in (tuple, list):
-        if isinstance(value, str):
-            value = [part.strip() for part in value.split(",")] if value.strip() else []
-        items = value if isinstance(value, list | tuple) else [value]
-        return tuple(_convert(name, item, arguments[0], place) for item in items)
+        items = list(value) if isinstance(value, list | tuple) else [value]
+        if arguments[0] is not str:  # 1,2,4; a text may hold commas of its own, so texts come one by one
+            items = [part for item in items for part in (item.split(",") if isinstance(item, str) else [item])]
+        return tuple(_convert(name, item, arguments[0], place) for item in items if item != "")
     if origin is dict or kind is dict:
         if isinstance(value, Mapping):
             return dict(value)
