@@ -133,6 +133,12 @@ def _explain_usage(error: click.UsageError) -> tuple[str, str]:
         flags = [flag for option in error.ctx.command.params for flag in (*option.opts, *option.secondary_opts)]
         near = nearest(error.option_name, tuple(flag for flag in flags if flag.startswith("--")))
         return f"{command} has no option {error.option_name}", f"did you mean {near}?" if near else see_help
+    if isinstance(error, click.BadParameter) and error.param is not None and isinstance(error.param.type, click.Choice):
+        choices = tuple(str(choice) for choice in error.param.type.choices)
+        given = error.message.split("'")[1] if error.message.count("'") >= 2 else ""
+        near = nearest(given, choices)
+        message = f"{given!r} is not one of {', '.join(choices)}"
+        return message, f"did you mean `{command} {near}`?" if near else see_help
     return error.format_message().rstrip("."), see_help
 
 

@@ -1,0 +1,92 @@
+# Every target sets up its own virtual environment once, from Python >= 3.11 and a Rust toolchain and nothing else.
+#   make demo    make test    make check    make bench        VENV=/some/where make test
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV    ?= .venv
+JOBS    ?= 2
+PYTEST_ARGS ?=
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.ddx-installed
+SOURCES := pyproject.toml Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
+
+# The first interpreter that really runs and is new enough (a name on the PATH may be a shim without a Python behind it).
+define find_python
+for python in $(PYTHON) python3.12 python3.11 python3.13 python3 python; do \
+  if command -v $$python >/dev/null && $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
+    >/dev/null 2>&1; then found=$$python; break; fi; \
+done; \
+if [ -z "$${found:-}" ]; then \
+  echo "error: Python >= 3.11 (with its venv module) is missing" >&2; \
+  echo "hint: install it, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; \
+fi
+endef
+
+define find_rust
+if ! cargo --version >/dev/null 2>&1; then \
+  echo "error: a Rust toolchain is missing (no working cargo)" >&2; \
+  echo "hint: install it from https://rustup.rs, then open a new shell" >&2; exit 1; \
+fi; \
+wanted=$$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml); \
+have=$$(rustc --version | cut -d' ' -f2 | cut -d- -f1); \
+if [ "$$(printf '%s\n' "$$wanted" "$$have" | sort -V | head -1)" != "$$wanted" ]; then \
+  echo "error: Rust >= $$wanted is needed, this is $$have" >&2; echo "hint: rustup update stable" >&2; exit 1; \
+fi; \
+if ! command -v cc >/dev/null && ! command -v gcc >/dev/null && ! command -v clang >/dev/null; then \
+  echo "error: a C compiler is missing, which Rust needs to link" >&2; \
+  echo "hint: install gcc or clang (Debian, Ubuntu: apt install build-essential)" >&2; exit 1; \
+fi
+endef
+
+.PHONY: help install demo test test-rust test-python check bench
+
+help:
+	@echo "make demo    distil the bundled teacher and look at the pictures (about 6 minutes once installed)"
+	@echo "make test    the tests, Rust and Python (VENV=$(VENV), JOBS=$(JOBS), PYTEST_ARGS=…)"
+	@echo "make check   formatters, linters, types"
+	@echo "make bench   the benchmarks; results go to benchmarks/results/"
+	@echo "make install only the virtual environment, with ddx as an editable install"
+
+install: $(STAMP)
+
+# The Rust side compiles while the packages download: one is bound by the processor, the other by the network.
+$(STAMP): $(SOURCES)
+	@$(find_rust); $(find_python); \
+	if [ ! -x $(BIN)/python ]; then echo "creating $(VENV) with $$($$found --version)"; $$found -m venv $(VENV); fi; \
+	$(BIN)/python -m pip install --quiet 'maturin>=1.12.1,<2'; \
+	echo "installing ddx and its packages into $(VENV) (the first time takes some minutes)"; \
+	log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
+	PYO3_PYTHON=$(abspath $(BIN)/python) cargo build --locked --release -p ddx-py --lib >"$$log" 2>&1 & core=$$!; \
+	$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	  o = p["optional-dependencies"]; print(*p["dependencies"], *o["test"], *[r for r in o["dev"] if "[" not in r], sep="\n")' \
+	  >"$(VENV)/requirements.txt"; \
+	$(BIN)/python -m pip install --quiet -r "$(VENV)/requirements.txt" || { kill $$core; exit 1; }; \
+	wait $$core || { tail -40 "$$log" >&2; echo "error: the Rust side does not compile" >&2; exit 1; }; \
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/ddx demo
+
+test: test-rust test-python
+
+test-rust: $(STAMP)
+	cargo test --locked --release -p ddx-core
+
+test-python: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" --durations 15 $(PYTEST_ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	cargo fmt --check
+	cargo clippy --locked --release --workspace --all-targets -- -D warnings
+
+bench: $(STAMP)
+	@for script in benchmarks/*.py; do \
+	  case $$script in benchmarks/_*) continue;; esac; \
+	  echo "== $$script"; $(BIN)/python $$script; \
+	done

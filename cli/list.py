@@ -1,0 +1,85 @@
+"""`ddx list`: what can be named on the command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ddx.cli.options import Invocation, config_options
+
+KINDS = ("methods", "teachers", "stores", "students")
+ONLY_IN_JSON = ("source", "licence")  # too wide for a terminal
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ddx list
+  ddx list teachers --json
+"""
+)
+@click.argument("kind", type=click.Choice(KINDS), required=False)
+@config_options(dry_run=False)
+def command(invocation: Invocation, kind: str | None) -> None:
+    """List methods, teachers, stores and students."""
+    from ddx.cli.console import emit, emit_json, emit_table
+
+    listed = {name: _LISTS[name](invocation) for name in ((kind,) if kind else KINDS)}
+    if invocation.as_json:
+        emit_json(listed[kind] if kind else listed)
+        return
+    for name, rows in listed.items():
+        if not kind:
+            emit(f"{name}:" if rows else f"{name}: none yet in {invocation.workspace.root}")
+        elif not rows:
+            emit(f"no {name} in {invocation.workspace.root}")
+        if rows:
+            shown = [key for key in rows[0] if key not in ONLY_IN_JSON]
+            emit_table(shown, [[row[key] for key in shown] for row in rows])
+        if not kind:
+            emit("")
+
+
+def _methods(invocation: Invocation) -> list[dict[str, Any]]:
+    from ddx.methods.registry import METHODS
+
+    return [{"name": s.name, "needs": s.data, "what it is": s.title, "paper": s.paper} for s in METHODS.values()]
+
+
+def _teachers(invocation: Invocation) -> list[dict[str, Any]]:
+    from ddx.teachers.registry import TEACHERS
+
+    return [
+        {"name": s.name, "resolution": s.resolution, "source": s.source, "licence": s.licence, "what it is": s.summary}
+        for s in TEACHERS.values()
+    ]
+
+
+def _stores(invocation: Invocation) -> list[dict[str, Any]]:
+    return [
+        {
+            "path": str(store.path),
+            "teacher": store.record.get("teacher"),
+            "resolution": store.record.get("resolution"),
+            "rows": store.record.get("rows"),
+            "complete": store.finished,
+        }
+        for store in invocation.workspace.stores()
+    ]
+
+
+def _students(invocation: Invocation) -> list[dict[str, Any]]:
+    return [
+        {
+            "path": str(student.path),
+            "teacher": student.record.get("teacher"),
+            "method": student.record.get("method"),
+            "images seen": student.record.get("images_seen"),
+            "finished": student.finished,
+        }
+        for student in invocation.workspace.students()
+    ]
+
+
+_LISTS = {"methods": _methods, "teachers": _teachers, "stores": _stores, "students": _students}

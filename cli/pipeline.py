@@ -1,0 +1,198 @@
+"""The stages of a pipeline: command lines that know each other's outputs, run once and remembered."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ddx.config import parse_sets, read_yaml
+from ddx.errors import DdxError, UsageError, nearest
+from ddx.run_record import read_run, write_run
+from ddx.workspace import Workspace, slug
+
+STAGES = ("scenes", "train", "precompute", "distill", "sample", "evaluate")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command with its arguments. `output` is the file or folder that must exist for the stage to be done."""
+
+    name: str
+    arguments: tuple[str, ...]
+    output: Path | None
+    reads: tuple[Path, ...] = field(default=())
+
+    def command_line(self) -> str:
+        """Return what a user would type."""
+        return shlex.join(["ddx", self.name, *self.arguments])
+
+
+def read_pipeline(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Return (command, settings) of every stage in a pipeline file. Raises UsageError where it is malformed."""
+    content = read_yaml(path)
+    example = "write `stages:`, then one `- command: {key: value}` a stage"
+    for key in content:
+        if key != "stages":
+            near = nearest(str(key), ("stages",))
+            raise UsageError(f"unknown key `{key}` in {path}", hint=f"did you mean `{near}`?" if near else example)
+    entries = content.get("stages")
+    if not isinstance(entries, list) or not entries:
+        raise UsageError(f"{path} lists no stages", hint=example)
+    stages = []
+    for number, entry in enumerate(entries, start=1):
+        if isinstance(entry, str):
+            entry = {entry: {}}
+        if not isinstance(entry, dict) or len(entry) != 1:
+            raise UsageError(f"stage {number} in {path} is not `command: settings`", hint=example)
+        ((name, settings),) = entry.items()
+        if name not in STAGES:
+            near = nearest(str(name), STAGES)
+            known = "stages are " + ", ".join(STAGES)
+            raise UsageError(f"unknown stage `{name}` in {path}", hint=f"did you mean `{near}`?" if near else known)
+        if not isinstance(settings or {}, dict):
+            raise UsageError(f"the settings of stage {number} (`{name}`) are not a mapping", hint=example)
+        stages.append((str(name), dict(settings or {})))
+    return stages
+
+
+class Runner:
+    """Runs stages in this process, one after another; <workspace>/pipelines/<name>/ remembers what each did."""
+
+    def __init__(
+        self, workspace: Workspace, name: str, *, quiet: bool = False, debug: bool = False, again: bool = False
+    ) -> None:
+        self.workspace, self.name = workspace, slug(name)
+        self.quiet, self.debug, self.again = quiet, debug, again
+
+    def resolve(self, entries: Sequence[tuple[str, dict[str, Any]]]) -> list[Stage]:
+        """Return the stages with their outputs chosen and their inputs taken from the stages before them."""
+        stages: list[Stage] = []
+        store = student = None
+        teacher = "sana-600m"
+        for number, (name, given) in enumerate(entries, start=1):
+            settings, reads = dict(given), list[Path]()
+            if "teacher" in settings:
+                teacher = str(settings["teacher"])
+            elif name in ("precompute", "distill", "evaluate"):
+                settings["teacher"] = teacher
+            if name == "distill" and store is not None and "data" not in settings:
+                settings["data"] = store
+            if name in ("sample", "evaluate") and student is not None and "student" not in settings:
+                settings["student"] = student
+            output = self._output(name, number, settings)
+            if name in ("precompute", "distill", "sample", "evaluate") and output is not None:
+                settings.setdefault("out", output)
+            reads += [Path(str(settings[key])) for key in ("data", "student") if key in settings]
+            reads += [Path(source) for source in _as_list(settings.get("sources"))]
+            if name == "precompute":
+                store = output
+            if name == "distill":
+                student = output
+            stages.append(Stage(name, tuple(_arguments(name, settings)), output, tuple(reads)))
+        return stages
+
+    def is_done(self, stage: Stage) -> bool:
+        """Return whether the stage ran to its end with these arguments, and its output is still there."""
+        record = read_run(self._folder(stage))
+        if self.again or record is None or not record.get("finished"):
+            return False
+        return record.get("arguments") == list(stage.arguments) and (stage.output is None or stage.output.exists())
+
+    def run(self, stages: Sequence[Stage]) -> list[dict[str, Any]]:
+        """Run what is not done, and every stage that reads something made anew. Raises click.Exit where one fails."""
+        results: list[dict[str, Any]] = []
+        made: set[Path] = set()
+        for number, stage in enumerate(stages, start=1):
+            if self.is_done(stage) and not made.intersection(stage.reads):
+                self._say(f"[{number}/{len(stages)}] {stage.name}: done before, skipped")
+                record = read_run(self._folder(stage)) or {}
+                results.append({**record, "skipped": True})
+                continue
+            self._say(f"[{number}/{len(stages)}] {stage.command_line()}")
+            began = time.monotonic()
+            result = self._run_stage(stage)
+            if stage.output is not None:
+                made.add(stage.output)
+            record = {
+                "kind": "stage",
+                "stage": stage.name,
+                "arguments": list(stage.arguments),
+                "output": str(stage.output) if stage.output else None,
+                "seconds": round(time.monotonic() - began, 1),
+                "result": result,
+            }
+            write_run(self._folder(stage), record, finished=True)
+            results.append({**record, "skipped": False})
+        return results
+
+    def _run_stage(self, stage: Stage) -> Any:
+        """Run one command in this process and return the JSON that it printed."""
+        from ddx.cli import main
+
+        arguments = [stage.name, *stage.arguments, "--workspace", str(self.workspace.root), "--json"]
+        arguments += ["--quiet"] * self.quiet + ["--debug"] * self.debug
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            code = main.run(arguments)
+        if code != 0:
+            raise click.exceptions.Exit(code)
+        try:
+            return json.loads(printed.getvalue() or "null")
+        except ValueError as error:
+            raise DdxError(f"`ddx {stage.name} --json` did not print JSON", hint="please report this") from error
+
+    def _output(self, name: str, number: int, settings: dict[str, Any]) -> Path | None:
+        if settings.get("out"):
+            return Path(str(settings["out"]))
+        root = self.workspace.root
+        if name == "precompute":
+            sources = _as_list(settings.get("sources")) or ["data"]
+            return (
+                root / "data" / f"{slug(Path(str(sources[0])).stem)}-{slug(str(settings['teacher']))}-{self.name}.zarr"
+            )
+        if name == "distill":
+            method = slug(str(settings.get("method", "lcm")))
+            return root / "students" / f"{slug(Path(str(settings['teacher'])).name)}-{method}-{self.name}"
+        if name == "sample":
+            return root / "samples" / f"{self.name}-{number}"
+        if name == "evaluate":
+            return self.workspace.report_path(f"{self.name}-{number}")
+        return None
+
+    def _folder(self, stage: Stage) -> Path:
+        where = stage.output.name if stage.output is not None else "output"
+        return self.workspace.root / "pipelines" / self.name / f"{stage.name}-{slug(where)}"
+
+    def _say(self, message: str) -> None:
+        if not self.quiet:
+            click.echo(message, err=True)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _arguments(name: str, settings: dict[str, Any]) -> list[str]:
+    """Return the command-line arguments of a stage: positional ones bare, the rest as --set key=value."""
+    positional = {"precompute": "sources", "scenes": "out"}.get(name)
+    arguments: list[str] = []
+    for key, value in settings.items():
+        key = str(key).replace("-", "_")
+        if key == positional:
+            arguments += [str(item) for item in _as_list(value)]
+        elif key in ("config", "prompt"):
+            arguments += [part for item in _as_list(value) for part in (f"--{key}", str(item))]
+        elif value is not None:
+            text = json.dumps(value) if isinstance(value, list | dict | bool) else str(value)
+            parse_sets([f"{key}={text}"])
+            arguments += ["--set", f"{key}={text}"]
+    return arguments

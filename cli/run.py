@@ -1,0 +1,47 @@
+"""`ddx run`: several stages from one YAML file; what is done already is skipped."""
+
+from __future__ import annotations
+
+import click
+
+from ddx.cli.options import Invocation, config_options, find_config
+
+
+@click.command(
+    epilog="""\b
+Example, with a pipeline.yaml such as
+  stages:
+    - scenes: {out: pairs.parquet, rows: 4096}
+    - precompute: {sources: [pairs.parquet], teacher: sana-tiny}
+    - distill: {method: lcm, teacher: sana-tiny}
+    - sample: {steps: 1}
+\b
+  ddx run pipeline.yaml --dry-run
+"""
+)
+@click.argument("pipeline", metavar="PIPELINE.yaml")
+@click.option("--again", is_flag=True, help="Run every stage, also those that are done.")
+@config_options()
+def command(invocation: Invocation, pipeline: str, again: bool) -> None:
+    """Run a pipeline of stages from a YAML file, skipping what is done.
+
+    Each stage is a command with its options as keys. A distill stage reads the store of the precompute stage before it,
+    and sample and evaluate draw with the student of the distill stage before them, unless they say otherwise.
+    """
+    from ddx.cli.console import emit, emit_json
+    from ddx.cli.pipeline import Runner, read_pipeline
+
+    path = find_config(pipeline)
+    runner = Runner(invocation.workspace, path.stem, quiet=invocation.quiet, debug=invocation.debug, again=again)
+    stages = runner.resolve(read_pipeline(path))
+    if invocation.dry_run:
+        lines = [{"stage": s.name, "done": runner.is_done(s), "command": s.command_line()} for s in stages]
+        if invocation.as_json:
+            emit_json({"stages": lines})
+        else:
+            for line in lines:
+                emit(f"{'done   ' if line['done'] else 'to do  '} {line['command']}")
+        return
+    results = runner.run(stages)
+    if invocation.as_json:
+        emit_json({"stages": results})
