@@ -1,6 +1,7 @@
 //! The compiled half of `ddx`, free of Python: sources of images, fetching, decoding, Zarr shards, random batches.
 
 pub mod error;
+pub mod image;
 pub mod source;
 pub mod store;
 

@@ -1,0 +1,74 @@
+//! Everything to 8-bit sRGB.
+
+use image::DynamicImage;
+use moxcms::{ColorProfile, DataColorSpace, Layout, TransformOptions};
+
+/// Any pixel type to RGB: grey repeated, 16 bits rounded to 8, transparency over white.
+pub(super) fn to_rgb(pixels: DynamicImage) -> Vec<u8> {
+    match pixels {
+        DynamicImage::ImageRgb8(pixels) => pixels.into_raw(),
+        DynamicImage::ImageLuma8(pixels) => repeat_grey(pixels.as_raw()),
+        DynamicImage::ImageLuma16(pixels) => repeat_grey(&to_8_bits(pixels.as_raw())),
+        DynamicImage::ImageRgb16(pixels) => to_8_bits(pixels.as_raw()),
+        DynamicImage::ImageLumaA8(pixels) => over_white::<2>(pixels.as_raw()),
+        DynamicImage::ImageRgba8(pixels) => over_white::<4>(pixels.as_raw()),
+        DynamicImage::ImageLumaA16(pixels) => over_white::<2>(&to_8_bits(pixels.as_raw())),
+        DynamicImage::ImageRgba16(pixels) => over_white::<4>(&to_8_bits(pixels.as_raw())),
+        other => over_white::<4>(other.into_rgba8().as_raw()),
+    }
+}
+
+fn to_8_bits(samples: &[u16]) -> Vec<u8> {
+    // 65535 = 255 * 257, so this is the nearest value.
+    samples.iter().map(|&sample| ((u32::from(sample) + 128) / 257) as u8).collect()
+}
+
+fn repeat_grey(grey: &[u8]) -> Vec<u8> {
+    grey.iter().flat_map(|&sample| [sample; 3]).collect()
+}
+
+/// `CHANNELS` is 2 (grey and alpha) or 4 (RGB and alpha).
+fn over_white<const CHANNELS: usize>(samples: &[u8]) -> Vec<u8> {
+    let mut rgb = Vec::with_capacity(samples.len() / CHANNELS * 3);
+    for pixel in samples.chunks_exact(CHANNELS) {
+        let alpha = u32::from(pixel[CHANNELS - 1]);
+        for channel in 0..3 {
+            let colour = u32::from(pixel[if CHANNELS == 2 { 0 } else { channel }]);
+            rgb.push(((colour * alpha + 255 * (255 - alpha) + 127) / 255) as u8);
+        }
+    }
+    rgb
+}
+
+/// Converts RGB of an ICC profile to sRGB in place; a profile that is broken or not for RGB changes nothing.
+pub(super) fn to_srgb(rgb: &mut [u8], profile: &[u8]) {
+    let Ok(source) = ColorProfile::new_from_slice(profile) else { return };
+    if source.color_space != DataColorSpace::Rgb {
+        return;
+    }
+    let target = ColorProfile::new_srgb();
+    let options = TransformOptions::default();
+    let Ok(transform) = source.create_transform_8bit(Layout::Rgb, &target, Layout::Rgb, options) else { return };
+    let mut converted = vec![0; rgb.len()];
+    if transform.transform(rgb, &mut converted).is_ok() {
+        rgb.copy_from_slice(&converted);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sixteen_bits_round_to_the_nearest_of_eight() {
+        assert_eq!(to_8_bits(&[0, 128, 129, 257, 32_767, 65_535]), [0, 0, 1, 1, 127, 255]);
+    }
+
+    #[test]
+    fn transparency_lies_over_white() {
+        assert_eq!(over_white::<4>(&[10, 20, 30, 0, 10, 20, 30, 255, 0, 0, 0, 128]), [
+            255, 255, 255, 10, 20, 30, 127, 127, 127
+        ]);
+        assert_eq!(over_white::<2>(&[0, 0, 7, 255]), [255, 255, 255, 7, 7, 7]);
+    }
+}

@@ -1,0 +1,91 @@
+//! One door to all decoders: size before allocation, panics caught, orientation undone.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use image::metadata::Orientation;
+
+use super::sniff::{Format, sniff};
+use super::{ImageError, Picture, jpeg, raster};
+
+/// What is known before a pixel is decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The format.
+    pub format: Format,
+    /// Width as stored, before orientation.
+    pub width: u32,
+    /// Height as stored, before orientation.
+    pub height: u32,
+}
+
+impl Header {
+    /// Pixels as stored.
+    #[must_use]
+    pub fn num_pixels(&self) -> u64 {
+        u64::from(self.width) * u64::from(self.height)
+    }
+}
+
+/// Reads the header alone.
+///
+/// # Errors
+/// If the bytes are no image, of an unsupported format, broken, or of more than `max_pixels` pixels.
+pub fn read_header(bytes: &[u8], max_pixels: u64) -> Result<Header, ImageError> {
+    if bytes.is_empty() {
+        return Err(ImageError::Empty);
+    }
+    let format = sniff(bytes).ok_or_else(|| ImageError::NotAnImage(first_bytes(bytes)))?;
+    let (width, height) = guarded(|| match format {
+        Format::Jpeg => jpeg::dimensions(bytes),
+        Format::Png | Format::WebP | Format::Gif | Format::Bmp => raster::dimensions(bytes, format),
+        Format::Other(name) => Err(ImageError::Unsupported(name)),
+    })?;
+    if width == 0 || height == 0 {
+        return Err(ImageError::Decode(format!("the header says {width}x{height}")));
+    }
+    let header = Header { format, width, height };
+    if header.num_pixels() > max_pixels {
+        return Err(ImageError::TooManyPixels { width, height, max_pixels });
+    }
+    Ok(header)
+}
+
+/// Decodes to upright 8-bit RGB: grey and CMYK converted, 16 bits scaled, transparency over white, first frame only.
+///
+/// # Errors
+/// If the bytes are broken or cut short.
+pub fn decode(bytes: &[u8], header: &Header) -> Result<Picture, ImageError> {
+    guarded(|| {
+        let (picture, orientation) = match header.format {
+            Format::Jpeg => jpeg::decode(bytes)?,
+            format => raster::decode(bytes, format)?,
+        };
+        upright(picture, orientation)
+    })
+}
+
+/// Runs a decoder; its panic becomes an error of this one image.
+fn guarded<T>(decoder: impl FnOnce() -> Result<T, ImageError>) -> Result<T, ImageError> {
+    catch_unwind(AssertUnwindSafe(decoder)).unwrap_or_else(|panic| {
+        let message = panic.downcast_ref::<&str>().map(ToString::to_string);
+        let message = message.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+        Err(ImageError::Decode(format!("the decoder panicked: {message}")))
+    })
+}
+
+fn upright(picture: Picture, orientation: Orientation) -> Result<Picture, ImageError> {
+    if orientation == Orientation::NoTransforms {
+        return Ok(picture);
+    }
+    let Picture { width, height, rgb, profile } = picture;
+    let pixels = image::RgbImage::from_raw(width, height, rgb)
+        .ok_or_else(|| ImageError::Decode(format!("the decoder gave too few pixels for {width}x{height}")))?;
+    let mut pixels = image::DynamicImage::ImageRgb8(pixels);
+    pixels.apply_orientation(orientation);
+    let (width, height) = (pixels.width(), pixels.height());
+    Ok(Picture { width, height, rgb: pixels.into_bytes(), profile })
+}
+
+fn first_bytes(bytes: &[u8]) -> String {
+    bytes[..bytes.len().min(16)].escape_ascii().to_string()
+}

@@ -1,0 +1,62 @@
+//! Encoded bytes to an RGB picture of the size that a teacher wants, without trusting the bytes.
+
+mod colour;
+mod crop;
+mod decode;
+mod jpeg;
+mod raster;
+mod sniff;
+
+pub use crop::{CropBox, Resizer, cover_crop};
+pub use decode::{Header, decode, read_header};
+pub use sniff::{Format, sniff};
+
+/// 8-bit RGB in C order with what still has to be done to it: colours in the space of `profile`.
+#[derive(Clone, Debug)]
+pub struct Picture {
+    /// Width in pixels, after orientation.
+    pub width: u32,
+    /// Height in pixels, after orientation.
+    pub height: u32,
+    /// `height * width * 3` bytes.
+    pub rgb: Vec<u8>,
+    /// An ICC profile other than sRGB. It is applied to the resized picture, which has far fewer pixels.
+    pub profile: Option<Vec<u8>>,
+}
+
+/// Why a picture cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ImageError {
+    /// No bytes.
+    #[error("no bytes")]
+    Empty,
+    /// No known signature.
+    #[error("starts with {0}")]
+    NotAnImage(String),
+    /// A known format without a decoder.
+    #[error("{0} images are not supported")]
+    Unsupported(&'static str),
+    /// The header states more pixels than allowed.
+    #[error("{width}x{height} is more than {max_pixels} pixels")]
+    TooManyPixels {
+        /// Stated width.
+        width: u32,
+        /// Stated height.
+        height: u32,
+        /// The limit.
+        max_pixels: u64,
+    },
+    /// It would have to be enlarged more than allowed.
+    #[error("{width}x{height} is smaller than {resolution}")]
+    TooSmall {
+        /// Width after orientation.
+        width: u32,
+        /// Height after orientation.
+        height: u32,
+        /// The side that is wanted.
+        resolution: u32,
+    },
+    /// Broken, cut short, or beyond the decoder.
+    #[error("{0}")]
+    Decode(String),
+}
