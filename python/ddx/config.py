@@ -154,7 +154,7 @@ def _checked(name: str, value: Any, choices: tuple[str, ...] | None, place: str)
         return value
     for item in value if isinstance(value, tuple) else (value,):
         if item not in choices:
-            near = nearest(str(item), choices)
+            near = nearest(str(item), choices) if len(str(item)) > 3 else None  # `gpu` is not a slip for `cpu`
             cure = f"did you mean `{near}`?" if near else "one of: " + ", ".join(choices)
             raise UsageError(f"{name} = {item!r}{place}: not one of {', '.join(choices)}", hint=cure)
     return value

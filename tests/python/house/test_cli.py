@@ -1,0 +1,147 @@
+"""The command line as a new user meets it: fast help, documented commands, mistakes that are understood."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from ddx.cli import main
+from ddx.cli.main import COMMANDS, group
+
+HEAVY = ("torch", "diffusers", "transformers", "numpy", "pyarrow", "zarr", "rich", "yaml")
+
+
+def loaded_command(name: str) -> click.Command:
+    command: click.Command = importlib.import_module(f"ddx.cli.{name}").command
+    return command
+
+
+def help_text(name: str, capsys: pytest.CaptureFixture[str]) -> str:
+    assert main.run([name, "--help"]) == 0
+    return capsys.readouterr().out
+
+
+def last_lines(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """The error line and the hint line, which must be the last."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.strip().splitlines()
+    error, hint = lines[-2], lines[-1]
+    assert error.startswith("error: ")
+    assert hint.startswith("hint: ")
+    return error, hint
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["distill", "--help"], ["sample", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    script = f"""
+import sys
+from ddx.cli import main
+code = main.run({arguments!r})
+assert code == 0, code
+print("LOADED", [name for name in {HEAVY!r} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    allowed = "yaml" if arguments[0] in COMMANDS else ""  # the workspace's own defaults
+    loaded = re.findall(r"'(\w+)'", done.stdout.split("LOADED")[1])
+    assert set(loaded) <= {allowed}
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_is_documented(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = loaded_command(name)
+    assert (command.help or "").strip().splitlines()[0] == COMMANDS[name], "main.COMMANDS repeats the docstring"
+    shown = help_text(name, capsys)
+    assert re.search(r"^\s*Examples?\b", shown, re.MULTILINE), f"ddx {name} --help ends without an example"
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"ddx {name} {parameter.opts[0]} has no help"
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_examples_parse(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every example line in a command's help names real commands and real flags."""
+    lines = [line.strip() for line in help_text(name, capsys).split("Example")[-1].splitlines()]
+    examples = [line for line in lines if line.startswith("ddx ")]
+    assert examples, f"ddx {name} --help shows no example command"
+    for example in examples:
+        _, command, *rest = re.split(r"\s+", example.split("#")[0].strip())
+        assert command in COMMANDS, example
+        known = {flag for p in loaded_command(command).params for flag in (*p.opts, *p.secondary_opts)}
+        for word in rest:
+            if word.startswith("--"):
+                assert word.split("=")[0] in known, f"{word} in: {example}"
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_shared_flags_are_everywhere(name: str) -> None:
+    flags = {flag for p in loaded_command(name).params for flag in p.opts}
+    assert {"--workspace", "--json", "--quiet", "--debug"} <= flags
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "hint"),
+    [
+        (["distil"], "there is no command `distil`", "did you mean `ddx distill`?"),
+        (["xyzzy"], "there is no command `xyzzy`", "`ddx --help`"),
+        (["list", "teacher"], "'teacher' is not one of methods, teachers", "did you mean `ddx list teachers`?"),
+        (["doctor", "--quite"], "ddx doctor has no option --quite", "did you mean --quiet?"),
+        (["run"], "Missing argument", "`ddx run --help`"),
+        (["run", "no.yaml"], "no config file no.yaml", "YAML"),
+        (["--verson"], "ddx has no option --verson", "did you mean --version?"),
+        (["distill", "--bach-size", "3"], "no option --bach-size", "did you mean --batch-size?"),
+        (["distill", "--set", "batchsize=3"], "unknown key `batchsize`", "did you mean `batch_size`?"),
+        (["distill", "--method", "lcmm"], "lcmm", "lcm"),
+    ],
+)
+def test_typing_mistakes(arguments: list[str], error: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(arguments) == 2
+    error_line, hint_line = last_lines(capsys)
+    assert error in error_line
+    assert hint in hint_line
+
+
+def test_list_speaks_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert "lcm" in [row["name"] for row in listed["methods"]]
+    assert {"sana-600m", "sana-tiny", "sd15"} <= {row["name"] for row in listed["teachers"]}
+    assert listed["stores"] == listed["students"] == []
+
+
+def test_doctor_speaks_json(capsys: pytest.CaptureFixture[str]) -> None:
+    main.run(["doctor", "--json"])
+    findings = {finding["name"]: finding for finding in json.loads(capsys.readouterr().out)["findings"]}
+    assert findings["Rust core"]["ok"], findings["Rust core"]
+    assert {"torch", "workspace", "kernels, cpu", "Hugging Face cache"} <= set(findings)
+
+
+def test_interrupt_and_bugs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def raising(error: BaseException) -> None:
+        def callback() -> None:
+            raise error
+
+        monkeypatch.setattr(group, "get_command", lambda ctx, name: click.Command("list", callback=callback))
+
+    raising(KeyboardInterrupt())
+    assert main.run(["list"]) == 130
+    assert last_lines(capsys)[0] == "error: interrupted"
+    raising(OSError(28, "No space left on device", "/data/x"))
+    assert main.run(["list"]) == 1
+    assert "no space left on the disk at /data/x" in last_lines(capsys)[0]
+    raising(ZeroDivisionError("ours"))
+    with pytest.raises(ZeroDivisionError):
+        main.run(["list"])
+
+
+def test_broken_pipe_is_quiet(tmp_path: Path) -> None:
+    script = f"{sys.executable} -m ddx.cli.main list | head -1"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stderr == ""

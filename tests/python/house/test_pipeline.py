@@ -1,0 +1,68 @@
+"""`ddx run`: stages get each other's outputs, are skipped when done, and a malformed file is explained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ddx.cli import main
+from ddx.cli.pipeline import Runner, read_pipeline
+from ddx.errors import UsageError
+from ddx.workspace import Workspace
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_stages_hand_over(tmp_path: Path) -> None:
+    stages = [
+        ("precompute", {"sources": ["laion.parquet"], "teacher": "sana-tiny"}),
+        ("distill", {"method": "lcm", "train_steps": 3}),
+        ("sample", {"steps": 1}),
+    ]
+    precompute, distill, sample = Runner(Workspace(tmp_path), "mine").resolve(stages)
+    assert precompute.output == tmp_path / "data/laion-sana-tiny-mine.zarr"
+    assert f"data={precompute.output}" in distill.arguments
+    assert "teacher=sana-tiny" in distill.arguments
+    assert f"student={distill.output}" in sample.arguments
+    assert precompute.command_line().startswith("ddx precompute laion.parquet --set teacher=sana-tiny")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stagse: []", "unknown key `stagse`"),
+        ("stages: []", "lists no stages"),
+        ("stages: [distil: {}]", "unknown stage `distil`"),
+        ("stages: [{distill: {}, sample: {}}]", "stage 1"),
+        ("stages: [{distill: 3}]", "not a mapping"),
+    ],
+)
+def test_malformed_files(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_pipeline(write(tmp_path / "p.yaml", text))
+
+
+def test_a_done_stage_is_skipped_until_its_settings_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workspace, out = tmp_path / "runs", tmp_path / "pairs.parquet"
+    pipeline = tmp_path / "p.yaml"
+
+    def run(rows: int) -> bool:
+        write(pipeline, f"stages:\n  - scenes: {{out: {out}, rows: {rows}, seed: 1}}\n")
+        assert main.run(["run", str(pipeline), "--workspace", str(workspace), "--json", "--quiet"]) == 0
+        (stage,) = json.loads(capsys.readouterr().out)["stages"]
+        return bool(stage["skipped"])
+
+    assert [run(4), run(4), run(5)] == [False, True, False]
+    out.unlink()
+    assert run(5) is False
+
+
+def test_a_failing_stage_gives_its_own_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline = write(tmp_path / "p.yaml", "stages:\n  - precompute: {sources: [none.parquet], teacher: sana-tiny}\n")
+    assert main.run(["run", str(pipeline), "--workspace", str(tmp_path / "runs")]) in (1, 2)
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("hint: ")
