@@ -1,0 +1,105 @@
+"""SANA-600M at its real size with random weights: precompute of 4 images at 512 px, then 2 LCM steps in bf16.
+
+Everything goes through the commands that a user types, each in a process of its own, whose peak memory is reported.
+Needs about 2 GB of disk and, on a processor, 8 GB of memory. `python benchmarks/real_size.py [--keep FOLDER]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "python"))
+
+from _environment import machine, write_result
+
+NUM_IMAGES = 4
+RESOLUTION = 512
+
+
+def write_images(path: Path) -> None:
+    """Write a parquet file of four photographs with their captions."""
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+    from skimage import data
+
+    photographs = {
+        "an astronaut in an orange suit": data.astronaut(),
+        "a cup of coffee on a wooden table": data.coffee(),
+        "a cat that looks into the camera": data.chelsea(),
+        "the launch of a rocket": data.rocket(),
+    }
+    encoded = []
+    for pixels in photographs.values():
+        image = Image.fromarray(pixels)
+        scale = 640 / min(image.size)
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=92)
+        encoded.append(buffer.getvalue())
+    pq.write_table(pa.table({"image": encoded, "caption": list(photographs)}), path)
+
+
+def measured(arguments: list[str], folder: Path) -> dict[str, Any]:
+    """Run one ddx command and return its time, its peak memory in GiB and the JSON that it printed."""
+    began = time.monotonic()
+    with (folder / "stdout").open("w") as stdout:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ddx.cli.main", *arguments, "--json"], stdout=stdout, cwd=folder, env=os.environ
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    if status != 0:
+        raise SystemExit(f"ddx {' '.join(arguments)} failed")
+    return {
+        "command": "ddx " + " ".join(arguments),
+        "seconds": round(time.monotonic() - began, 1),
+        "peak_memory_gib": round(usage.ru_maxrss / 1024**2, 2),
+        "printed": json.loads((folder / "stdout").read_text() or "null"),
+    }
+
+
+def main() -> None:
+    """Make the pipeline, run the commands, write the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--keep", type=Path, help="folder for the pipeline and the outputs, kept afterwards")
+    arguments = parser.parse_args()
+    environment = machine()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (arguments.keep or Path(temporary)).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        teacher = folder / "sana-600m-random"
+        if not (teacher / "model_index.json").exists():
+            made = "from pathlib import Path; from pipelines import make_sana_600m; import sys"
+            subprocess.run(
+                [sys.executable, "-c", f"{made}; make_sana_600m(Path(sys.argv[1]))", str(teacher)],
+                check=True,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            )
+        write_images(folder / "photographs.parquet")
+        shared = ["--teacher", str(teacher), "--resolution", str(RESOLUTION), "--dtype", "bf16"]
+        precompute = measured(["precompute", "photographs.parquet", *shared, "--batch-size", "1"], folder)
+        distill = measured(
+            [
+                *("distill", "--method", "lcm", *shared, "--train-steps", "2", "--batch-size", "1"),
+                *("--sample-every", "0", "--checkpoint-every", "0"),
+            ],
+            folder,
+        )
+    result = {"images": NUM_IMAGES, "resolution": RESOLUTION, "precompute": precompute, "distill": distill}
+    print(json.dumps(result, indent=2))
+    print(f"written to {write_result('real_size', result, environment)}")
+
+
+if __name__ == "__main__":
+    main()
