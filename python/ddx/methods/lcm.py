@@ -34,7 +34,7 @@ def solver_grid(process: Process, num_intervals: int, shift: float = 1.0) -> Ten
     """
     positions = FlowProcess.shift(torch.linspace(0.0, 1.0, num_intervals + 1, dtype=torch.float64), shift)
     if isinstance(process, VPProcess):
-        return (process.num_train_timesteps * positions).floor().sub(1.0).clamp(min=0.0)
+        return (process.num_train_timesteps * positions + 1e-6).floor().sub(1.0).clamp(min=0.0)
     return positions * process.t_max
 
 

@@ -25,7 +25,7 @@ class GuidanceEmbedder(nn.Module):
     frequencies: Tensor
 
     def __init__(self, width: int, *, num_features: int = 64, highest: float = 2.0, lowest: float = 0.002) -> None:
-        """Take the time embedding's `width`; frequencies, in radians a unit of guidance, fall from highest to lowest."""
+        """Take the width of the time embedding; frequencies, in radians a unit of guidance, fall to the lowest."""
         super().__init__()
         steps = torch.linspace(math.log(highest), math.log(lowest), num_features // 2)
         self.register_buffer("frequencies", steps.exp(), persistent=False)

@@ -1,0 +1,61 @@
+"""Batches and trainers over tiny random-weight teachers, for the tests of methods and training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddx.methods.base import Batch
+from ddx.methods.config import LCMConfig
+from ddx.methods.draws import Draws
+from ddx.methods.lcm import LCM
+from ddx.teachers.base import Teacher
+from ddx.teachers.condition import Condition
+from ddx.teachers.registry import load_teacher
+from ddx.training.config import DistillConfig
+from ddx.training.distributed import Ranks
+from ddx.training.trainer import Trainer
+from pipelines import make_sana, make_stable_diffusion
+
+CAPTIONS = ("a red circle", "a cat and a dog", "two small green squares", "a house below the light")
+KINDS = ("flow", "eps", "v")
+
+
+def make_teacher(kind: str, folder: Path) -> Teacher:
+    if kind == "flow":
+        make_sana(folder)
+    else:
+        make_stable_diffusion(folder, "epsilon" if kind == "eps" else "v_prediction")
+    return load_teacher(folder)
+
+
+def make_batch(teacher: Teacher, step: int = 0, *, rows: slice = slice(0, 4), seed: int = 0) -> Batch:
+    """The same four latents and captions at every step, with that step's noise."""
+    x0 = torch.randn(4, *teacher.latent_shape(), generator=torch.Generator().manual_seed(7))
+    condition = Condition.cat(teacher.encode_text(CAPTIONS))
+    indices = range(rows.start, rows.stop)
+    return Batch(
+        x0=x0[rows],
+        condition=condition.index(rows),
+        null=teacher.null_condition(),
+        draws=Draws(seed, step, indices),
+        step=step,
+    )
+
+
+def make_trainer(teacher: Teacher, method_config: LCMConfig | None = None, **settings: Any) -> Trainer:
+    values: dict[str, Any] = {
+        "batch_size": 4,
+        "warmup_steps": 0,
+        "learning_rate": 1e-3,
+        "gradient_checkpointing": False,
+    }
+    config = DistillConfig(**{**values, **settings})
+    method = LCM(method_config or LCMConfig(), teacher)
+    return Trainer(method, config, Ranks(), torch.float32)
+
+
+def read_meter(trainer: Trainer) -> dict[str, float | None]:
+    return trainer.meter.read(lambda value: value)

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import torch
+
+from ddx.methods.draws import Draws, mix
+from ddx.methods.time_sampling import grid_index, sample_positions
+
+
+def test_rows_draw_the_same_in_any_company() -> None:
+    together, alone = Draws(3, 5, range(8)), Draws(3, 5, [6])
+    assert torch.equal(together.uniform()[6:7], alone.uniform())
+    assert torch.equal(together.normal(2, 3)[6:7], alone.normal(2, 3))
+
+
+def test_seed_step_and_row_each_change_what_is_drawn() -> None:
+    seen = {mix(*words) for words in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, -1, 0), (1, 1, 0), (0, 1, 1)]}
+    assert len(seen) == 7 and all(0 <= seed < 2**63 for seed in seen)
+
+
+def test_noise_of_many_rows_is_normal_and_uncorrelated_between_neighbours() -> None:
+    noise = Draws(0, 0, range(2000)).normal(16)
+    assert abs(float(noise.mean())) < 0.03 and abs(float(noise.std()) - 1) < 0.02
+    assert abs(float((noise[1:] * noise[:-1]).mean())) < 0.03
+
+
+def test_times_keep_to_the_grid_and_lean_where_they_should() -> None:
+    u = torch.linspace(0, 1, 10_001, dtype=torch.float64)[:-1]
+    index = grid_index(u, 20)
+    assert int(index.min()) == 1 and int(index.max()) == 20 and abs(float(index.double().mean()) - 10.5) < 0.01
+    assert float(sample_positions(u, kind="shifted", shift=3.0).mean()) > 0.6
+    logits = torch.logit(sample_positions(u[1:], kind="logit-normal", mean=0.5, std=1.5))
+    assert abs(float(logits.mean()) - 0.5) < 0.01 and abs(float(logits.std()) - 1.5) < 0.02

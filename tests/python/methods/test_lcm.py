@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ddx.errors import UsageError
+from ddx.methods.base import STUDENT, Turn
+from ddx.methods.config import LCMConfig
+from ddx.methods.draws import Draws
+from ddx.methods.lcm import LCM, TARGET, intervals_at, solver_grid
+from ddx.process import FlowProcess, VPProcess
+from ddx.teachers.base import Teacher
+from ddx.teachers.condition import Condition
+from distilling import KINDS, make_batch, make_teacher, make_trainer, read_meter
+
+torch.set_num_threads(1)
+TURN = Turn(trains=(STUDENT,))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def teacher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Teacher:
+    return make_teacher(request.param, tmp_path_factory.mktemp(request.param) / "pipeline")
+
+
+def test_training_lowers_the_loss_and_moves_the_student_and_its_target_only(teacher: Teacher) -> None:
+    trainer = make_trainer(teacher, LCMConfig(target_decay=0.9))
+    before = copy.deepcopy(teacher.network().state_dict())
+    start = {name: value.clone() for name, value in trainer.student.state_dict().items()}
+    # the same noise and times at every step, so that the loss is comparable
+    losses = []
+    for _ in range(12):
+        trainer.step(0, [make_batch(teacher)])
+        losses.append(read_meter(trainer)["loss"])
+    assert losses[-1] is not None and losses[0] is not None and losses[-1] < 0.8 * losses[0]
+    assert all(torch.equal(value, before[name]) for name, value in teacher.network().state_dict().items())
+    assert all(p.grad is None for p in teacher.network().parameters())
+    target = dict(trainer.averages[TARGET][0].named_parameters())
+    moved = [name for name, value in trainer.student.named_parameters() if not torch.equal(value, start[name])]
+    assert len(moved) > 0.9 * len(start)
+    for name in moved:
+        gap = (dict(trainer.student.named_parameters())[name] - start[name]).norm()
+        assert 0 < (target[name] - start[name]).norm() < gap, name
+
+
+def test_the_loss_reaches_every_parameter_of_the_student(teacher: Teacher) -> None:
+    method = LCM(LCMConfig(), teacher)
+    student, target = (method.build(spec) for spec in method.networks())
+    losses = method.losses(TURN, make_batch(teacher), {STUDENT: student, TARGET: target})
+    losses.by_network[STUDENT].sum().backward()
+    # behind the embedder's zero last layer nothing has a gradient at the first step
+    silent = {"guidance_embedder.hidden.weight", "guidance_embedder.hidden.bias"}
+    missing = [n for n, p in student.named_parameters() if p.grad is None or (n not in silent and not p.grad.any())]
+    if teacher.prediction == "flow":  # attention over keys is blind to one constant added to all of them
+        missing = [name for name in missing if not name.endswith("to_k.bias")]
+    assert missing == []
+    assert all(p.grad is None for p in target.parameters())
+
+
+def test_loss_equals_the_formula_in_float64(teacher: Teacher) -> None:
+    config = LCMConfig(guidance_min=3.0, guidance_max=3.0, solver_steps=10, huber_c=0.01)
+    method = LCM(config, teacher)
+    student, target = (method.build(spec) for spec in method.networks())
+    with torch.no_grad():  # a student that differs from its target and its teacher
+        for p in student.parameters():
+            p.mul_(1.05)
+    batch = make_batch(teacher)
+    loss = method.losses(TURN, batch, {STUDENT: student, TARGET: target}).by_network[STUDENT]
+
+    again = make_batch(teacher)
+    expected = _by_hand(teacher, config, again.draws, again.x0, again.condition, again.null, student, target)
+    assert torch.allclose(loss.double(), expected, rtol=2e-4, atol=1e-7)
+
+
+@torch.no_grad()
+def _by_hand(
+    teacher: Teacher,
+    config: LCMConfig,
+    draws: Draws,
+    x0: Tensor,
+    condition: Condition,
+    null: Condition,
+    student: torch.nn.Module,
+    target: torch.nn.Module,
+) -> Tensor:
+    """Luo et al. 2023, equations 9 to 14, written out for each prediction kind, one row at a time."""
+    n = [int(u * config.solver_steps) + 1 for u in draws.uniform().tolist()]
+    draws.uniform()  # the guidance
+    noise = draws.normal(*x0.shape[1:]).double()
+    rows = []
+    for row, index in enumerate(n):
+        here = condition.index(row)
+        if teacher.prediction == "flow":
+            t, r = index / config.solver_steps, (index - 1) / config.solver_steps
+            alphas, sigmas = (1 - t, 1 - r), (t, r)
+        else:
+            stride = 1000 // config.solver_steps
+            t, r = float(index * stride - 1), float(max((index - 1) * stride - 1, 0))
+            table = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
+            bars = (float(table[int(t)]), float(table[int(r)]))
+            alphas, sigmas = tuple(b**0.5 for b in bars), tuple((1 - b) ** 0.5 for b in bars)
+
+        def clean(x: Tensor, p: Tensor, alpha: float, sigma: float) -> Tensor:
+            match teacher.prediction:
+                case "flow":
+                    return x - sigma * p
+                case "eps":
+                    return (x - sigma * p) / alpha
+            return alpha * x - sigma * p
+
+        def f(network: torch.nn.Module, x: Tensor, time: float, alpha: float, sigma: float, here=here) -> Tensor:
+            p = teacher.predict(network, x.float(), torch.tensor([time]).double(), here).double()
+            x_clean = clean(x, p, alpha, sigma)
+            if teacher.prediction == "flow":
+                return x_clean
+            scaled = 10.0 * time
+            return (0.25 * x / (scaled**2 + 0.25)) + scaled * x_clean / (scaled**2 + 0.25) ** 0.5
+
+        x_t = alphas[0] * x0[row : row + 1].double() + sigmas[0] * noise[row : row + 1]
+        time = torch.tensor([t]).double()
+        uncond = teacher.predict(teacher.network(), x_t.float(), time, null).double()
+        cond = teacher.predict(teacher.network(), x_t.float(), time, here).double()
+        guided = uncond + 3.0 * (cond - uncond)
+        x_clean = clean(x_t, guided, alphas[0], sigmas[0])
+        x_r = alphas[1] * x_clean + sigmas[1] * (x_t - alphas[0] * x_clean) / sigmas[0]
+        d = f(student, x_t, t, alphas[0], sigmas[0]) - f(target, x_r, r, alphas[1], sigmas[1])
+        rows.append(((d**2 + config.huber_c**2).sqrt() - config.huber_c).mean())
+    return torch.stack(rows)
+
+
+def test_one_batch_and_its_micro_batches_give_the_same_gradient(teacher: Teacher) -> None:
+    gradients = []
+    for parts in ([slice(0, 4)], [slice(0, 1), slice(1, 4)]):
+        trainer = make_trainer(teacher, LCMConfig(target_decay=0.0), clip_norm=1e9)
+        captured = []
+        trainer.trained[STUDENT].optimizer.register_step_pre_hook(
+            lambda optimizer, *_, into=captured: into.extend(
+                p.grad.clone() for group in optimizer.param_groups for p in group["params"]
+            )
+        )
+        trainer.step(3, [make_batch(teacher, 3, rows=part) for part in parts])
+        gradients.append(torch.cat([g.flatten() for g in captured]))
+    assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[0].norm()
+
+
+def test_the_vp_grid_is_the_paper_s() -> None:
+    process = VPProcess(betas=torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+    grid = solver_grid(process, 50)
+    assert grid[0] == 0 and grid[1:].tolist() == [20.0 * n - 1 for n in range(1, 51)]
+
+
+def test_the_flow_grid_ends_at_both_ends_and_shifts_towards_noise() -> None:
+    assert torch.allclose(solver_grid(FlowProcess(), 4), torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]).double())
+    shifted = solver_grid(FlowProcess(), 4, shift=3.0)
+    assert torch.allclose(shifted, torch.tensor([0.0, 0.5, 0.75, 0.9, 1.0]).double())
+
+
+def test_boundary_of_the_vp_student_is_the_identity_at_zero(tmp_path: Path) -> None:
+    teacher = make_teacher("eps", tmp_path / "pipeline")
+    method = LCM(LCMConfig(), teacher)
+    batch = make_batch(teacher)
+    clean = method.consistency(teacher.network(), batch.x0, torch.zeros(4).double(), batch.condition, 6.0)
+    assert torch.equal(clean, batch.x0)
+
+
+def test_a_curriculum_doubles_the_grid_at_equal_shares() -> None:
+    assert [intervals_at(p, 20, 5) for p in (0.0, 0.3, 0.4, 0.7, 0.99)] == [5, 5, 10, 20, 20]
+    assert intervals_at(0.0, 50, None) == 50
+
+
+def test_several_solver_substeps_come_closer_to_the_ode(tmp_path: Path) -> None:
+    teacher = make_teacher("flow", tmp_path / "pipeline")
+    batch = make_batch(teacher)
+    t, r = torch.ones(4).double(), torch.full((4,), 0.5).double()
+
+    def step(substeps: int) -> Tensor:
+        method = LCM(LCMConfig(solver_substeps=substeps), teacher)
+        return method.teacher_step(batch.x0, t, r, batch.condition, batch.null, 3.0)
+
+    fine = step(32)
+    assert (step(4) - fine).norm() < 0.5 * (step(1) - fine).norm()
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"guidance_min": 5.0, "guidance_max": 4.0}, "guidance_min"),
+        ({"solver_steps": 0}, "solver_steps"),
+        ({"solver_steps": 8, "solver_steps_start": 16}, "solver_steps_start"),
+        ({"target_decay": 1.0}, "target_decay"),
+        ({"huber_c": 0.0}, "huber_c"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_by_name(settings: dict[str, float], named: str) -> None:
+    with pytest.raises(UsageError, match=named) as error:
+        LCMConfig(**settings)  # type: ignore[arg-type]
+    assert error.value.hint
