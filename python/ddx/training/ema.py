@@ -1,0 +1,76 @@
+"""Exponential moving averages of a network's weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """A float32 average of the trainable parameters of a network.
+
+    Exactly one of `decay` (per update) and `half_life_images` (the number of images after which a weight counts
+    half; Karras et al. 2022) is given. With `ramp_up` the average forgets its start: the half-life is at most that
+    share of the images seen so far (0.05 in EDM).
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        decay: float | None = None,
+        half_life_images: float | None = None,
+        ramp_up: float | None = None,
+    ) -> None:
+        if (decay is None) == (half_life_images is None):
+            raise ValueError("give exactly one of decay and half_life_images")
+        self.decay = decay
+        self.half_life_images = half_life_images
+        self.ramp_up = ramp_up
+        self.num_images = 0
+        self._live = {name: value for name, value in module.named_parameters() if value.requires_grad}
+        self._shadow = {name: value.detach().float().clone() for name, value in self._live.items()}
+
+    def decay_of(self, batch_size: int) -> float:
+        """Return the factor that the average keeps at an update after `batch_size` more images."""
+        if self.decay is not None:
+            if self.ramp_up is None:
+                return self.decay
+            updates = self.num_images / batch_size
+            return min(self.decay, (1.0 + updates) / (10.0 + updates))
+        half_life = float(self.half_life_images or 0.0)
+        if self.ramp_up is not None:
+            half_life = min(half_life, self.num_images * self.ramp_up)
+        return float(0.5 ** (batch_size / max(half_life, 1e-8)))
+
+    @torch.no_grad()
+    def update(self, batch_size: int = 1) -> None:
+        """Move the average towards the current weights, after a step on `batch_size` images."""
+        self.num_images += batch_size
+        weight = 1.0 - self.decay_of(batch_size)
+        targets = [value.detach().float() for value in self._live.values()]
+        torch._foreach_lerp_(list(self._shadow.values()), targets, weight)
+
+    @torch.no_grad()
+    def copy_to(self, module: nn.Module) -> None:
+        """Write the average into the parameters of `module`, in their dtype. Raises KeyError if a name is missing."""
+        parameters = dict(module.named_parameters())
+        for name, value in self._shadow.items():
+            parameters[name].copy_(value)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return the averaged tensors by parameter name, float32; they are the live ones, not copies."""
+        return self._shadow
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that `load_state_dict` needs to go on exactly."""
+        return {"num_images": self.num_images, "shadow": dict(self._shadow)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state; raises KeyError if it is of another network."""
+        self.num_images = int(state["num_images"])
+        for name, value in self._shadow.items():
+            value.copy_(state["shadow"][name])
