@@ -1,0 +1,84 @@
+"""`ddx distill`: train a few-step student of a teacher from a store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ddx.cli.options import Invocation, config_options
+from ddx.methods.registry import METHODS
+from ddx.training.config import DistillConfig
+
+
+@click.command(
+    epilog="""\b
+Example:
+  ddx distill --method lcm --teacher sana-tiny --train-steps 200
+"""
+)
+@config_options(DistillConfig, *(spec.config for spec in METHODS.values()))
+def command(invocation: Invocation) -> int:
+    """Train a few-step student of a teacher from a store.
+
+    The student is a plain diffusers pipeline. The same command again goes on with an unfinished one; under torchrun it
+    runs on several devices.
+    """
+    from ddx.cli.console import emit, emit_json
+    from ddx.training.resolve import resolve
+
+    config, method_config = resolve(invocation.layers)
+    if invocation.dry_run:
+        return _dry_run(invocation, config, method_config)
+    from ddx.training.distill import distill
+
+    folder = distill(config, method_config, workspace=invocation.workspace, progress=invocation.progress)
+    if invocation.as_json:
+        from ddx.run_record import read_run
+
+        record = read_run(folder) or {}
+        emit_json({"student": str(folder), **{key: record.get(key) for key in REPORTED}})
+    else:
+        emit(str(folder))
+    return 0
+
+
+REPORTED = ("teacher", "method", "store", "guidance", "images_seen", "seconds", "skipped_steps", "peak_memory_bytes")
+
+
+def _dry_run(invocation: Invocation, config: DistillConfig, method_config: Any) -> int:
+    """Print the resolved settings, and what the run would read, write and cost."""
+    from ddx.cli.console import emit, emit_json
+    from ddx.config import to_dict
+    from ddx.training.distill import plan
+
+    folder, store, estimate = plan(config, method_config, workspace=invocation.workspace)
+    settings = {**to_dict(config), **to_dict(method_config)}
+    if invocation.as_json:
+        emit_json(
+            {
+                "config": settings,
+                "store": str(store),
+                "student": str(folder.path),
+                "resumes": folder.resumed and not folder.finished,
+                "num_parameters": estimate.num_parameters,
+                "memory_bytes": estimate.memory_bytes,
+                "seconds": round(estimate.seconds, 1),
+            }
+        )
+        return 0
+    for key, value in settings.items():
+        emit(f"{key}: {_plain(value)}")
+    emit("")
+    emit(f"reads     {store}")
+    emit(f"writes    {folder.path}{' (unfinished: goes on with it)' if folder.resumed and not folder.finished else ''}")
+    emit(f"estimate  {estimate}")
+    return 0
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(str(item) for item in value) if isinstance(value, list) else str(value)

@@ -1,0 +1,43 @@
+"""From layers of settings to the configs of a distillation: the method's own keys and the preset included."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from ddx.config import Settings, build_many, field_types
+from ddx.errors import UsageError
+from ddx.methods.registry import METHODS, method_spec
+from ddx.training.config import DistillConfig
+from ddx.training.presets import preset_for
+
+
+def resolve(layers: Sequence[Settings]) -> tuple[DistillConfig, Any]:
+    """Return the trainer's and the method's config; later layers win, the preset lies under all of them.
+
+    The config names the preset that was taken, or "none". Raises UsageError for an unknown method, preset or key, for a
+    key of another method, and for values out of their range.
+    """
+    values = {str(key).replace("-", "_"): value for layer in layers for key, value in layer.items()}
+    method = method_spec(str(values.get("method", DistillConfig.method)))
+    teacher = str(values.get("teacher", DistillConfig.teacher))
+    preset, settings = preset_for(teacher, method.name, str(values.get("preset", DistillConfig.preset)))
+    for layer in layers:
+        _refuse_other_methods(layer, method.name, method.config)
+    config, method_config = build_many((DistillConfig, method.config), settings, *layers)
+    return dataclasses.replace(config, preset=preset or "none"), method_config
+
+
+def _refuse_other_methods(layer: Settings, method: str, own: type[Any]) -> None:
+    known = {*field_types(DistillConfig), *field_types(own)}
+    for key in layer:
+        name = str(key).replace("-", "_")
+        if name in known:
+            continue
+        owners = [spec.name for spec in METHODS.values() if name in field_types(spec.config)]
+        if owners:
+            raise UsageError(
+                f"`{key}` in {layer.origin} is a setting of {', '.join(owners)}, not of {method}",
+                hint=f"leave it away, or use --method {owners[0]}",
+            )
