@@ -1,8 +1,177 @@
 //! Python face of `ddx_core::store`.
+#![allow(clippy::needless_pass_by_value)] // arguments from Python and errors for `map_err` arrive by value
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::slice;
+
+use ddx_core::store::{ArraySpec, BatchReader, Commit, Part, ReaderOptions, ShardData, StoreWriter};
+use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use serde_json::{Map, Value};
+
+use crate::buffer::{Buffer, Element};
+use crate::error::to_python;
+
+/// Numbers of the chunks that exist (None: the first ones), and their bytes.
+type Content = (Option<Vec<u32>>, PyBuffer<u8>);
+
+/// Writes one store; see `_core.pyi`.
+#[pyclass(frozen, name = "StoreWriter", module = "ddx._core")]
+pub struct PyStoreWriter {
+    inner: StoreWriter,
+}
+
+#[pymethods]
+impl PyStoreWriter {
+    /// Creates the metadata of a store, the root's last.
+    #[staticmethod]
+    fn create(py: Python<'_>, path: PathBuf, arrays: &str, attributes: &str, fingerprint: &str) -> PyResult<Self> {
+        let arrays: Vec<ArraySpec> = serde_json::from_str(arrays).map_err(bad_json)?;
+        let attributes: Map<String, Value> = serde_json::from_str(attributes).map_err(bad_json)?;
+        let inner = py.detach(|| StoreWriter::create(&path, arrays, &attributes, fingerprint)).map_err(to_python)?;
+        Ok(Self { inner })
+    }
+
+    /// Opens a store that `create` made.
+    #[staticmethod]
+    fn open(path: PathBuf, fingerprint: &str) -> PyResult<Self> {
+        Ok(Self { inner: StoreWriter::open(&path, fingerprint).map_err(to_python)? })
+    }
+
+    /// Writes one shard of one array that has no parts.
+    #[pyo3(signature = (array, content, *, shard = 0))]
+    fn write_shard(&self, py: Python<'_>, array: &str, content: Content, shard: u64) -> PyResult<u64> {
+        let (ids, buffer) = &content;
+        let data = contiguous(array, buffer)?;
+        let content = ShardData { array, ids: ids.as_deref(), data };
+        let (_, size) = py.detach(|| self.inner.write_shard(shard, content)).map_err(to_python)?;
+        Ok(size)
+    }
+
+    /// Writes a part's shards and files, then its commit record. Returns the record as JSON.
+    #[pyo3(signature = (*, part, first_row, rows, ok, failed, shards, files))]
+    #[allow(clippy::too_many_arguments)] // one keyword each in Python
+    fn write_part(
+        &self,
+        py: Python<'_>,
+        part: u64,
+        first_row: u64,
+        rows: u64,
+        ok: u64,
+        failed: BTreeMap<String, u64>,
+        shards: BTreeMap<String, Content>,
+        files: BTreeMap<String, PyBuffer<u8>>,
+    ) -> PyResult<String> {
+        let contents = shards
+            .iter()
+            .map(|(array, (ids, buffer))| {
+                Ok(ShardData { array, ids: ids.as_deref(), data: contiguous(array, buffer)? })
+            })
+            .collect::<PyResult<Vec<_>>>()?;
+        let others = files
+            .iter()
+            .map(|(path, buffer)| Ok((path.clone(), contiguous(path, buffer)?)))
+            .collect::<PyResult<Vec<_>>>()?;
+        let part = Part { part, first_row, rows, ok, failed: &failed };
+        let commit = py.detach(|| self.inner.write_part(part, &contents, &others)).map_err(to_python)?;
+        to_json(&commit)
+    }
+
+    /// The records of the parts among `0..num_parts` that are done, as JSON each.
+    fn committed(&self, py: Python<'_>, num_parts: u64) -> PyResult<Vec<String>> {
+        py.detach(|| self.inner.committed(num_parts)).iter().map(to_json).collect()
+    }
+}
+
+/// Reads random batches; see `_core.pyi`.
+#[pyclass(name = "BatchReader", module = "ddx._core")]
+pub struct PyBatchReader {
+    inner: BatchReader,
+}
+
+#[pymethods]
+impl PyBatchReader {
+    #[new]
+    #[pyo3(signature = (path, *, batch_size, seed, position = 0, rank = 0, world = 1, prefetch = 4, threads = 2, verify = true))]
+    #[allow(clippy::too_many_arguments)] // one keyword each in Python
+    fn new(
+        py: Python<'_>,
+        path: PathBuf,
+        batch_size: usize,
+        seed: u64,
+        position: u64,
+        rank: usize,
+        world: usize,
+        prefetch: usize,
+        threads: usize,
+        verify: bool,
+    ) -> PyResult<Self> {
+        let options = ReaderOptions { batch_size, seed, position, rank, world, prefetch, threads, verify };
+        Ok(Self { inner: py.detach(|| BatchReader::open(&path, &options)).map_err(to_python)? })
+    }
+
+    /// Rows that a batch may hold.
+    #[getter]
+    fn num_rows(&self) -> usize {
+        self.inner.store().ok_rows().len()
+    }
+
+    /// Number of the batch that comes next.
+    #[getter]
+    fn position(&self) -> u64 {
+        self.inner.position()
+    }
+
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let batch = py.detach(|| self.inner.next_batch()).map_err(to_python)?;
+        let store = self.inner.store();
+        let num = batch.rows.len();
+        let shape: Vec<usize> =
+            [num].into_iter().chain(store.latent_shape().iter().map(|&extent| extent as usize)).collect();
+        let token_shape = [num, batch.length, store.token_bytes() / 2];
+        let dict = PyDict::new(py);
+        let rows = batch.rows.iter().flat_map(|row| row.to_le_bytes()).collect();
+        let lengths = batch.lengths.iter().flat_map(|length| length.to_le_bytes()).collect();
+        dict.set_item("rows", Buffer::new(rows, Element::I64, &[num]))?;
+        dict.set_item("lengths", Buffer::new(lengths, Element::I32, &[num]))?;
+        dict.set_item("latents", Buffer::new(batch.latents, Element::F16, &shape))?;
+        dict.set_item("tokens", Buffer::new(batch.tokens, Element::F16, &token_shape))?;
+        if let (Some(pooled), Some(bytes)) = (batch.pooled, store.pooled_bytes()) {
+            dict.set_item("pooled", Buffer::new(pooled, Element::F16, &[num, bytes / 2]))?;
+        }
+        Ok(dict)
+    }
+}
 
 /// Adds the store's classes to `ddx._core`.
-pub fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<PyStoreWriter>()?;
+    module.add_class::<PyBatchReader>()
+}
+
+fn contiguous<'a>(name: &str, buffer: &'a PyBuffer<u8>) -> PyResult<&'a [u8]> {
+    if !buffer.is_c_contiguous() {
+        return Err(PyValueError::new_err(format!("{name}: the bytes are not contiguous")));
+    }
+    if buffer.len_bytes() == 0 {
+        return Ok(&[]); // an empty buffer may have a null pointer
+    }
+    // SAFETY: the view is held for as long as the slice lives, keeps its object alive and unmoved, and spans exactly
+    // these bytes. ddx hands its arrays over to the writer and does not change them any more.
+    Ok(unsafe { slice::from_raw_parts(buffer.buf_ptr().cast::<u8>(), buffer.len_bytes()) })
+}
+
+fn to_json(commit: &Commit) -> PyResult<String> {
+    serde_json::to_string(commit).map_err(bad_json)
+}
+
+fn bad_json(error: serde_json::Error) -> PyErr {
+    PyValueError::new_err(error.to_string())
 }

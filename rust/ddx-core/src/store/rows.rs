@@ -1,0 +1,316 @@
+//! Single rows of a store, straight from its shards.
+
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use super::files::FileCache;
+use super::metadata::{ArraySpec, DataType};
+use super::shard::{self, ABSENT, CHECKSUM_BYTES};
+use super::writer::read_arrays;
+use super::{COMMIT_FOLDER, Commit};
+use crate::error::{Error, Result};
+
+/// Latents, one row a sample.
+pub const LATENTS: &str = "latents";
+/// Token embeddings of all captions, each starting on a chunk boundary.
+pub const TOKENS: &str = "text/tokens";
+/// First token of each row's caption, -1 for a row that failed.
+pub const OFFSET: &str = "text/offset";
+/// Number of tokens of each row's caption.
+pub const LENGTH: &str = "text/length";
+/// Pooled embeddings, for the families that have them.
+pub const POOLED: &str = "text/pooled";
+
+const OPEN_FILES: usize = 256;
+
+/// Reads rows at random. Shard indexes are read once and kept as one number a row; calls may come from many threads.
+#[derive(Debug)]
+pub struct RowStore {
+    root: PathBuf,
+    latents: ArraySpec,
+    tokens: ArraySpec,
+    pooled: Option<ArraySpec>,
+    verify: bool,
+    /// Rows that have latents and text, ascending.
+    ok: Vec<u64>,
+    /// First token of each row inside its part's shard; meaningless where the length is 0.
+    first_token: Vec<u32>,
+    length: Vec<u32>,
+    parts: Vec<OnceLock<Arc<PartIndex>>>,
+    files: FileCache<(Kind, u64)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Kind {
+    Latents,
+    Tokens,
+    Pooled,
+}
+
+/// Where the chunks of each row of a part start in the part's shards.
+#[derive(Debug)]
+struct PartIndex {
+    latents: Vec<u64>,
+    tokens: Vec<u64>,
+    pooled: Vec<u64>,
+}
+
+impl RowStore {
+    /// Opens a store. Only the small arrays are read: which rows are there, and how long their captions are.
+    ///
+    /// `verify` checks every chunk against its checksum.
+    ///
+    /// # Errors
+    /// When this is not a store, an array is missing or damaged, or no part is done.
+    pub fn open(root: &Path, verify: bool) -> Result<Self> {
+        let mut arrays = read_arrays(root)?;
+        let mut take = |path: &str| arrays.remove(path);
+        let missing = |path: &str| Error::store(format!("{} has no array {path}", root.display()), None);
+        let latents = take(LATENTS).ok_or_else(|| missing(LATENTS))?;
+        let tokens = take(TOKENS).ok_or_else(|| missing(TOKENS))?;
+        let offset = take(OFFSET).ok_or_else(|| missing(OFFSET))?;
+        let lengths = take(LENGTH).ok_or_else(|| missing(LENGTH))?;
+        let pooled = take(POOLED);
+        let rows = latents.shape[0];
+        let num_parts = latents.num_shards();
+        let fits = latents.chunk_rows == 1
+            && latents.data_type.size() == 2
+            && tokens.data_type.size() == 2
+            && [&offset, &lengths].iter().all(|array| {
+                array.shape == [rows] && array.shard_rows == latents.shard_rows && array.chunks_per_shard() == 1
+            })
+            && (offset.data_type, lengths.data_type) == (DataType::Int64, DataType::Int32)
+            && tokens.num_shards() == num_parts
+            && pooled.as_ref().is_none_or(|array| {
+                array.shape[0] == rows && array.shard_rows == latents.shard_rows && array.chunk_rows == 1
+            });
+        if !fits {
+            return Err(Error::store(format!("the arrays of {} do not fit each other", root.display()), None));
+        }
+        let mut store = Self {
+            root: root.to_owned(),
+            parts: (0..num_parts).map(|_| OnceLock::new()).collect(),
+            ok: Vec::new(),
+            first_token: vec![0; rows as usize],
+            length: vec![0; rows as usize],
+            files: FileCache::new(OPEN_FILES),
+            latents,
+            tokens,
+            pooled,
+            verify,
+        };
+        store.read_rows(&offset, &lengths)?;
+        Ok(store)
+    }
+
+    /// Rows that have latents and text, ascending.
+    #[must_use]
+    pub fn ok_rows(&self) -> &[u64] {
+        &self.ok
+    }
+
+    /// Number of tokens of a row's caption.
+    #[must_use]
+    pub fn length(&self, row: u64) -> usize {
+        self.length[row as usize] as usize
+    }
+
+    /// Bytes of one row's latents.
+    #[must_use]
+    pub fn latent_bytes(&self) -> usize {
+        self.latents.chunk_bytes()
+    }
+
+    /// Bytes of one token's embedding.
+    #[must_use]
+    pub fn token_bytes(&self) -> usize {
+        self.tokens.row_bytes()
+    }
+
+    /// Bytes of one row's pooled embedding, if the store has them.
+    #[must_use]
+    pub fn pooled_bytes(&self) -> Option<usize> {
+        self.pooled.as_ref().map(ArraySpec::chunk_bytes)
+    }
+
+    /// Shape of one row's latents.
+    #[must_use]
+    pub fn latent_shape(&self) -> &[u64] {
+        &self.latents.shape[1..]
+    }
+
+    /// Reads the latents of a row that is there into `out`, which has exactly their size.
+    ///
+    /// # Errors
+    /// When the shard is missing or damaged.
+    pub fn read_latents(&self, row: u64, out: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
+        let (part, local) = self.place(row);
+        let start = self.part(part)?.latents[local];
+        self.read_chunks(Kind::Latents, &self.latents, part, start, out, scratch)
+    }
+
+    /// Reads the pooled embedding of a row that is there into `out`, which has exactly its size.
+    ///
+    /// # Errors
+    /// When the shard is missing or damaged.
+    pub fn read_pooled(&self, row: u64, out: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
+        let Some(array) = &self.pooled else { return Ok(()) };
+        let (part, local) = self.place(row);
+        let start = self.part(part)?.pooled[local];
+        self.read_chunks(Kind::Pooled, array, part, start, out, scratch)
+    }
+
+    /// Reads the caption of a row that is there into `out`, which has exactly the size of its tokens.
+    ///
+    /// # Errors
+    /// When the shard is missing or damaged.
+    pub fn read_tokens(&self, row: u64, out: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
+        let (part, local) = self.place(row);
+        let start = self.part(part)?.tokens[local];
+        self.read_chunks(Kind::Tokens, &self.tokens, part, start, out, scratch)
+    }
+
+    /// Reads the small arrays of every part that is done.
+    fn read_rows(&mut self, offset: &ArraySpec, lengths: &ArraySpec) -> Result<()> {
+        let rows = self.latents.shape[0];
+        for part in 0..self.parts.len() as u64 {
+            if !self.root.join(Commit::path(part)).is_file() {
+                continue;
+            }
+            let offsets = self.read_whole_shard(offset, part)?;
+            let counts = self.read_whole_shard(lengths, part)?;
+            let first_row = part * self.latents.shard_rows;
+            let part_start = (part * self.tokens.shard_rows) as i64;
+            for (row, (offset, count)) in
+                (first_row..rows).zip(offsets.as_chunks::<8>().0.iter().zip(counts.as_chunks::<4>().0))
+            {
+                let (offset, count) = (i64::from_le_bytes(*offset), i32::from_le_bytes(*count));
+                if offset < 0 {
+                    continue;
+                }
+                let local = offset - part_start;
+                let end = local + i64::from(count);
+                if local < 0 || count <= 0 || end > self.tokens.shard_rows as i64 {
+                    let path = self.root.join(offset_path(part));
+                    return Err(Error::Damaged { path, reason: format!("row {row} has tokens {offset} + {count}") });
+                }
+                self.ok.push(row);
+                self.first_token[row as usize] = local as u32;
+                self.length[row as usize] = count as u32;
+            }
+        }
+        if self.ok.is_empty() {
+            return Err(Error::store(
+                format!("{} has no row to read", self.root.display()),
+                Some(format!("see {}/ for the parts that are done", self.root.join(COMMIT_FOLDER).display())),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The contents of a shard that is one chunk; empty when the chunk is absent.
+    fn read_whole_shard(&self, array: &ArraySpec, shard: u64) -> Result<Vec<u8>> {
+        let path = self.root.join(array.shard_path(shard));
+        let read = || {
+            let file = std::fs::File::open(&path)?;
+            let start = shard::read_index(&file, 1, array.chunk_bytes())?[0];
+            if start == ABSENT {
+                return Ok(Vec::new());
+            }
+            let mut stored = vec![0; array.chunk_bytes() + CHECKSUM_BYTES];
+            file.read_exact_at(&mut stored, start)?;
+            shard::checked(&stored)
+                .map(<[u8]>::to_vec)
+                .ok_or_else(|| shard::corrupt("its chunk fails its checksum".into()))
+        };
+        read().map_err(|source| Error::read(&path, source))
+    }
+
+    fn place(&self, row: u64) -> (u64, usize) {
+        (row / self.latents.shard_rows, (row % self.latents.shard_rows) as usize)
+    }
+
+    fn part(&self, part: u64) -> Result<Arc<PartIndex>> {
+        let cell = &self.parts[part as usize];
+        if let Some(index) = cell.get() {
+            return Ok(Arc::clone(index));
+        }
+        let index = Arc::new(self.read_part_index(part)?);
+        Ok(Arc::clone(cell.get_or_init(|| index))) // two threads may have read it; either will do
+    }
+
+    fn read_part_index(&self, part: u64) -> Result<PartIndex> {
+        let read = |kind, array: &ArraySpec| -> Result<Vec<u64>> {
+            let path = self.root.join(array.shard_path(part));
+            self.files
+                .open((kind, part), || &path)
+                .and_then(|file| shard::read_index(&file, array.chunks_per_shard(), array.chunk_bytes()))
+                .map_err(|source| Error::read(&path, source))
+        };
+        let latents = read(Kind::Latents, &self.latents)?;
+        let chunks = read(Kind::Tokens, &self.tokens)?;
+        let pooled = self.pooled.as_ref().map_or(Ok(Vec::new()), |array| read(Kind::Pooled, array))?;
+        let first_row = part * self.latents.shard_rows;
+        let num_rows = self.latents.shard_rows.min(self.latents.shape[0] - first_row);
+        let chunk_rows = self.tokens.chunk_rows as usize;
+        let stored_bytes = (self.tokens.chunk_bytes() + CHECKSUM_BYTES) as u64;
+        let mut tokens = vec![ABSENT; num_rows as usize];
+        for (local, start) in tokens.iter_mut().enumerate() {
+            let row = first_row as usize + local;
+            let length = self.length[row] as usize;
+            if length == 0 {
+                continue;
+            }
+            let first = self.first_token[row] as usize / chunk_rows;
+            let caption = &chunks[first..first + length.div_ceil(chunk_rows)];
+            // A caption is read in one piece, so its chunks must lie one after another, as they are written.
+            let in_order = caption.windows(2).all(|pair| pair[0].wrapping_add(stored_bytes) == pair[1]);
+            let pooled_there = pooled.is_empty() || pooled[local] != ABSENT;
+            if caption[0] == ABSENT || !in_order || latents[local] == ABSENT || !pooled_there {
+                return Err(Error::Damaged {
+                    path: self.root.join(self.tokens.shard_path(part)),
+                    reason: format!("the chunks of row {row} are missing or out of order"),
+                });
+            }
+            *start = caption[0];
+        }
+        Ok(PartIndex { latents, tokens, pooled })
+    }
+
+    /// Reads neighbouring chunks that begin at byte `start` of a shard, as many as `out` needs.
+    fn read_chunks(
+        &self,
+        kind: Kind,
+        array: &ArraySpec,
+        part: u64,
+        start: u64,
+        out: &mut [u8],
+        scratch: &mut Vec<u8>,
+    ) -> Result<()> {
+        let chunk_bytes = array.chunk_bytes();
+        let stored_bytes = chunk_bytes + CHECKSUM_BYTES;
+        let num_chunks = out.len().div_ceil(chunk_bytes);
+        let mut read = || {
+            let file = self.files.open((kind, part), || self.root.join(array.shard_path(part)))?;
+            if num_chunks == 1 && !self.verify {
+                return file.read_exact_at(out, start);
+            }
+            scratch.resize(num_chunks * stored_bytes, 0);
+            file.read_exact_at(scratch, start)?;
+            for (stored, out) in scratch.chunks_exact(stored_bytes).zip(out.chunks_mut(chunk_bytes)) {
+                let content = if self.verify { shard::checked(stored) } else { Some(&stored[..chunk_bytes]) };
+                let Some(content) = content else {
+                    return Err(shard::corrupt(format!("a chunk near byte {start} fails its checksum")));
+                };
+                out.copy_from_slice(&content[..out.len()]);
+            }
+            Ok(())
+        };
+        read().map_err(|source| Error::read(self.root.join(array.shard_path(part)), source))
+    }
+}
+
+fn offset_path(part: u64) -> String {
+    format!("{OFFSET}/c.{part}")
+}
