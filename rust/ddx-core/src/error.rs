@@ -107,6 +107,9 @@ pub enum Error {
         /// The cure, if there is one.
         hint: Option<String>,
     },
+    /// Asked for more from something that has ended.
+    #[error("{0}")]
+    Stopped(&'static str),
     /// A thread, runtime or TLS set-up that could not be started.
     #[error("cannot start {what}: {reason}")]
     Start {
@@ -166,7 +169,7 @@ impl Error {
                  only that part is made anew"
             }
             Self::Store { hint, .. } => return hint.clone(),
-            Self::Setting { .. } | Self::Io { .. } | Self::Start { .. } => return None,
+            Self::Setting { .. } | Self::Io { .. } | Self::Stopped(_) | Self::Start { .. } => return None,
         };
         Some(hint.to_owned())
     }

@@ -1,7 +1,9 @@
 //! The compiled half of `ddx`, free of Python: sources of images, fetching, decoding, Zarr shards, random batches.
 
 pub mod error;
+pub mod fetch;
 pub mod image;
+pub mod ingest;
 pub mod source;
 pub mod store;
 

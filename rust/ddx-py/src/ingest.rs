@@ -1,8 +1,302 @@
-//! Python face of `ddx_core::ingest`.
+//! Python face of `ddx_core::source` and `ddx_core::ingest`.
 
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ddx_core::fetch::FetchConfig;
+use ddx_core::ingest::{Ingest as CoreIngest, IngestConfig, Item, PartEnd as CorePartEnd, Poll, RowRecord};
+use ddx_core::source::{ColumnChoice, ParquetSource, Source};
 use pyo3::prelude::*;
 
+use crate::buffer::{Buffer, Element};
+use crate::error::to_python;
+
+/// How long a wait may last before Python's signals are looked at.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// An opened input: rows with a caption and an image.
+#[pyclass(frozen, module = "ddx._core")]
+struct Input {
+    source: Arc<dyn Source>,
+}
+
+#[pymethods]
+impl Input {
+    #[new]
+    #[pyo3(signature = (sources, *, url_column=None, image_column=None, path_column=None, caption_column=None, key_column=None))]
+    fn new(
+        py: Python<'_>,
+        sources: Vec<String>,
+        url_column: Option<String>,
+        image_column: Option<String>,
+        path_column: Option<String>,
+        caption_column: Option<String>,
+        key_column: Option<String>,
+    ) -> PyResult<Self> {
+        let choice = ColumnChoice {
+            url: url_column,
+            image: image_column,
+            path: path_column,
+            caption: caption_column,
+            key: key_column,
+        };
+        let source = py.detach(|| ParquetSource::open(&sources, &choice)).map_err(to_python)?;
+        Ok(Self { source: Arc::new(source) })
+    }
+
+    #[getter]
+    fn rows(&self) -> u64 {
+        self.source.num_rows()
+    }
+
+    #[getter]
+    fn columns(&self) -> BTreeMap<&'static str, String> {
+        self.source.columns()
+    }
+
+    #[getter]
+    fn image_kind(&self) -> &'static str {
+        self.source.image_kind().name()
+    }
+}
+
+/// Pictures of one part.
+#[pyclass(frozen, module = "ddx._core")]
+struct Batch {
+    #[pyo3(get)]
+    part: u64,
+    #[pyo3(get)]
+    rows: Vec<u64>,
+    #[pyo3(get)]
+    count: usize,
+    #[pyo3(get)]
+    images: Py<Buffer>,
+}
+
+/// The records of a part.
+#[pyclass(frozen, module = "ddx._core")]
+struct PartEnd {
+    inner: CorePartEnd,
+}
+
+impl PartEnd {
+    fn each<T>(&self, field: impl Fn(&RowRecord) -> T) -> Vec<T> {
+        self.inner.records.iter().map(field).collect()
+    }
+}
+
+#[pymethods]
+impl PartEnd {
+    #[getter]
+    fn part(&self) -> u64 {
+        self.inner.part
+    }
+
+    #[getter]
+    fn first_row(&self) -> u64 {
+        self.inner.first_row
+    }
+
+    #[getter]
+    fn num_rows(&self) -> usize {
+        self.inner.records.len()
+    }
+
+    #[getter]
+    fn keys(&self) -> Vec<String> {
+        self.each(|record| record.key.clone())
+    }
+
+    #[getter]
+    fn captions(&self) -> Vec<String> {
+        self.each(|record| record.caption.clone())
+    }
+
+    #[getter]
+    fn status(&self) -> Vec<String> {
+        self.each(|record| record.status.slug().into_owned())
+    }
+
+    #[getter]
+    fn detail(&self) -> Vec<String> {
+        self.each(|record| record.detail.clone())
+    }
+
+    #[getter]
+    fn width(&self) -> Vec<u32> {
+        self.each(|record| record.width)
+    }
+
+    #[getter]
+    fn height(&self) -> Vec<u32> {
+        self.each(|record| record.height)
+    }
+
+    #[getter]
+    fn crop(&self) -> Vec<(f64, f64, f64, f64)> {
+        self.each(|record| (record.crop.left, record.crop.top, record.crop.width, record.crop.height))
+    }
+
+    #[getter]
+    fn hash(&self) -> Vec<String> {
+        self.each(|record| record.sha256.map(|digest| hex(&digest)).unwrap_or_default())
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).filter_map(|digit| char::from_digit(digit.into(), 16)).collect()
+}
+
+/// An iterator over `Batch` and `PartEnd`.
+#[pyclass(frozen, module = "ddx._core")]
+struct Ingest {
+    inner: Mutex<CoreIngest>,
+    batch_shape: [usize; 4],
+}
+
+#[pymethods]
+impl Ingest {
+    #[new]
+    #[allow(clippy::too_many_arguments)] // the keyword arguments of one Python constructor
+    #[pyo3(signature = (
+        input, *, resolution, part_rows, batch_size, parts,
+        concurrency=64, per_host=8, connect_timeout_s=10.0, idle_timeout_s=15.0, total_timeout_s=60.0,
+        max_body_bytes=64 << 20, retries=3, backoff_s=0.5, allow_private_hosts=false, respect_opt_out=true,
+        user_agent=None, max_pixels=100_000_000, max_upscale=1.0, prefetch_rows=None, decode_threads=None,
+        byte_budget=256 << 20, pixel_budget=128_000_000,
+    ))]
+    fn new(
+        py: Python<'_>,
+        input: &Input,
+        resolution: u32,
+        part_rows: u64,
+        batch_size: usize,
+        parts: Vec<u64>,
+        concurrency: usize,
+        per_host: usize,
+        connect_timeout_s: f64,
+        idle_timeout_s: f64,
+        total_timeout_s: f64,
+        max_body_bytes: usize,
+        retries: u32,
+        backoff_s: f64,
+        allow_private_hosts: bool,
+        respect_opt_out: bool,
+        user_agent: Option<String>,
+        max_pixels: u64,
+        max_upscale: f64,
+        prefetch_rows: Option<usize>,
+        decode_threads: Option<usize>,
+        byte_budget: usize,
+        pixel_budget: u64,
+    ) -> PyResult<Self> {
+        let fetch = FetchConfig {
+            concurrency,
+            per_host,
+            connect_timeout: seconds("connect_timeout_s", connect_timeout_s)?,
+            idle_timeout: seconds("idle_timeout_s", idle_timeout_s)?,
+            total_timeout: seconds("total_timeout_s", total_timeout_s)?,
+            max_body_bytes,
+            retries,
+            backoff: seconds("backoff_s", backoff_s)?,
+            allow_private_hosts,
+            respect_opt_out,
+            user_agent: user_agent.unwrap_or_else(|| concat!("ddx/", env!("CARGO_PKG_VERSION")).to_owned()),
+        };
+        let config = IngestConfig {
+            resolution,
+            part_rows,
+            batch_size,
+            prefetch_rows: prefetch_rows.unwrap_or_else(|| (4 * batch_size).max(2 * concurrency)),
+            decode_threads: decode_threads.unwrap_or_else(available_threads),
+            max_pixels,
+            max_upscale,
+            byte_budget,
+            pixel_budget,
+            fetch,
+        };
+        let side = resolution as usize;
+        let batch_shape = [batch_size, side, side, 3];
+        let source = input.source.clone();
+        let inner = py.detach(|| CoreIngest::start(source, &parts, config)).map_err(to_python)?;
+        Ok(Self { inner: Mutex::new(inner), batch_shape })
+    }
+
+    fn __iter__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        slf
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        loop {
+            let poll = py.detach(|| self.inner.lock().unwrap_or_else(PoisonError::into_inner).poll(PATIENCE));
+            match poll.map_err(to_python)? {
+                Poll::Item(item) => return self.to_python(py, item).map(Some),
+                Poll::Done => return Ok(None),
+                Poll::Pending => py.check_signals()?,
+            }
+        }
+    }
+
+    /// Counters since the start.
+    fn stats(&self, py: Python<'_>) -> BTreeMap<&'static str, u64> {
+        py.detach(|| {
+            let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            let stats = inner.stats();
+            let (rows, ok) = (stats.rows.load(Ordering::Relaxed), stats.ok.load(Ordering::Relaxed));
+            BTreeMap::from([
+                ("rows", rows),
+                ("ok", ok),
+                ("failed", rows.saturating_sub(ok)),
+                ("bytes", stats.bytes.load(Ordering::Relaxed)),
+                ("pixels", stats.pixels.load(Ordering::Relaxed)),
+            ])
+        })
+    }
+
+    /// Stops the threads; iterating afterwards raises `CoreError`.
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.inner.lock().unwrap_or_else(PoisonError::into_inner).close());
+    }
+
+    fn __enter__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        slf
+    }
+
+    #[pyo3(signature = (*_error))]
+    fn __exit__(&self, py: Python<'_>, _error: &Bound<'_, pyo3::types::PyTuple>) {
+        self.close(py);
+    }
+}
+
+impl Ingest {
+    fn to_python(&self, py: Python<'_>, item: Item) -> PyResult<Py<PyAny>> {
+        match item {
+            Item::Batch(batch) => {
+                let images = Py::new(py, Buffer::new(batch.images, Element::U8, &self.batch_shape))?;
+                let batch = Batch { part: batch.part, count: batch.rows.len(), rows: batch.rows, images };
+                Ok(Py::new(py, batch)?.into_any())
+            }
+            Item::PartEnd(inner) => Ok(Py::new(py, PartEnd { inner })?.into_any()),
+        }
+    }
+}
+
+fn available_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+fn seconds(name: &'static str, value: f64) -> PyResult<Duration> {
+    let wanted = || "a number of seconds above 0".to_owned();
+    let valid = Duration::try_from_secs_f64(value).ok().filter(|duration| !duration.is_zero());
+    valid.ok_or_else(|| to_python(ddx_core::Error::Setting { name, value: value.to_string(), wanted: wanted() }))
+}
+
 /// Adds the ingest classes to `ddx._core`.
-pub fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Input>()?;
+    module.add_class::<Batch>()?;
+    module.add_class::<PartEnd>()?;
+    module.add_class::<Ingest>()
 }

@@ -1,0 +1,59 @@
+//! The settings of an ingest.
+
+use crate::fetch::FetchConfig;
+use crate::{Error, Result};
+
+/// What to make of the rows, and within which limits.
+#[derive(Clone, Debug)]
+pub struct IngestConfig {
+    /// Side of the square pictures.
+    pub resolution: u32,
+    /// Rows of a part.
+    pub part_rows: u64,
+    /// Pictures of a batch.
+    pub batch_size: usize,
+    /// Rows between the reader and the caller: what is fetched and decoded ahead.
+    pub prefetch_rows: usize,
+    /// Decoding threads.
+    pub decode_threads: usize,
+    /// Pixels that a picture may have.
+    pub max_pixels: u64,
+    /// How much a picture may be enlarged; 1 is not at all.
+    pub max_upscale: f64,
+    /// Encoded bytes in memory at a time.
+    pub byte_budget: usize,
+    /// Decoded pixels in memory at a time.
+    pub pixel_budget: u64,
+    /// The limits of fetching.
+    pub fetch: FetchConfig,
+}
+
+impl IngestConfig {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// The first setting that is out of its range.
+    pub fn check(&self) -> Result<()> {
+        let at_least_one = [
+            ("resolution", u64::from(self.resolution)),
+            ("part_rows", self.part_rows),
+            ("batch_size", self.batch_size as u64),
+            ("prefetch_rows", self.prefetch_rows as u64),
+            ("decode_threads", self.decode_threads as u64),
+            ("max_pixels", self.max_pixels),
+            ("concurrency", self.fetch.concurrency as u64),
+            ("per_host", self.fetch.per_host as u64),
+            ("max_body_bytes", self.fetch.max_body_bytes as u64),
+        ];
+        for (name, value) in at_least_one {
+            if value == 0 {
+                return Err(Error::Setting { name, value: value.to_string(), wanted: "at least 1".to_owned() });
+            }
+        }
+        if !(self.max_upscale >= 1.0 && self.max_upscale.is_finite()) {
+            let (name, value) = ("max_upscale", self.max_upscale.to_string());
+            return Err(Error::Setting { name, value, wanted: "at least 1".to_owned() });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,160 @@
+//! How a row ended.
+
+use std::borrow::Cow;
+
+use crate::fetch::FetchError;
+use crate::image::{CropBox, ImageError};
+
+/// How a row ended; [`slug`](RowStatus::slug) is what the store keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowStatus {
+    /// It has an image.
+    Ok,
+    /// No caption, or a blank one.
+    NoCaption,
+    /// No URL, bytes or path.
+    NoImage,
+    /// Its file cannot be read at this row.
+    UnreadableSource,
+    /// No such local file.
+    MissingFile,
+    /// A local file that cannot be read.
+    UnreadableFile,
+    /// Not an http(s) address.
+    BadUrl,
+    /// An address inside our own network, or a link-local one.
+    RefusedAddress,
+    /// No such host.
+    Dns,
+    /// No connection.
+    Connect,
+    /// Too slow.
+    Timeout,
+    /// The connection broke.
+    Reset,
+    /// A status other than 2xx.
+    Http(u16),
+    /// Redirects without end.
+    Redirects,
+    /// Its owner does not want it used.
+    OptedOut,
+    /// More bytes than allowed.
+    TooLarge,
+    /// No bytes.
+    Empty,
+    /// Bytes of something else.
+    NotAnImage,
+    /// A format without a decoder.
+    UnsupportedFormat,
+    /// More pixels than allowed.
+    TooManyPixels,
+    /// It would have to be enlarged.
+    TooSmall,
+    /// Broken or cut short.
+    Decode,
+}
+
+impl RowStatus {
+    /// The name in the store: `ok`, or the reason.
+    #[must_use]
+    pub fn slug(self) -> Cow<'static, str> {
+        let slug = match self {
+            Self::Http(code) => return Cow::Owned(format!("http_{code}")),
+            Self::Ok => "ok",
+            Self::NoCaption => "no_caption",
+            Self::NoImage => "no_image",
+            Self::UnreadableSource => "unreadable_source",
+            Self::MissingFile => "missing_file",
+            Self::UnreadableFile => "unreadable_file",
+            Self::BadUrl => "bad_url",
+            Self::RefusedAddress => "refused_address",
+            Self::Dns => "dns",
+            Self::Connect => "connect",
+            Self::Timeout => "timeout",
+            Self::Reset => "reset",
+            Self::Redirects => "redirects",
+            Self::OptedOut => "opted_out",
+            Self::TooLarge => "too_large",
+            Self::Empty => "empty",
+            Self::NotAnImage => "not_an_image",
+            Self::UnsupportedFormat => "unsupported_format",
+            Self::TooManyPixels => "too_many_pixels",
+            Self::TooSmall => "too_small",
+            Self::Decode => "decode",
+        };
+        Cow::Borrowed(slug)
+    }
+}
+
+impl From<&FetchError> for RowStatus {
+    fn from(error: &FetchError) -> Self {
+        match error {
+            FetchError::BadUrl(_) | FetchError::Scheme(_) => Self::BadUrl,
+            FetchError::RefusedAddress { .. } => Self::RefusedAddress,
+            FetchError::Dns { .. } => Self::Dns,
+            FetchError::Connect(_) => Self::Connect,
+            FetchError::Timeout(_) => Self::Timeout,
+            FetchError::Reset(_) | FetchError::Closed => Self::Reset,
+            FetchError::Status { status, .. } => Self::Http(*status),
+            FetchError::Redirects(_) => Self::Redirects,
+            FetchError::OptedOut(_) => Self::OptedOut,
+            FetchError::TooLarge(_) => Self::TooLarge,
+        }
+    }
+}
+
+impl From<&ImageError> for RowStatus {
+    fn from(error: &ImageError) -> Self {
+        match error {
+            ImageError::Empty => Self::Empty,
+            ImageError::NotAnImage(_) => Self::NotAnImage,
+            ImageError::Unsupported(_) => Self::UnsupportedFormat,
+            ImageError::TooManyPixels { .. } => Self::TooManyPixels,
+            ImageError::TooSmall { .. } => Self::TooSmall,
+            ImageError::Decode(_) => Self::Decode,
+        }
+    }
+}
+
+/// What is kept of a row, whether it has an image or not.
+#[derive(Clone, Debug)]
+pub struct RowRecord {
+    /// The row's name.
+    pub key: String,
+    /// Its caption; empty where there is none.
+    pub caption: String,
+    /// How it ended.
+    pub status: RowStatus,
+    /// The reason in words; empty if ok.
+    pub detail: String,
+    /// Width of the upright source; 0 if unknown.
+    pub width: u32,
+    /// Height of the upright source; 0 if unknown.
+    pub height: u32,
+    /// What was cut out of it.
+    pub crop: CropBox,
+    /// SHA-256 of the encoded bytes; `None` if there were none.
+    pub sha256: Option<[u8; 32]>,
+}
+
+impl RowRecord {
+    /// A row that is yet to succeed or fail.
+    pub(super) fn new(key: String, caption: Option<String>) -> Self {
+        Self {
+            key,
+            caption: caption.unwrap_or_default(),
+            status: RowStatus::Ok,
+            detail: String::new(),
+            width: 0,
+            height: 0,
+            crop: CropBox::default(),
+            sha256: None,
+        }
+    }
+
+    pub(super) fn failed(mut self, status: RowStatus, detail: &dyn std::fmt::Display) -> Self {
+        self.status = status;
+        self.detail = detail.to_string();
+        self
+    }
+}
