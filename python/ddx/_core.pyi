@@ -1,0 +1,145 @@
+"""The compiled half of ddx. Private: `ddx.data` imports it, and nothing else does."""
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Literal, final
+
+class CoreError(Exception):
+    """An error of the compiled core; `args` is `(message, hint or None, whether the usage was wrong)`."""
+
+    args: tuple[str, str | None, bool]
+
+@final
+class Buffer:
+    """A C-contiguous array: `numpy.asarray(buffer)` is a writable view without a copy that keeps it alive."""
+
+    @property
+    def shape(self) -> list[int]: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+# --- ingest ---------------------------------------------------------------------------------------------------------
+
+@final
+class Input:
+    """Parquet files (each a file, a pattern, or a folder) with a caption and an image a row; reads footers only.
+
+    Columns that are not named are found by LAION's spellings and their relatives, in any case. Raises CoreError for a
+    missing file, an empty or broken one, or a missing column (the message lists the columns, the hint names the flag).
+    """
+
+    def __new__(
+        cls,
+        sources: Sequence[str],
+        *,
+        url_column: str | None = None,
+        image_column: str | None = None,
+        path_column: str | None = None,
+        caption_column: str | None = None,
+        key_column: str | None = None,
+    ) -> Input: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def columns(self) -> dict[str, str]:
+        """The column of each role: `caption`, `image` and, where there is one, `key`."""
+    @property
+    def image_kind(self) -> Literal["url", "bytes", "path"]: ...
+
+@final
+class Batch:
+    """Pictures of one part, in row order."""
+
+    @property
+    def part(self) -> int: ...
+    @property
+    def rows(self) -> list[int]:
+        """The rows of the pictures, counted over the whole input; `count` of them."""
+    @property
+    def count(self) -> int: ...
+    @property
+    def images(self) -> Buffer:
+        """uint8 `[batch_size, resolution, resolution, 3]`, sRGB; zero from `count` on."""
+
+@final
+class PartEnd:
+    """The records of one part, one entry a row; it comes after the part's last batch."""
+
+    @property
+    def part(self) -> int: ...
+    @property
+    def first_row(self) -> int: ...
+    @property
+    def num_rows(self) -> int: ...
+    @property
+    def keys(self) -> list[str]: ...
+    @property
+    def captions(self) -> list[str]: ...
+    @property
+    def status(self) -> list[str]:
+        """`ok`, or a reason.
+
+        `no_caption`, `no_image`, `unreadable_source`; `missing_file`, `unreadable_file`; `bad_url`, `refused_address`,
+        `dns`, `connect`, `timeout`, `reset`, `http_<code>`, `redirects`, `opted_out`; `too_large`, `empty`,
+        `not_an_image`, `unsupported_format`, `too_many_pixels`, `too_small`, `decode`.
+        """
+    @property
+    def detail(self) -> list[str]:
+        """The reason in words; empty if ok."""
+    @property
+    def width(self) -> list[int]:
+        """Of the upright source; 0 if unknown."""
+    @property
+    def height(self) -> list[int]: ...
+    @property
+    def crop(self) -> list[tuple[float, float, float, float]]:
+        """Left, top, width and height in pixels of the upright source."""
+    @property
+    def hash(self) -> list[str]:
+        """SHA-256 of the encoded bytes in hexadecimal; empty if there were none."""
+
+@final
+class Ingest(Iterator[Batch | PartEnd]):
+    """Fetches, decodes, crops and batches the rows of the given parts, in the order given, on its own threads.
+
+    A part is `part_rows` rows. `next()` releases the GIL and reacts to signals within 0.1 s. Memory is bounded by
+    `prefetch_rows` (default: the larger of four batches and twice `concurrency`), `byte_budget` and `pixel_budget`.
+    `total_timeout_s` is for all attempts at a row together. Loopback and private addresses are refused unless
+    `allow_private_hosts`; link-local ones always. `max_upscale` 1.0 enlarges nothing. Dropping or closing never hangs.
+    Raises CoreError for a setting out of range, and when iterated after `close()`.
+    """
+
+    def __new__(
+        cls,
+        input: Input,
+        *,
+        resolution: int,
+        part_rows: int,
+        batch_size: int,
+        parts: Sequence[int],
+        concurrency: int = 64,
+        per_host: int = 8,
+        connect_timeout_s: float = 10.0,
+        idle_timeout_s: float = 15.0,
+        total_timeout_s: float = 60.0,
+        max_body_bytes: int = 67_108_864,
+        retries: int = 3,
+        backoff_s: float = 0.5,
+        allow_private_hosts: bool = False,
+        respect_opt_out: bool = True,
+        user_agent: str | None = None,
+        max_pixels: int = 100_000_000,
+        max_upscale: float = 1.0,
+        prefetch_rows: int | None = None,
+        decode_threads: int | None = None,
+        byte_budget: int = 268_435_456,
+        pixel_budget: int = 128_000_000,
+    ) -> Ingest: ...
+    def __iter__(self) -> Ingest: ...
+    def __next__(self) -> Batch | PartEnd: ...
+    def stats(self) -> dict[str, int]:
+        """Counters since the start: `rows`, `ok`, `failed`, `bytes` (encoded), `pixels` (decoded)."""
+    def close(self) -> None: ...
+    def __enter__(self) -> Ingest: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
