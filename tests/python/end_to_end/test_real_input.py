@@ -1,0 +1,68 @@
+"""Real pictures over HTTP, in LAION's columns, through all three stages with the bundled teacher."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import zarr
+
+from laion import serve_laion
+
+Shell = Callable[..., subprocess.CompletedProcess[str]]
+
+TRAIN_STEPS = 120
+SAMPLE_EVERY = 60
+
+
+def test_photographs_become_a_student(tmp_path: Path, shell: Shell) -> None:
+    with serve_laion(tmp_path, rows=240) as laion:
+        assert laion.num_ok >= 200
+        shell("ddx precompute laion.parquet --teacher sana-tiny --batch-size 16 --part-rows 64 --allow-private-hosts")
+    (path,) = (tmp_path / "runs" / "data").glob("*.zarr")
+    check_store(path, laion.ok)
+
+    shell(
+        "ddx distill --method lcm --teacher sana-tiny --preset none --batch-size 16 --micro-batch-size none"
+        f" --train-steps {TRAIN_STEPS} --learning-rate 5e-4 --warmup-steps 10 --ema-half-life 200 --seed 1"
+        f" --log-every 5 --sample-every {SAMPLE_EVERY} --sample-prompts 4 --no-gradient-checkpointing"
+        " --set guidance_min=4.5 --set guidance_max=4.5"
+    )
+    (student,) = (tmp_path / "runs" / "students").iterdir()
+    check_training(student)
+
+    shell("ddx sample --steps 1 --prompt 'a tabby cat' --prompt 'the launch of a rocket'")
+    assert len(list((tmp_path / "runs" / "samples").rglob("*.png"))) >= 2
+
+
+def check_store(path: Path, ok: tuple[bool, ...]) -> None:
+    """zarr-python reads every array, and the table says of each row what became of it."""
+    group = zarr.open_group(str(path), mode="r")
+    arrays = dict(group.arrays()) | {f"text/{name}": array for name, array in group["text"].arrays()}
+    assert {"latents", "text/tokens", "text/offset", "text/length"} <= set(arrays)
+    for name, array in arrays.items():
+        assert np.isfinite(np.asarray(array[...], dtype=np.float64)).all(), name
+    rows = pq.read_table(path / "rows.parquet")
+    status = rows.column("status").to_pylist()
+    assert [one == "ok" for one in status] == list(ok)
+    assert len({one for one in status if one != "ok"}) >= 3, "failures are told apart"
+    latents, lengths = np.asarray(arrays["latents"][:]), np.asarray(arrays["text/length"][:])
+    assert latents.dtype == np.float16
+    assert latents.shape[0] == len(ok)
+    for row, good in enumerate(ok):
+        assert (np.abs(latents[row]).max() > 0) == good
+        assert (lengths[row] > 0) == good
+
+
+def check_training(student: Path) -> None:
+    """The loss and the distance to the teacher's ODE end points fall clearly against step 0."""
+    lines = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:2]), losses
+    distances = {line["step"]: line["ode_distance"] for line in lines if "ode_distance" in line}
+    assert min(distances) == 0
+    assert distances[TRAIN_STEPS] < 0.85 * distances[0], distances
