@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ddx.errors import UsageError
+from ddx.kernels.cpu_bfloat16 import wide_products
 from ddx.process import PredictionKind, Process
 from ddx.teachers.components import component_config, content_hash, load_model, load_tokenizer
 from ddx.teachers.condition import Condition
@@ -200,6 +202,12 @@ class Teacher(ABC):
 
     # what it computes
 
+    def _products(self, dtype: torch.dtype) -> AbstractContextManager[Any]:
+        """Where the networks run: a CPU without bfloat16 instructions gets its products in float32."""
+        if torch.is_autocast_enabled(self.device.type):
+            dtype = torch.get_autocast_dtype(self.device.type)
+        return wide_products(self.device, dtype)
+
     @abstractmethod
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """``network`` (the teacher's or a student of its shape) at ``(x_t, t)``.
@@ -240,7 +248,8 @@ class Teacher(ABC):
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"pictures must be uint8 [B, H, W, 3], got {images.dtype} {tuple(images.shape)}")
         pixels = images.to(self.device).permute(0, 3, 1, 2).float() / 255.0
-        return self._encode_pixels((2.0 * pixels - 1.0).to(self.vae_dtype)).float()
+        with self._products(self.vae_dtype):
+            return self._encode_pixels((2.0 * pixels - 1.0).to(self.vae_dtype)).float()
 
     def scale(self, latents: Tensor) -> Tensor:
         """Unscaled latents as the denoiser sees them: ``(latents - shift) * factor``."""
@@ -260,7 +269,8 @@ class Teacher(ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures, uint8 ``[B, H, W, 3]`` on the CPU, of scaled latents; rounded as diffusers rounds."""
         vae: Any = self.vae()
-        pixels = vae.decode(self.unscale(latents.to(self.device, self.vae_dtype)), return_dict=False)[0]
+        with self._products(self.vae_dtype):
+            pixels = vae.decode(self.unscale(latents.to(self.device, self.vae_dtype)), return_dict=False)[0]
         pixels = (pixels * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu()
         pictures: Tensor = (pixels * 255).round().to(torch.uint8)
         return pictures

@@ -63,13 +63,14 @@ class SanaTeacher(Teacher):
         """See :meth:`Teacher.predict`. Time stays float64 until the last cast, to the float32 of the embedding."""
         dtype = parameter_dtype(network)
         times = self.process.model_time(t).expand(len(x_t)) * float(self.denoiser_config.get("timestep_scale", 1.0))
-        output: Tensor = network(
-            x_t.to(dtype),
-            encoder_hidden_states=condition.tokens.to(device=x_t.device, dtype=dtype),
-            encoder_attention_mask=condition.mask.to(x_t.device),
-            timestep=times.to(device=x_t.device, dtype=torch.float32),
-            return_dict=False,
-        )[0]
+        with self._products(dtype):
+            output: Tensor = network(
+                x_t.to(dtype),
+                encoder_hidden_states=condition.tokens.to(device=x_t.device, dtype=dtype),
+                encoder_attention_mask=condition.mask.to(x_t.device),
+                timestep=times.to(device=x_t.device, dtype=torch.float32),
+                return_dict=False,
+            )[0]
         if output.shape[1] == 2 * x_t.shape[1]:  # models with a learned variance carry it in the second half
             output = output.chunk(2, dim=1)[0]
         return output.float()
@@ -87,11 +88,13 @@ class SanaTeacher(Teacher):
 
     def encode_text(self, prompts: Sequence[str]) -> list[Condition]:
         """See :meth:`Teacher.encode_text`: lower-cased, behind the instruction, its kept tokens alone."""
-        return self._prompt_encoder().encode(prompts)
+        with self._products(self.text_dtype):
+            return self._prompt_encoder().encode(prompts)
 
     def null_condition(self) -> Condition:
         """The empty prompt without the instruction: one start token."""
-        return self._prompt_encoder().encode_negative("")
+        with self._products(self.text_dtype):
+            return self._prompt_encoder().encode_negative("")
 
     def _text_fingerprint(self) -> dict[str, str | int | float]:
         instruction, max_length = pipeline_defaults()

@@ -74,12 +74,13 @@ class StableDiffusionTeacher(Teacher):
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """See :meth:`Teacher.predict`. CLIP's padding is part of the condition, so there is no mask to give."""
         dtype = parameter_dtype(network)
-        output: Tensor = network(
-            x_t.to(dtype),
-            self.process.model_time(t).expand(len(x_t)).to(device=x_t.device, dtype=torch.float32),
-            encoder_hidden_states=condition.tokens.to(device=x_t.device, dtype=dtype),
-            return_dict=False,
-        )[0]
+        with self._products(dtype):
+            output: Tensor = network(
+                x_t.to(dtype),
+                self.process.model_time(t).expand(len(x_t)).to(device=x_t.device, dtype=torch.float32),
+                encoder_hidden_states=condition.tokens.to(device=x_t.device, dtype=dtype),
+                return_dict=False,
+            )[0]
         return output.float()
 
     def _encode_pixels(self, pixels: Tensor) -> Tensor:
@@ -100,7 +101,8 @@ class StableDiffusionTeacher(Teacher):
                 texts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
             )
             mask = inputs.attention_mask.to(self.device) if self.text_config.get("use_attention_mask") else None
-            tokens = encoder(inputs.input_ids.to(self.device), attention_mask=mask)[0]
+            with self._products(self.text_dtype):
+                tokens = encoder(inputs.input_ids.to(self.device), attention_mask=mask)[0]
             real = torch.ones(1, tokens.shape[1], dtype=torch.bool, device=tokens.device)
             conditions += [Condition(tokens[row : row + 1].clone(), real) for row in range(num)]
         return conditions

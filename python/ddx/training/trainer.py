@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ddx.errors import DdxError
+from ddx.kernels.cpu_bfloat16 import wide_products
 from ddx.methods.base import STUDENT, Batch, Method, NetworkSpec, Turn
 from ddx.training.checkpoint import Snapshot
 from ddx.training.config import DistillConfig
@@ -129,6 +130,7 @@ class Trainer:
         for number, batch in enumerate(batches):
             accumulate_only = number < len(batches) - 1
             with ExitStack() as stack:
+                stack.enter_context(wide_products(self.ranks.device, self.dtype))
                 for name in turn.trains:
                     stack.enter_context(without_sync(networks[name], accumulate_only))
                 with self.autocast():
