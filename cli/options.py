@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import click
 
+import ddx
 from ddx.config import Settings, build_many, field_types, parse_sets, read_yaml
 from ddx.errors import UsageError, nearest
 from ddx.workspace import Workspace
@@ -31,7 +32,7 @@ if typing.TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Config = TypeVar("Config")
-PRESETS = Path(__file__).resolve().parent.parent / "presets"
+PRESETS = Path(ddx.__file__).parent / "presets"  # not beside this file, which a checkout only links into the package
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,11 @@ class Stage:
         return shlex.join(["ddx", self.name, *self.arguments])
 
 
-def read_pipeline(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Return (command, settings) of every stage in a pipeline file. Raises UsageError where it is malformed."""
+def read_pipeline(path: Path, *, workspace: Path | None = None) -> list[tuple[str, dict[str, Any]]]:
+    """Return (command, settings) of every stage in a pipeline file; `{workspace}` in a value is the workspace's folder.
+
+    Raises UsageError where the file is malformed.
+    """
     content = read_yaml(path)
     example = "write `stages:`, then one `- command: {key: value}` a stage"
     for key in content:
@@ -60,8 +63,15 @@ def read_pipeline(path: Path) -> list[tuple[str, dict[str, Any]]]:
             raise UsageError(f"unknown stage `{name}` in {path}", hint=f"did you mean `{near}`?" if near else known)
         if not isinstance(settings or {}, dict):
             raise UsageError(f"the settings of stage {number} (`{name}`) are not a mapping", hint=example)
-        stages.append((str(name), dict(settings or {})))
+        root = str(workspace) if workspace is not None else "{workspace}"
+        stages.append((str(name), {key: _filled(value, root) for key, value in (settings or {}).items()}))
     return stages
+
+
+def _filled(value: Any, root: str) -> Any:
+    if isinstance(value, list):
+        return [_filled(item, root) for item in value]
+    return value.replace("{workspace}", root) if isinstance(value, str) else value
 
 
 class Runner:

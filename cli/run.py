@@ -33,7 +33,7 @@ def command(invocation: Invocation, pipeline: str, again: bool) -> None:
 
     path = find_config(pipeline)
     runner = Runner(invocation.workspace, path.stem, quiet=invocation.quiet, debug=invocation.debug, again=again)
-    stages = runner.resolve(read_pipeline(path))
+    stages = runner.resolve(read_pipeline(path, workspace=invocation.workspace.root))
     if invocation.dry_run:
         lines = [{"stage": s.name, "done": runner.is_done(s), "command": s.command_line()} for s in stages]
         if invocation.as_json:

@@ -45,7 +45,9 @@ def write_laion(path: Path, folder: Path, url: str) -> None:
     urls, texts = [f"{url}/missing.jpg"], ["nothing"]
     for number, array in enumerate(pixels):
         name = f"{number}.{'png' if number % 2 else 'jpg'}"
-        Image.fromarray(np.asarray(array)).save(folder / name)
+        image = Image.fromarray(np.asarray(array))
+        scale = 600 / min(image.size)  # pictures smaller than the teacher's 512 px would be skipped
+        image.resize((round(image.width * scale), round(image.height * scale))).save(folder / name)
         urls.append(f"{url}/{name}")
         texts.append(f"photograph number {number}")
     columns = {"URL": urls, "TEXT": texts, "WIDTH": [512] * 7, "HEIGHT": [512] * 7, "similarity": [0.3] * 7}
