@@ -1,0 +1,74 @@
+"""`ddx evaluate`: score a teacher and its students."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ddx.cli.options import Invocation, config_options
+from ddx.evaluation.config import EvaluateConfig
+
+
+@click.command(
+    epilog="""\b
+Example:
+  ddx evaluate
+  ddx evaluate --teacher sana-tiny --guidance 1,3,4.5 --steps 1,2,4 --json
+"""
+)
+@config_options(EvaluateConfig)
+def command(invocation: Invocation) -> int:
+    """Score a teacher and its students.
+
+    Both draw the same prompts from the same noise. The table has the exact checker's marks (for generated scenes), a
+    Fréchet distance, precision and recall in a fixed feature space, diversity, and seconds for one picture. The
+    teacher's pictures are kept for the next evaluation; the student's model card gets its scores.
+    """
+    from ddx.cli.console import emit, emit_json
+
+    config = invocation.build(EvaluateConfig)
+    if invocation.dry_run:
+        return _dry_run(invocation, config)
+    from ddx.evaluation.evaluate import evaluate
+
+    result = evaluate(config, invocation.workspace, invocation.progress)
+    if invocation.as_json:
+        emit_json(result.to_dict())
+        return 0
+    _print_table(result.rows)
+    emit(f"\nreport  {result.report}\npage    {result.page}")
+    return 0
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    from ddx.cli.console import emit_table
+    from ddx.evaluation.report import TITLES, shown_columns
+
+    shown = shown_columns(rows)
+    headers = ["model", "steps", *(TITLES[key] for key in shown)]
+    emit_table(headers, [[row["model"], row["steps"], *(row[key] for key in shown)] for row in rows])
+
+
+def _dry_run(invocation: Invocation, config: EvaluateConfig) -> int:
+    from ddx.cli.console import emit, emit_json
+    from ddx.config import to_dict
+    from ddx.sampling.run import choose_student
+
+    alone = config.student is None and config.teacher is not None
+    student = None if alone else str(choose_student(config.student, invocation.workspace))
+    chosen = min(config.diversity_captions, config.num_images)
+    pictures = config.num_images + chosen * config.diversity_seeds
+    passes = 2 * sum(config.teacher_steps) * max(len(config.guidance), 1) + sum(config.steps)
+    planned = {
+        **to_dict(config),
+        "student": student or "the newest of this teacher",
+        "pictures_per_row": pictures,
+        "network_passes": passes * pictures,
+    }
+    if invocation.as_json:
+        emit_json(planned)
+    else:
+        for key, value in planned.items():
+            emit(f"{key}: {value}")
+    return 0

@@ -1,0 +1,46 @@
+"""`ddx sample`: draw pictures with a student."""
+
+from __future__ import annotations
+
+import click
+
+from ddx.cli.options import Invocation, config_options
+from ddx.sampling.config import SampleConfig
+
+
+@click.command(
+    epilog="""\b
+Example:
+  ddx sample --steps 1
+  ddx sample --steps 4 --prompt "a small red circle above a large blue square" --num-images 4
+"""
+)
+@config_options(SampleConfig)
+def command(invocation: Invocation) -> int:
+    """Draw pictures with a student.
+
+    The newest student of the workspace draws its teacher's standard prompts unless told otherwise. Each picture becomes
+    a PNG file; grid.png and index.html show them together. Drawn one by one, a picture is bit for bit the one that the
+    student's model card draws with diffusers alone; with --batch-size it is equal up to rounding.
+    """
+    from ddx.cli.console import emit, emit_json
+    from ddx.sampling.run import plan, sample
+
+    config = invocation.build(SampleConfig)
+    if invocation.dry_run:
+        planned = plan(config, invocation.workspace)
+        if invocation.as_json:
+            emit_json(planned)
+        else:
+            for key, value in planned.items():
+                emit(f"{key}: {value}")
+        return 0
+    result = sample(config, invocation.workspace, invocation.progress)
+    if invocation.as_json:
+        emit_json(result.to_dict())
+    else:
+        for picture in result.pictures:
+            emit(str(picture.path))
+        emit(f"grid  {result.grid}")
+        emit(f"page  {result.page}")
+    return 0

@@ -1,0 +1,54 @@
+"""The settings of `ddx evaluate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddx.config import option
+from ddx.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Score a teacher and a student on the same prompts and seeds."""
+
+    teacher: str | None = option(None, "teacher to compare with (none: the student's own)", metavar="NAME|PATH")
+    student: Path | None = option(None, "student to score (none: the newest one)", metavar="PATH")
+    steps: tuple[int, ...] = option((1, 2, 4), "step counts of the student", metavar="N,N,…")
+    teacher_steps: tuple[int, ...] = option((20, 4, 2, 1), "step counts of the teacher", metavar="N,N,…")
+    guidance: tuple[float, ...] = option(
+        (), "guidance scales of the teacher; the best at each step count is kept (none: its own)", metavar="S,S,…"
+    )
+    prompts: Path | None = option(
+        None, "file with one prompt a line (none: held-out scenes, or the teacher's standard prompts)", metavar="FILE"
+    )
+    num_images: int = option(200, "pictures for each row of the table")
+    diversity_captions: int = option(4, "prompts that are drawn many times to measure diversity")
+    diversity_seeds: int = option(16, "pictures of each of those prompts")
+    neighbours: int = option(3, "k of the manifolds that precision and recall are counted on")
+    page_prompts: int = option(12, "prompts shown side by side in the report")
+    seed: int = option(0, "seed of the prompts and of the noise")
+    resolution: int | None = option(None, "side of a picture in pixels (none: the student's)")
+    batch_size: int = option(50, "pictures drawn together")
+    out: Path | None = option(None, "folder of the report (none: one in the workspace)", metavar="PATH")
+    device: str = option("auto", "where to compute (auto: the GPU if there is one)", metavar="DEVICE")
+    dtype: str = option("auto", "what to compute in (auto: as shipped)", choices=("auto", "float32", "bf16", "fp16"))
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                flag = "--" + name.replace("_", "-")
+                raise UsageError(f"{name} = {getattr(self, name)} must be at least {least}", hint=f"{flag} {least}")
+        for name in ("steps", "teacher_steps"):
+            values = getattr(self, name)
+            if not values or min(values) < 1:
+                flag = "--" + name.replace("_", "-")
+                raise UsageError(f"{name} = {list(values)} must be whole numbers from 1", hint=f"{flag} 1,2,4")
+        if self.num_images <= self.neighbours:
+            raise UsageError(
+                f"num_images = {self.num_images} is too few for {self.neighbours} neighbours", hint="--num-images 200"
+            )
+
+
+_LEAST = {"diversity_captions": 1, "diversity_seeds": 2, "neighbours": 1, "page_prompts": 1, "seed": 0, "batch_size": 1}

@@ -1,0 +1,145 @@
+"""Drawing the pictures that are scored: the same prompts and seeds for everybody, a teacher's kept for the next time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddx.progress import Progress
+from ddx.sampling.teacher import draw_with_teacher
+
+if TYPE_CHECKING:
+    from ddx.sampling.student import StudentPipeline
+    from ddx.teachers.base import Teacher
+    from ddx.teachers.condition import Condition
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """Pictures uint8 `[N, H, W, 3]` and the seconds that each took (the median over batches, decoding included)."""
+
+    images: NDArray[np.uint8]
+    seconds_per_image: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requests:
+    """What everybody draws: N prompts with their conditions and seeds."""
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    conditions: Sequence[Condition]
+    null: Condition
+    resolution: int
+
+
+class Painter:
+    """Draws the requests in batches, and keeps a teacher's pictures in `cache`, a folder."""
+
+    def __init__(self, requests: Requests, batch_size: int, cache: Path, progress: Progress) -> None:
+        self.requests, self.batch_size, self.cache, self.progress = requests, batch_size, cache, progress
+
+    def teacher(self, teacher: Teacher, steps: int, guidance: float) -> Drawn:
+        """Return the teacher's pictures: those kept from an earlier evaluation if nothing that shapes them changed."""
+        path = self.cache / f"{self._key(teacher, steps, guidance)}.npz"
+        kept = _load(path)
+        if kept is not None and len(kept.images) == len(self.requests.prompts):
+            self.progress.advance(len(kept.images))
+            return kept
+
+        def draw(rows: slice) -> NDArray[np.uint8]:
+            return draw_with_teacher(
+                teacher,
+                self.requests.conditions[rows],
+                self.requests.null,
+                self.requests.seeds[rows],
+                steps=steps,
+                guidance=guidance,
+                resolution=self.requests.resolution,
+                batch_size=self.batch_size,
+            )
+
+        drawn = self._in_batches(draw)
+        _save(path, drawn)
+        return drawn
+
+    def student(self, student: StudentPipeline, steps: int) -> Drawn:
+        """Return the student's pictures, from the call of its model card with the prompts encoded beforehand."""
+        from ddx.teachers.condition import Condition
+
+        def draw(rows: slice) -> NDArray[np.uint8]:
+            condition = Condition.cat(list(self.requests.conditions[rows]))
+            seeds = self.requests.seeds[rows]
+            return student.draw_conditions(condition, seeds, steps, resolution=self.requests.resolution)
+
+        return self._in_batches(draw)
+
+    def _in_batches(self, draw: Callable[[slice], NDArray[np.uint8]]) -> Drawn:
+        images, seconds = [], []
+        for start in range(0, len(self.requests.prompts), self.batch_size):
+            began = time.perf_counter()
+            images.append(draw(slice(start, start + self.batch_size)))
+            seconds.append((time.perf_counter() - began) / len(images[-1]))
+            self.progress.advance(len(images[-1]))
+        return Drawn(images=np.concatenate(images), seconds_per_image=statistics.median(seconds))
+
+    def _key(self, teacher: Teacher, steps: int, guidance: float) -> str:
+        import torch
+
+        facts = {
+            "teacher": _identity(teacher),
+            "steps": steps,
+            "guidance": guidance,
+            "resolution": self.requests.resolution,
+            "dtype": str(teacher.dtype),
+            "device": teacher.device.type,
+            "torch": torch.__version__,
+            "requests": list(zip(self.requests.prompts, self.requests.seeds, strict=True)),
+            "batch_size": self.batch_size,
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def _identity(teacher: Teacher) -> str:
+    """What decides a teacher's pictures: its commit, or a hash of every weight where there is none."""
+    if teacher.revision not in ("local", "bundled"):
+        return f"{teacher.source}@{teacher.revision}"
+    from ddx.teachers.components import content_hash
+
+    hashed = getattr(teacher, "_ddx_picture_hash", None)
+    if hashed is None:
+        parts = (teacher.denoiser_part, "vae", "text_encoder", "tokenizer", "scheduler")
+        hashed = content_hash(teacher.source_info, parts)
+        teacher._ddx_picture_hash = hashed  # type: ignore[attr-defined]
+    return str(hashed)
+
+
+def _load(path: Path) -> Drawn | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            images: NDArray[Any] = file["images"]
+            return Drawn(images=images, seconds_per_image=float(file["seconds_per_image"]))
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _save(path: Path, drawn: Drawn) -> None:
+    """Write by temporary file and rename. A cache that cannot be written is no reason to lose the pictures."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            np.savez(file, images=drawn.images, seconds_per_image=drawn.seconds_per_image)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)

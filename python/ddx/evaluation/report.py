@@ -1,0 +1,153 @@
+"""The report of an evaluation: report.json, one HTML page, and the scores in the student's model card."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddx.errors import DdxError
+from ddx.sampling.card import format_score
+
+if TYPE_CHECKING:
+    from ddx.evaluation.evaluate import EvaluationResult, Sampler, TestSet
+    from ddx.sampling.page import Column, Table
+
+TITLES = {
+    "overall": "overall",
+    "object": "object",
+    "colour": "colour",
+    "count": "count",
+    "size": "size",
+    "relation": "relation",
+    "frechet": "Fréchet",
+    "precision": "precision",
+    "recall": "recall",
+    "diversity": "diversity",
+    "seconds_per_image": "s / picture",
+}
+# The page shows these samplers side by side, where they were drawn.
+SHOWN = (("teacher", 20), ("teacher", 1), ("student", 1), ("student", 2), ("student", 4))
+
+
+def write_report(
+    folder: Path,
+    name: str,
+    result: EvaluationResult,
+    tests: TestSet,
+    samplers: Sequence[Sampler],
+    num_prompts: int,
+) -> EvaluationResult:
+    """Write report.json and index.html into `folder`, and the scores into the student's card; return where they are."""
+    from ddx.sampling.card import write_card
+    from ddx.sampling.page import comparison_page
+
+    count = min(num_prompts, len(tests.prompts))
+    facts = result.facts
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        page = comparison_page(
+            folder / "index.html",
+            title=f"{name} and its teacher" if result.student else name,
+            lead=_lead(result),
+            prompts=tests.prompts[:count],
+            seeds=tests.seeds[:count],
+            columns=_columns(samplers, count),
+            table=_table(result),
+            facts={
+                "pictures a row": str(facts["num_images"]),
+                "reference": str(facts["reference"]),
+                "feature space": str(facts["feature_space"]),
+                "ddx": str(facts["versions"]["ddx"]),
+                "torch": str(facts["versions"].get("torch", "")),
+            },
+        )
+        final = dataclasses.replace(result, report=folder / "report.json", page=page)
+        _write_json(folder / "report.json", final.to_dict())
+        if result.student is not None:
+            write_card(result.student, result.rows)
+    except OSError as error:
+        raise DdxError(
+            f"cannot write the report to {folder}: {error}", hint="check --out and the free space"
+        ) from error
+    return final
+
+
+def shown_columns(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the scores that at least one row has, in the table's order."""
+    return [key for key in TITLES if any(row.get(key) is not None for row in rows)]
+
+
+def _lead(result: EvaluationResult) -> str:
+    def find(model: str, steps: int | None) -> dict[str, Any] | None:
+        rows = [row for row in result.rows if row["model"] == model and steps in (None, row["steps"])]
+        return max(rows, key=lambda row: int(row["steps"])) if rows else None
+
+    teacher, student = find("teacher", None), find("student", 1)
+    if teacher is None or student is None:
+        return f"{result.facts['num_images']} pictures for each row."
+    text = f"One step of the student beside {teacher['steps']} steps of its teacher, {result.facts['teacher']}"
+    if teacher["overall"] is not None and student["overall"] is not None:
+        one = find("teacher", 1)
+        text += f": all of the caption holds in {student['overall']:.0%} of its pictures, {teacher['overall']:.0%} of the teacher's"
+        if one is not None and one["steps"] == 1:
+            text += f", and {one['overall']:.0%} of the teacher's in one step"
+    return text + "."
+
+
+def _columns(samplers: Sequence[Sampler], count: int) -> list[Column]:
+    from PIL import Image
+
+    from ddx.sampling.page import Column
+
+    longest = max((one.steps for one in samplers if one.model == "teacher"), default=20)
+    wanted = [(model, longest if (model, steps) == ("teacher", 20) else steps) for model, steps in SHOWN]
+    chosen = [one for one in samplers if (one.model, one.steps) in wanted] or list(samplers)
+    return [
+        Column(
+            title=f"{one.model}, {one.steps} step{'s' if one.steps > 1 else ''}",
+            pictures=[Image.fromarray(image) for image in one.drawn.images[:count]],
+            student=one.model == "student",
+        )
+        for one in chosen
+    ]
+
+
+def _table(result: EvaluationResult) -> Table:
+    from ddx.sampling.page import Table
+
+    shown = shown_columns(result.rows)
+    rows = [
+        [
+            f"{row['model']}, {row['steps']} step{'s' if row['steps'] > 1 else ''}",
+            *(format_score(k, row[k]) for k in shown),
+        ]
+        for row in result.rows
+    ]
+    students = frozenset(i for i, row in enumerate(result.rows) if row["model"] == "student")
+    return Table(headings=["", *(TITLES[key] for key in shown)], rows=rows, student_rows=students, note=_note(result))
+
+
+def _note(result: EvaluationResult) -> str:
+    facts = result.facts
+    parts = []
+    if any(row["overall"] is not None for row in result.rows):
+        parts.append("Overall is the share of pictures in which everything that the caption says holds.")
+    parts.append(
+        f"Fréchet distance, precision and recall compare with {facts['reference']} in the feature space {facts['feature_space']}."
+    )
+    if facts["frechet_floor"] is not None:
+        parts.append(f"Freshly rendered pictures of the same captions have a distance of {facts['frechet_floor']:.3g}.")
+    parts.append("Diversity is the variance over seeds of one prompt, relative to the teacher at its most steps.")
+    scales = sorted({row["guidance"] for row in result.rows if row["model"] == "teacher"})
+    parts.append("Guidance of the teacher: " + ", ".join(f"{scale:g}" for scale in scales) + ".")
+    return " ".join(parts)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

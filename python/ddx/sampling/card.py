@@ -1,0 +1,222 @@
+"""The model card of a student: what it is, what it was made from, how well it draws, and how to use it without ddx.
+
+The card is a function of the folder alone: run.json, scores.json (written by `ddx evaluate`) and the pipeline's files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ddx.sampling.prompts import standard_prompts
+from ddx.sampling.student import StudentFolder, dtype_keyword
+
+CARD_NAME = "README.md"
+SCORES_NAME = "scores.json"
+SNIPPET_SEED = 0
+
+SCORE_COLUMNS = (
+    ("overall", "overall"),
+    ("frechet", "Fréchet"),
+    ("precision", "precision"),
+    ("recall", "recall"),
+    ("diversity", "diversity"),
+    ("seconds_per_image", "s / picture"),
+)
+
+# What the model hub calls the licences that teachers here have.
+_HUB_LICENCES = {
+    "apache-2.0": "apache-2.0",
+    "mit": "mit",
+    "creativeml openrail-m": "creativeml-openrail-m",
+    "creativeml openrail++-m": "openrail++",
+}
+
+
+def write_card(folder: str | Path, scores: Sequence[Mapping[str, Any]] | None = None) -> Path:
+    """Write the card of the student in `folder` and return its path; `scores`, rows of an evaluation, are kept.
+
+    Without `scores` those of the last evaluation stay in the card. Raises what `StudentFolder` raises.
+    """
+    folder = Path(folder)
+    if scores is not None:
+        _write_text(folder / SCORES_NAME, json.dumps({"rows": list(scores)}, indent=2) + "\n")
+    text = card_text(StudentFolder(folder), _read_scores(folder))
+    return _write_text(folder / CARD_NAME, text)
+
+
+def card_prompt(student: StudentFolder) -> str:
+    """Return the prompt that the card's snippet draws."""
+    return standard_prompts(student.record)[0]
+
+
+def snippet(student: StudentFolder, prompt: str, *, steps: int = 1, seed: int = SNIPPET_SEED) -> str:
+    """Return a Python program that needs diffusers alone, is run inside the student's folder, and writes `out.png`.
+
+    Its picture is bit for bit that of `ddx sample` with the same prompt, steps and seed on the same device.
+    """
+    dtypes = student.component_dtypes()
+    dtype = f"torch.{dtypes['default']}"
+    if len(dtypes) > 1:
+        dtype = "{" + ", ".join(f'"{part}": torch.{name}' for part, name in dtypes.items()) + "}"
+    arguments = {"prompt": prompt, **student.call_arguments(steps)}
+    lines = [f"    {name}={_literal(value)}," for name, value in arguments.items()]
+    return "\n".join(
+        [
+            "import torch",
+            "from diffusers import DiffusionPipeline",
+            "",
+            f'pipeline = DiffusionPipeline.from_pretrained(".", {dtype_keyword()}={dtype}, use_safetensors=True)',
+            "image = pipeline(",
+            *lines,
+            f'    generator=torch.Generator("cpu").manual_seed({seed}),',
+            ").images[0]",
+            'image.save("out.png")',
+        ]
+    )
+
+
+def card_text(student: StudentFolder, scores: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Return the card: YAML front matter, then Markdown."""
+    record = student.record
+    prompt = card_prompt(student)
+    method = str(record.get("method", "unknown")).upper()
+    teacher = _teacher_name(record)
+    sections = [
+        _front_matter(record),
+        f"# {student.name}",
+        f"A student of **{teacher}** that draws in one to four steps, distilled with {method} by ddx. "
+        f"It is a plain `{student.pipeline_class}`: diffusers opens it without ddx.",
+        "## Draw",
+        f"Run inside this folder. One step, seed {SNIPPET_SEED}, for the prompt “{prompt}”; it writes `out.png`:",
+        f"```python\n{snippet(student, prompt)}\n```",
+        f"`ddx sample --student . --steps 1 --seed {SNIPPET_SEED} --prompt {_shell(prompt)}` draws the same picture, bit for bit "
+        "on the same device.",
+        _more_steps(student),
+        "## What it was made from",
+        _facts(student),
+        "## Scores",
+        _score_table(scores),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def format_score(name: str, value: Any) -> str:
+    """Return a score as people read it: shares with two digits, distances and times with three; a dash for none."""
+    if value is None:
+        return "–"
+    if name in ("frechet", "seconds_per_image"):
+        return f"{float(value):.3g}"
+    return f"{float(value):.2f}"
+
+
+def _more_steps(student: StudentFolder) -> str:
+    if not student.takes_sigmas:
+        return "For more steps raise `num_inference_steps`."
+    lines = [f"`num_inference_steps={n}, sigmas={_literal(student.call_arguments(n)['sigmas'])}`" for n in (2, 4)]
+    return (
+        "For two or four steps: " + " or ".join(lines) + ". Keep `guidance_scale=1.0`, which means no second pass: "
+        "guidance is in the weights."
+    )
+
+
+def _facts(student: StudentFolder) -> str:
+    record = student.record
+    guidance = student.guidance
+    rows = [
+        ("teacher", _teacher_name(record)),
+        ("teacher's revision", record.get("teacher_revision")),
+        ("teacher's licence", record.get("teacher_licence", "unknown") + ", which covers this student too"),
+        ("method", record.get("method")),
+        ("guidance in the weights", None if guidance is None else f"{guidance:g}"),
+        ("resolution", f"{student.resolution} × {student.resolution} pixels"),
+        ("data", record.get("source") or _data_name(record)),
+        ("images seen", _thousands(record.get("images_seen"))),
+        ("training time", _seconds(record.get("seconds"))),
+        ("seed", record.get("seed")),
+        ("saved in", student.component_dtypes()[next(reversed(student.component_dtypes()))]),
+        ("versions", ", ".join(f"{k} {v}" for k, v in record.get("versions", {}).items() if k != "platform")),
+    ]
+    lines = [f"| {name} | {value} |" for name, value in rows if value not in (None, "")]
+    return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _score_table(scores: Sequence[Mapping[str, Any]]) -> str:
+    if not scores:
+        return "Not evaluated yet: `ddx evaluate --student .` fills this table."
+    shown = [(key, title) for key, title in SCORE_COLUMNS if any(row.get(key) is not None for row in scores)]
+    lines = [
+        "| model | steps | " + " | ".join(title for _, title in shown) + " |",
+        "|---|" + "---:|" * (len(shown) + 1),
+    ]
+    for row in scores:
+        cells = " | ".join(format_score(key, row.get(key)) for key, _ in shown)
+        lines.append(f"| {row.get('model')} | {row.get('steps')} | {cells} |")
+    return "\n".join(lines)
+
+
+def _front_matter(record: Mapping[str, Any]) -> str:
+    import yaml
+
+    licence = str(record.get("teacher_licence", "unknown"))
+    hub_licence = _HUB_LICENCES.get(licence.lower(), "other")
+    matter: dict[str, Any] = {"license": hub_licence}
+    if hub_licence == "other":
+        matter["license_name"] = licence
+    matter |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
+    source = str(record.get("teacher_source", ""))
+    if "/" in source and not source.startswith("/"):
+        matter["base_model"] = source
+        matter["base_model_relation"] = "finetune"
+    matter["tags"] = ["ddx", "distillation", "few-step", str(record.get("method", "unknown"))]
+    return "---\n" + yaml.safe_dump(matter, sort_keys=False, allow_unicode=True).strip() + "\n---"
+
+
+def _teacher_name(record: Mapping[str, Any]) -> str:
+    name, source = str(record.get("teacher", "unknown")), str(record.get("teacher_source", ""))
+    if name.startswith(("/", ".", "~")):
+        name = Path(name).name
+    return f"{name} ({source})" if "/" in source and not source.startswith("/") and source != name else name
+
+
+def _data_name(record: Mapping[str, Any]) -> str | None:
+    store = record.get("store")
+    return None if not store else Path(str(store)).name
+
+
+def _thousands(number: Any) -> str | None:
+    return None if number is None else f"{int(number):,}"
+
+
+def _seconds(seconds: Any) -> str | None:
+    return None if seconds is None else f"{float(seconds):,.0f} s"
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    return repr(value)
+
+
+def _shell(text: str) -> str:
+    import shlex
+
+    return shlex.quote(text) if '"' in text or "$" in text or "`" in text else f'"{text}"'
+
+
+def _read_scores(folder: Path) -> list[Mapping[str, Any]]:
+    try:
+        rows = json.loads((folder / SCORES_NAME).read_text(encoding="utf-8"))["rows"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def _write_text(path: Path, text: str) -> Path:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+    return path

@@ -1,0 +1,39 @@
+"""The settings of `ddx sample`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddx.config import option
+from ddx.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """Draw pictures with a student."""
+
+    steps: int = option(1, "network evaluations for one picture")
+    student: Path | None = option(None, "student to draw with (none: the newest one)", metavar="PATH")
+    prompt: tuple[str, ...] = option((), "what to draw; may be given several times", metavar="TEXT")
+    prompts: Path | None = option(
+        None, "file with one prompt a line (none: the teacher's standard ones)", metavar="FILE"
+    )
+    num_images: int = option(1, "pictures of each prompt; the seed rises by one from picture to picture")
+    seed: int = option(0, "seed of the first picture of each prompt")
+    guidance: float | None = option(None, "guidance scale to fold into the student (none: the one that it ships with)")
+    resolution: int | None = option(None, "side of a picture in pixels (none: what the student was trained at)")
+    batch_size: int | None = option(None, "pictures drawn together (none: one by one, exactly as the model card does)")
+    out: Path | None = option(None, "folder of the pictures (none: one in the workspace)", metavar="PATH")
+    device: str = option("auto", "where to compute (auto: the GPU if there is one)", metavar="DEVICE")
+    dtype: str = option("auto", "what to compute in (auto: as shipped)", choices=("auto", "float32", "bf16", "fp16"))
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "num_images", "batch_size", "resolution"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} = {value} must be at least 1", hint=f"--{name.replace('_', '-')} 1")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed = {self.seed} must be a whole number from 0", hint="--seed 0")
+        if self.prompt and self.prompts:
+            raise UsageError("--prompt and --prompts together", hint="give one of them")

@@ -1,0 +1,92 @@
+"""Another guidance scale for a student that was trained with a range of them.
+
+The exported network has one scale folded into the last bias of its time embedding. The checkpoints keep that bias
+before folding and the embedder of the scale, so another fold replaces one vector.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ddx.errors import DdxError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ddx.sampling.student import StudentFolder
+
+# The last linear of the time embedder in each family's denoiser.
+_TIME_LINEARS = (
+    "time_embed.emb.timestep_embedder.linear_2",
+    "time_embed.timestep_embedder.linear_2",
+    "time_embedding.linear_2",
+)
+
+
+def refold_guidance(student: StudentFolder, network: nn.Module, guidance: float) -> None:
+    """Fold `guidance` into `network`, the student's exported denoiser, in place.
+
+    Raises UsageError for a scale outside the range that was trained, DdxError where the student takes no guidance or
+    its checkpoints are gone.
+    """
+    import torch
+
+    trained = student.record.get("guidance_range")
+    folded = student.guidance
+    shipped = f"its weights hold guidance {folded:g}" if folded is not None else "its weights hold one scale"
+    if not trained or trained[0] >= trained[1]:
+        raise UsageError(
+            f"{student.name} was distilled at one guidance scale: {shipped}",
+            hint="leave --guidance away, or distil with --guidance-min and --guidance-max",
+        )
+    if not trained[0] <= guidance <= trained[1]:
+        raise UsageError(
+            f"guidance = {guidance:g} is outside {trained[0]:g} to {trained[1]:g}, the range of {student.name}",
+            hint=f"--guidance {min(max(guidance, trained[0]), trained[1]):g}",
+        )
+    weights = _unfolded_weights(student.folder)
+    name = next((name for name in _TIME_LINEARS if f"{name}.bias" in weights), None)
+    if name is None:
+        raise DdxError(
+            f"the checkpoints of {student.name} are not there to fold guidance {guidance:g} from; {shipped}",
+            hint="leave --guidance away, or keep the student's checkpoints folder beside it",
+        )
+    linear = network.get_submodule(name)
+    with torch.no_grad():
+        bias = weights[f"{name}.bias"].float() + _embedding(weights, guidance)
+        linear.get_parameter("bias").copy_(bias)
+
+
+def _embedding(weights: dict[str, Tensor], guidance: float) -> Tensor:
+    import torch
+
+    from ddx.networks.guidance import NAME, GuidanceEmbedder
+
+    own = {key.removeprefix(NAME + "."): value.float() for key, value in weights.items() if key.startswith(NAME + ".")}
+    embedder = GuidanceEmbedder(own["last.bias"].shape[0], num_features=own["hidden.weight"].shape[1])
+    embedder.load_state_dict(own)
+    with torch.no_grad():
+        embedding: Tensor = embedder(torch.tensor([guidance]))[0]
+    return embedding
+
+
+def _unfolded_weights(folder: Path) -> dict[str, Tensor]:
+    """Return the embedder and the biases of the newest checkpoint: of its average where one was exported."""
+    from safetensors import SafetensorError, safe_open
+
+    checkpoints = sorted((folder / "checkpoints").glob("step-*"), key=lambda path: (len(path.name), path.name))
+    for checkpoint in reversed(checkpoints):
+        for group in ("ema", "student"):
+            path = checkpoint / f"{group}.safetensors"
+            if not path.is_file():
+                continue
+            try:
+                with safe_open(path, framework="pt") as file:
+                    names = [key for key in file.keys() if key.startswith(("guidance_embedder.", "time_embed"))]
+                    found: dict[str, Tensor] = {key: file.get_tensor(key) for key in names}
+            except (OSError, SafetensorError):
+                continue
+            if any(key.startswith("guidance_embedder.") for key in found):
+                return found
+    return {}

@@ -1,0 +1,198 @@
+"""`ddx sample`: which student, which prompts, then a PNG for each picture, a grid and a page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddx.config import to_dict
+from ddx.errors import DdxError
+from ddx.progress import NullProgress, Progress
+from ddx.run_record import versions, write_run
+from ddx.sampling.config import SampleConfig
+from ddx.sampling.prompts import read_prompts, standard_prompts
+from ddx.workspace import Workspace
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnPicture:
+    """A picture on the disk."""
+
+    prompt: str
+    seed: int
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleResult:
+    """What `sample` wrote."""
+
+    student: Path
+    folder: Path
+    steps: int
+    guidance: float | None
+    pictures: tuple[DrawnPicture, ...]
+    grid: Path
+    page: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as values that JSON can hold."""
+        return {
+            "student": str(self.student),
+            "folder": str(self.folder),
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "images": [{"prompt": p.prompt, "seed": p.seed, "path": str(p.path)} for p in self.pictures],
+            "grid": str(self.grid),
+            "page": str(self.page),
+        }
+
+
+def choose_student(student: Path | None, workspace: Workspace) -> Path:
+    """Return the student's folder: the given one, one of that name in the workspace, or the newest finished one."""
+    if student is not None:
+        named = workspace.root / "students" / student
+        return named if not student.exists() and named.is_dir() else student
+    newest = workspace.newest_student()
+    if newest is not None:
+        return newest
+    unfinished = workspace.students()
+    if unfinished:
+        raise DdxError(
+            f"the student in {unfinished[0].path} is not finished",
+            hint="run the same `ddx distill` command again: it goes on where it stopped",
+        )
+    raise DdxError(
+        f"there is no student in {workspace.root}",
+        hint="make one with `ddx distill --method lcm --teacher sana-600m`, or name one with --student",
+    )
+
+
+def plan(config: SampleConfig, workspace: Workspace) -> dict[str, Any]:
+    """Return what `sample` would do, without loading a weight: values that JSON can hold."""
+    from ddx.sampling.student import StudentFolder
+
+    folder = choose_student(config.student, workspace)
+    files = StudentFolder(folder)
+    weights = sum(file.stat().st_size for file in folder.glob("*/*.safetensors"))
+    return {
+        "student": str(folder),
+        "out": str(config.out or workspace.sample_path(folder.resolve())),
+        "pictures": len(_prompts(config, files.record)) * config.num_images,
+        "steps": config.steps,
+        "guidance": config.guidance or files.guidance,
+        "resolution": config.resolution or files.resolution,
+        "memory_bytes": weights,
+        "call": files.call_arguments(config.steps, resolution=config.resolution),
+    }
+
+
+def _prompts(config: SampleConfig, record: Mapping[str, Any]) -> tuple[str, ...]:
+    if config.prompt:
+        return config.prompt
+    return read_prompts(config.prompts) if config.prompts else standard_prompts(record)
+
+
+def sample(config: SampleConfig, workspace: Workspace, progress: Progress | None = None) -> SampleResult:
+    """Draw what `config` asks for and return where it is. Raises UsageError and DdxError for what cannot be drawn."""
+    from ddx.sampling.student import StudentFolder, StudentPipeline
+
+    progress = progress or NullProgress()
+    folder = choose_student(config.student, workspace)
+    files = StudentFolder(folder)
+    prompts = _prompts(config, files.record)
+    if config.student is None:
+        progress.log(f"student: {folder} (the newest)")
+    if config.steps > files.trained_steps:
+        progress.log(f"{config.steps} steps: the student was made for 1 to {files.trained_steps}; more seldom help")
+    student = StudentPipeline(folder, device=config.device, dtype=config.dtype)
+    if config.guidance is not None:
+        student.set_guidance(config.guidance)
+
+    out = config.out or workspace.sample_path(folder.resolve())
+    requests = [(prompt, config.seed + i) for prompt in prompts for i in range(config.num_images)]
+    pictures: list[Image] = []
+    drawn: list[DrawnPicture] = []
+    progress.start("sample", len(requests), "picture")
+    size = config.batch_size or 1
+    for start in range(0, len(requests), size):
+        chunk = requests[start : start + size]
+        new = student.draw(
+            [prompt for prompt, _ in chunk],
+            [seed for _, seed in chunk],
+            config.steps,
+            resolution=config.resolution,
+            together=config.batch_size is not None,
+        )
+        for (prompt, seed), picture in zip(chunk, new, strict=True):
+            path = out / _file_name(len(drawn), prompt, config.steps, seed)
+            _save(picture, path)
+            drawn.append(DrawnPicture(prompt=prompt, seed=seed, path=path))
+        pictures += new
+        progress.advance(len(new))
+    progress.finish()
+    grid, page = _present(out, files.name, config, student.guidance, drawn, pictures)
+    result = SampleResult(
+        student=folder,
+        folder=out,
+        steps=config.steps,
+        guidance=student.guidance,
+        pictures=tuple(drawn),
+        grid=grid,
+        page=page,
+    )
+    record = {"kind": "samples", **result.to_dict(), "config": to_dict(config), "versions": versions()}
+    write_run(out, record, finished=True)
+    return result
+
+
+def _present(
+    out: Path,
+    name: str,
+    config: SampleConfig,
+    guidance: float | None,
+    drawn: Sequence[DrawnPicture],
+    pictures: Sequence[Image],
+) -> tuple[Path, Path]:
+    from ddx.sampling.grid import save_grid
+    from ddx.sampling.page import Shown, gallery_page
+
+    columns = config.num_images if 1 < config.num_images <= 16 and len(drawn) > config.num_images else None
+    grid = save_grid(out / "grid.png", pictures, columns=columns)
+    shown = [
+        Shown(picture=picture, prompt=item.prompt, seed=item.seed, link=item.path.name)
+        for item, picture in zip(drawn, pictures, strict=True)
+    ]
+    steps = "one step" if config.steps == 1 else f"{config.steps} steps"
+    facts = {"student": name, "steps": str(config.steps), "versions": _versions_line()}
+    if guidance is not None:
+        facts["guidance in the weights"] = f"{guidance:g}"
+    count = "1 picture" if len(drawn) == 1 else f"{len(drawn)} pictures"
+    page = gallery_page(out / "index.html", f"{name}, {steps}", f"{count} by {name} in {steps} each.", shown, facts)
+    return grid, page
+
+
+def _versions_line() -> str:
+    found = versions()
+    return ", ".join(f"{package} {found[package]}" for package in ("ddx", "diffusers", "torch") if package in found)
+
+
+def _file_name(number: int, prompt: str, steps: int, seed: int) -> str:
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48].rstrip("-")
+    return f"{number:03d}-{words or 'prompt'}-{steps}step-seed{seed}.png"
+
+
+def _save(picture: Image, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    except OSError as error:
+        raise DdxError(
+            f"cannot write {path}: {error.strerror or error}", hint="check --out and the free space"
+        ) from error

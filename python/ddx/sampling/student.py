@@ -1,0 +1,236 @@
+"""A student: a folder that opens as a plain diffusers pipeline, and the one call that draws with it.
+
+`call_arguments` is the whole of what a user has to pass, so that the model card's snippet and `ddx sample` are the
+same call. Pictures are drawn one by one unless asked otherwise: batched arithmetic rounds differently.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddx.errors import DdxError, UsageError
+from ddx.run_record import read_run
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+    from ddx.teachers.condition import Condition
+
+_DTYPE_OF_TAG = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_DTYPE_OF_OPTION = {"float32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_DENOISERS = ("transformer", "unet")
+
+
+class StudentFolder:
+    """What a student's files say, without loading one of them. UsageError for a folder that holds no student."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        index = self.folder / "model_index.json"
+        record = read_run(self.folder)
+        if not index.is_file():
+            if record is not None and not record.get("finished"):
+                raise DdxError(
+                    f"the student in {self.folder} is not finished",
+                    hint="run the same `ddx distill` command again: it goes on where it stopped",
+                )
+            raise UsageError(
+                f"{self.folder} holds no student: it has no model_index.json",
+                hint="give the folder that `ddx distill` wrote, or see `ddx list students`",
+            )
+        self.record: dict[str, Any] = record or {}
+        self.index = _read_json(index)
+        self.pipeline_class = str(self.index.get("_class_name", ""))
+        present = [part for part in _DENOISERS if (self.folder / part).is_dir()]
+        if not present:
+            raise DdxError(f"{self.folder} has neither a transformer nor a unet", hint="distil the student again")
+        self.denoiser_part = present[0]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.resolve().name
+
+    @property
+    def takes_sigmas(self) -> bool:
+        """Whether the noise levels are passed as `sigmas` (flow matching) and not chosen by the scheduler (VP)."""
+        return str((self.index.get("scheduler") or [None, ""])[1]).startswith("FlowMatch")
+
+    @property
+    def guidance(self) -> float | None:
+        """The guidance scale that is folded into the weights, where it is known."""
+        value = self.record.get("guidance")
+        return None if value is None else float(value)
+
+    @property
+    def resolution(self) -> int:
+        """The side in pixels of the pictures that the student was trained on."""
+        if self.record.get("resolution"):
+            return int(self.record["resolution"])
+        denoiser = _read_json(self.folder / self.denoiser_part / "config.json")
+        vae = _read_json(self.folder / "vae" / "config.json")
+        widths = vae.get("encoder_block_out_channels") or vae.get("block_out_channels") or [0]
+        return int(denoiser["sample_size"]) * 2 ** (len(widths) - 1)
+
+    @property
+    def trained_steps(self) -> int:
+        """The most steps that the student was made for; more are possible and seldom better."""
+        return int(self.record.get("max_steps", 4))
+
+    def component_dtypes(self, dtype: str = "auto") -> dict[str, str]:
+        """Return the torch dtype by component, "default" first; "auto" is what the denoiser was saved in.
+
+        SANA's autoencoder and Gemma overflow in float16, so they run in bfloat16 beside a float16 transformer.
+        """
+        chosen = _DTYPE_OF_OPTION.get(dtype) or self._saved_dtype()
+        if chosen == "float16" and self.pipeline_class.startswith("Sana"):
+            return {"default": "bfloat16", self.denoiser_part: chosen}
+        return {"default": chosen}
+
+    def call_arguments(self, steps: int, *, resolution: int | None = None) -> dict[str, Any]:
+        """Return the keyword arguments, beside prompt and generator, of the pipeline's call for `steps` steps.
+
+        Flow students: the LCM scheduler with shift 1, and explicit sigmas `1, (n-1)/n, …, 1/n`; its own grids would
+        end at the smallest sigma and waste the last step. VP students: LCM's grid for that number of steps.
+        """
+        side = resolution or self.resolution
+        arguments: dict[str, Any] = {"num_inference_steps": steps}
+        if self.takes_sigmas:
+            recorded = self.record.get("sigmas", {}).get(str(steps))
+            arguments["sigmas"] = recorded or [(steps - step) / steps for step in range(steps)]
+        arguments |= {"guidance_scale": 1.0, "height": side, "width": side}
+        if self.pipeline_class == "SanaPipeline":
+            arguments["use_resolution_binning"] = False
+        return arguments
+
+    def _saved_dtype(self) -> str:
+        for file in sorted((self.folder / self.denoiser_part).glob("*.safetensors")):
+            with file.open("rb") as stream:
+                (length,) = struct.unpack("<Q", stream.read(8))
+                header = json.loads(stream.read(length))
+            for name, entry in header.items():
+                if name != "__metadata__" and entry.get("dtype") in _DTYPE_OF_TAG:
+                    return _DTYPE_OF_TAG[entry["dtype"]]
+        return "float32"
+
+
+class StudentPipeline:
+    """A student, loaded: safetensors only, no code from the folder."""
+
+    def __init__(self, folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> None:
+        import torch
+        from diffusers import DiffusionPipeline
+
+        from ddx.teachers.components import _no_progress_bars
+
+        self.files = StudentFolder(folder)
+        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        dtypes = {part: getattr(torch, name) for part, name in self.files.component_dtypes(dtype).items()}
+        try:
+            with _no_progress_bars():
+                self.pipeline: Any = DiffusionPipeline.from_pretrained(
+                    self.files.folder,
+                    use_safetensors=True,
+                    local_files_only=True,
+                    **{dtype_keyword(): dtypes if len(dtypes) > 1 else dtypes["default"]},
+                )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DdxError(
+                f"the student in {folder} does not open: {error}", hint="distil it again, or check its files"
+            ) from error
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.pipeline.to(self.device)
+        self.guidance = self.files.guidance
+
+    def set_guidance(self, guidance: float) -> None:
+        """Fold another guidance scale in. DdxError when the student does not take guidance, or nothing was kept."""
+        from ddx.sampling.refold import refold_guidance
+
+        if self.guidance is not None and abs(guidance - self.guidance) < 1e-9:
+            return
+        refold_guidance(self.files, getattr(self.pipeline, self.files.denoiser_part), guidance)
+        self.guidance = guidance
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        steps: int,
+        *,
+        resolution: int | None = None,
+        together: bool = False,
+    ) -> list[Image]:
+        """Return one picture for each prompt and seed: one by one, or in one batch with a generator a picture."""
+        arguments = self._arguments(steps, resolution)
+        if together:
+            return self._call(prompt=list(prompts), generator=[_generator(seed) for seed in seeds], **arguments)
+        pictures: list[Image] = []
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            pictures += self._call(prompt=prompt, generator=_generator(seed), **arguments)
+        return pictures
+
+    def draw_conditions(
+        self, condition: Condition, seeds: Sequence[int], steps: int, *, resolution: int | None = None
+    ) -> NDArray[np.uint8]:
+        """Return pictures uint8 `[B, H, W, 3]` of encoded prompts, in one batch: the same call, its text read before."""
+        import numpy as np
+
+        arguments = self._arguments(steps, resolution)
+        arguments["prompt_embeds"] = condition.tokens.to(self.device, getattr(self.pipeline, "text_encoder").dtype)
+        if self.files.pipeline_class.startswith("Sana"):
+            arguments["prompt_attention_mask"] = condition.mask.to(self.device)
+        pictures = self._call(prompt=None, generator=[_generator(seed) for seed in seeds], **arguments)
+        return np.stack([np.asarray(picture) for picture in pictures])
+
+    def _arguments(self, steps: int, resolution: int | None) -> dict[str, Any]:
+        limit = self.pipeline.scheduler.config.get("original_inference_steps")
+        if limit is not None and steps > int(limit):
+            raise UsageError(
+                f"steps = {steps} is more than the {limit} noise levels that this student knows", hint="--steps 4"
+            )
+        return self.files.call_arguments(steps, resolution=resolution)
+
+    def _call(self, **arguments: Any) -> list[Image]:
+        import torch
+
+        try:
+            pictures: list[Image] = self.pipeline(**arguments).images
+        except torch.OutOfMemoryError as error:
+            raise DdxError(
+                "the device ran out of memory", hint="give a smaller --batch-size or --resolution"
+            ) from error
+        except ValueError as error:
+            raise UsageError(f"the student's pipeline refuses the call: {error}", hint="check --resolution") from error
+        return pictures
+
+
+def dtype_keyword() -> str:
+    """Return what the installed diffusers calls the dtype of `from_pretrained`: older ones know `torch_dtype` only."""
+    from importlib.metadata import version
+
+    old = tuple(int(part) for part in version("diffusers").split(".")[:2]) < (0, 42)
+    return "torch_dtype" if old else "dtype"
+
+
+def _generator(seed: int) -> torch.Generator:
+    """A generator on the CPU whatever the device, so that a seed means the same noise everywhere."""
+    import torch
+
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DdxError(f"cannot read {path}: {error}", hint="distil the student again") from error
+    if not isinstance(content, dict):
+        raise DdxError(f"{path} holds no JSON object", hint="distil the student again")
+    return content
