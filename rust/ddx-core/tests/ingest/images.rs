@@ -1,0 +1,169 @@
+//! Pictures of every kind become upright RGB; broken ones an error, never a panic.
+
+use std::io::Cursor;
+
+use ddx_core::image::{Format, ImageError, Picture, decode, read_header, sniff};
+use image::{DynamicImage, GrayImage, ImageBuffer, ImageFormat, Luma, Rgb, RgbImage, Rgba, RgbaImage};
+use jpeg_encoder::{ColorType, Encoder};
+
+const MANY: u64 = 1_000_000;
+
+/// A smooth picture: JPEG keeps it to a few levels.
+pub fn gradient(width: u32, height: u32) -> RgbImage {
+    RgbImage::from_fn(width, height, |x, y| Rgb([(x * 255 / width) as u8, (y * 255 / height) as u8, 90]))
+}
+
+pub fn jpeg(pixels: &RgbImage) -> Vec<u8> {
+    encode_jpeg(pixels.as_raw(), pixels.dimensions(), ColorType::Rgb, &|_| ())
+}
+
+fn encode_jpeg(
+    samples: &[u8],
+    (width, height): (u32, u32),
+    colour: ColorType,
+    settings: &dyn Fn(&mut Encoder<&mut Vec<u8>>),
+) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut encoder = Encoder::new(&mut bytes, 95);
+    settings(&mut encoder);
+    encoder.encode(samples, width as u16, height as u16, colour).unwrap();
+    bytes
+}
+
+fn encode(pixels: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    pixels.into().write_to(&mut bytes, format).unwrap();
+    bytes.into_inner()
+}
+
+fn open(bytes: &[u8]) -> Result<Picture, ImageError> {
+    decode(bytes, &read_header(bytes, MANY)?)
+}
+
+fn assert_close(picture: &Picture, expected: &RgbImage, tolerance: u8) {
+    assert_eq!((picture.width, picture.height), expected.dimensions());
+    let furthest = picture.rgb.iter().zip(expected.as_raw()).map(|(a, b)| a.abs_diff(*b)).max();
+    assert!(furthest <= Some(tolerance), "off by {furthest:?}");
+}
+
+#[test]
+fn lossless_formats_come_back_exactly() {
+    let pixels = gradient(40, 30);
+    for format in [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Bmp] {
+        assert_close(&open(&encode(pixels.clone(), format)).unwrap(), &pixels, 0);
+    }
+}
+
+#[test]
+fn jpeg_is_decoded_baseline_and_progressive() {
+    let pixels = gradient(61, 47);
+    assert_close(&open(&jpeg(&pixels)).unwrap(), &pixels, 12);
+    let progressive = |encoder: &mut Encoder<&mut Vec<u8>>| encoder.set_progressive(true);
+    let bytes = encode_jpeg(pixels.as_raw(), pixels.dimensions(), ColorType::Rgb, &progressive);
+    assert_close(&open(&bytes).unwrap(), &pixels, 12);
+}
+
+#[test]
+fn grey_cmyk_sixteen_bits_and_transparency_become_rgb() {
+    let grey = GrayImage::from_fn(16, 8, |x, _| Luma([x as u8 * 10]));
+    let expected = RgbImage::from_fn(16, 8, |x, _| Rgb([x as u8 * 10; 3]));
+    assert_close(&open(&encode(grey.clone(), ImageFormat::Png)).unwrap(), &expected, 0);
+    let bytes = encode_jpeg(grey.as_raw(), grey.dimensions(), ColorType::Luma, &|_| ());
+    assert_close(&open(&bytes).unwrap(), &expected, 6);
+
+    let sixteen: ImageBuffer<Luma<u16>, Vec<u16>> = ImageBuffer::from_fn(16, 8, |x, _| Luma([x as u16 * 2570]));
+    assert_close(&open(&encode(sixteen, ImageFormat::Png)).unwrap(), &expected, 0);
+
+    let transparent = RgbaImage::from_fn(8, 8, |x, _| if x < 4 { Rgba([9, 8, 7, 0]) } else { Rgba([9, 8, 7, 255]) });
+    let expected = RgbImage::from_fn(8, 8, |x, _| if x < 4 { Rgb([255; 3]) } else { Rgb([9, 8, 7]) });
+    for format in [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Gif] {
+        assert_close(&open(&encode(transparent.clone(), format)).unwrap(), &expected, 0);
+    }
+
+    // 40 % cyan ink on a page that is otherwise white.
+    let ink: Vec<u8> = [102, 0, 0, 0].repeat(64);
+    let bytes = encode_jpeg(&ink, (8, 8), ColorType::Cmyk, &|_| ());
+    assert_close(&open(&bytes).unwrap(), &RgbImage::from_pixel(8, 8, Rgb([153, 255, 255])), 4);
+}
+
+#[test]
+fn orientation_is_undone() {
+    let pixels = gradient(40, 24);
+    // A TIFF header with one entry: orientation 6, turn right by 90 degrees.
+    let exif: &[u8] = &[
+        b'E', b'x', b'i', b'f', 0, 0, b'M', b'M', 0, 42, 0, 0, 0, 8, 0, 1, 1, 0x12, 0, 3, 0, 0, 0, 1, 0, 6, 0, 0, 0, 0,
+        0, 0,
+    ];
+    let settings = |encoder: &mut Encoder<&mut Vec<u8>>| encoder.add_app_segment(1, exif.to_vec()).unwrap();
+    let bytes = encode_jpeg(pixels.as_raw(), pixels.dimensions(), ColorType::Rgb, &settings);
+    let header = read_header(&bytes, MANY).unwrap();
+    assert_eq!((header.width, header.height), (40, 24));
+    assert_close(&decode(&bytes, &header).unwrap(), &image::imageops::rotate90(&pixels), 12);
+}
+
+#[test]
+fn the_header_refuses_before_anything_is_allocated() {
+    // 60000 x 60000 pixels in a file of a few bytes.
+    let mut bytes = encode(gradient(8, 8), ImageFormat::Png);
+    bytes[16..24].copy_from_slice(&[0, 0, 0xea, 0x60, 0, 0, 0xea, 0x60]);
+    let crc = png_crc(&bytes[12..29]);
+    bytes[29..33].copy_from_slice(&crc.to_be_bytes());
+    let start = std::time::Instant::now();
+    let error = read_header(&bytes, MANY).unwrap_err();
+    assert_eq!(error, ImageError::TooManyPixels { width: 60_000, height: 60_000, max_pixels: MANY });
+    assert!(start.elapsed().as_millis() < 100, "{:?}", start.elapsed());
+}
+
+fn png_crc(bytes: &[u8]) -> u32 {
+    let fold = |mut value: u32| {
+        for _ in 0..8 {
+            value = if value & 1 == 1 { 0xedb8_8320 ^ (value >> 1) } else { value >> 1 };
+        }
+        value
+    };
+    !bytes.iter().fold(!0, |crc, byte| fold((crc ^ u32::from(*byte)) & 0xff) ^ (crc >> 8))
+}
+
+#[test]
+fn what_is_no_picture_is_named() {
+    assert_eq!(open(b"").unwrap_err(), ImageError::Empty);
+    let page = open(b"<html>not found</html>").unwrap_err();
+    assert_eq!(page, ImageError::NotAnImage("<html>not found<".to_owned()));
+    assert_eq!(open(b"II\x2a\0........").unwrap_err(), ImageError::Unsupported("TIFF"));
+    assert_eq!(sniff(b"\0\0\0\x20ftypavif"), Some(Format::Other("AVIF")));
+    assert_eq!(sniff(b"BM is how this text starts"), None);
+}
+
+#[test]
+fn a_file_that_is_cut_short_is_refused_at_any_length() {
+    let pixels = gradient(64, 64);
+    for bytes in [jpeg(&pixels), encode(pixels.clone(), ImageFormat::Png), encode(pixels.clone(), ImageFormat::WebP)] {
+        assert!(open(&bytes).is_ok());
+        for percent in [1, 5, 20, 50, 80, 95] {
+            let short = &bytes[..bytes.len() * percent / 100];
+            assert!(open(short).is_err(), "{:?} cut to {percent} %", sniff(&bytes));
+        }
+    }
+}
+
+#[test]
+fn damaged_bytes_never_panic() {
+    let pixels = gradient(48, 48);
+    let mut state = 1_u64;
+    let mut random = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize
+    };
+    for format in [None, Some(ImageFormat::Png), Some(ImageFormat::WebP), Some(ImageFormat::Gif)] {
+        let bytes = format.map_or_else(|| jpeg(&pixels), |format| encode(pixels.clone(), format));
+        for _ in 0..200 {
+            let mut damaged = bytes.clone();
+            for _ in 0..8 {
+                let at = random() % damaged.len();
+                damaged[at] = random() as u8;
+            }
+            // Either outcome is fine; an unwinding panic or an endless loop would fail the test.
+            let _ = open(&damaged);
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! From rows to batches: order, shape, one status a row, bounded memory, prompt ends.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ddx_core::ingest::{Batch, Ingest, IngestConfig, Item, PartEnd, Poll};
+use ddx_core::source::{ColumnChoice, ParquetSource};
+
+use crate::fetching;
+use crate::images::{gradient, jpeg};
+use crate::server::Server;
+use crate::sources::{texts, write_parquet};
+
+fn config() -> IngestConfig {
+    IngestConfig {
+        resolution: 32,
+        part_rows: 10,
+        batch_size: 4,
+        prefetch_rows: 16,
+        decode_threads: 2,
+        max_pixels: 1_000_000,
+        max_upscale: 1.0,
+        byte_budget: 200_000,
+        pixel_budget: 1_000_000,
+        fetch: fetching::config(),
+    }
+}
+
+fn start(parquet: &Path, parts: &[u64], config: IngestConfig) -> ddx_core::Result<Ingest> {
+    let source = ParquetSource::open(&[parquet.to_string_lossy().into_owned()], &ColumnChoice::default())?;
+    Ingest::start(Arc::new(source), parts, config)
+}
+
+fn run(parquet: &Path, parts: &[u64], config: IngestConfig) -> (Vec<Batch>, Vec<PartEnd>) {
+    let mut ingest = start(parquet, parts, config).unwrap();
+    let (mut batches, mut ends) = (Vec::new(), Vec::new());
+    loop {
+        match ingest.poll(Duration::from_secs(20)).unwrap() {
+            Poll::Item(Item::Batch(batch)) => batches.push(batch),
+            Poll::Item(Item::PartEnd(end)) => ends.push(end),
+            Poll::Done => return (batches, ends),
+            Poll::Pending => panic!("nothing for 20 seconds"),
+        }
+    }
+}
+
+/// 25 rows of URLs; every third server answer is late, and six rows are bad in their own ways.
+fn mixed(folder: &Path) -> (Server, std::path::PathBuf) {
+    let pictures = (0..25_u32).map(|row| (format!("{row}.jpg"), jpeg(&gradient(32 + 3 * row, 40)))).collect();
+    let server = Server::start(pictures);
+    let url = |row: usize| match row {
+        3 => server.url("gone.jpg"),
+        5 => server.url("endless"),
+        8 => "http://169.254.169.254/".to_owned(),
+        12 => server.url("ok"), // text, no image
+        17 => server.url("stall"),
+        20 => server.url("flaky"),
+        _ => server.url(&format!("{row}.jpg")),
+    };
+    let urls = texts((0..25).map(|row| (row != 22).then(|| url(row))));
+    let captions = texts((0..25).map(|row| (row != 23).then(|| format!("caption {row}"))));
+    let parquet = folder.join("a.parquet");
+    write_parquet(&parquet, vec![("url", urls), ("caption", captions)], 6);
+    (server, parquet)
+}
+
+const BAD: [(u64, &str); 8] = [
+    (3, "http_404"),
+    (5, "too_large"),
+    (8, "refused_address"),
+    (12, "not_an_image"),
+    (17, "timeout"),
+    (20, "not_an_image"),
+    (22, "no_image"),
+    (23, "no_caption"),
+];
+
+fn quick() -> IngestConfig {
+    let mut config = config();
+    config.fetch.idle_timeout = Duration::from_millis(500);
+    config.fetch.retries = 2;
+    config
+}
+
+#[test]
+fn every_row_has_a_status_and_batches_are_full_and_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_server, parquet) = mixed(folder.path());
+    let (batches, ends) = run(&parquet, &[0, 1, 2], quick());
+    let statuses: Vec<(u64, String)> = ends
+        .iter()
+        .flat_map(|end| end.records.iter().zip(end.first_row..))
+        .map(|(record, row)| (row, record.status.slug().into_owned()))
+        .collect();
+    assert_eq!(statuses.len(), 25);
+    for (row, status) in statuses {
+        let expected = BAD.iter().find(|(bad, _)| *bad == row).map_or("ok", |(_, status)| status);
+        assert_eq!(status, expected, "row {row}");
+    }
+    for end in &ends {
+        let ok: Vec<u64> = (end.first_row..)
+            .zip(&end.records)
+            .filter_map(|(row, record)| (record.status.slug() == "ok").then_some(row))
+            .collect();
+        let of_part: Vec<&Batch> = batches.iter().filter(|batch| batch.part == end.part).collect();
+        let in_batches: Vec<u64> = of_part.iter().flat_map(|batch| batch.rows.clone()).collect();
+        assert_eq!(in_batches, ok, "part {}", end.part);
+        assert!(of_part.iter().rev().skip(1).all(|batch| batch.rows.len() == 4));
+    }
+    assert!(batches.iter().all(|batch| batch.images.len() == 4 * 32 * 32 * 3));
+    let record = &ends[0].records[2];
+    assert_eq!((record.width, record.height), (38, 40));
+    assert_eq!((record.crop.left, record.crop.top, record.crop.width), (0.0, 1.0, 38.0));
+    assert!(record.sha256.is_some() && record.detail.is_empty());
+}
+
+#[test]
+fn parts_alone_give_the_bytes_of_the_whole_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_server, parquet) = mixed(folder.path());
+    let (whole, _) = run(&parquet, &[0, 1, 2], quick());
+    let mut config = quick();
+    (config.prefetch_rows, config.decode_threads, config.fetch.concurrency) = (1, 1, 1);
+    let (part, ends) = run(&parquet, &[2, 0], config);
+    assert_eq!(ends.iter().map(|end| (end.part, end.first_row, end.records.len())).collect::<Vec<_>>(), [
+        (2, 20, 5),
+        (0, 0, 10)
+    ]);
+    for number in [0, 2] {
+        let images = |batches: &[Batch]| -> Vec<Vec<u8>> {
+            batches.iter().filter(|batch| batch.part == number).map(|batch| batch.images.clone()).collect()
+        };
+        assert_eq!(images(&whole), images(&part), "part {number}");
+    }
+}
+
+#[test]
+fn small_pictures_are_refused_or_enlarged_as_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("small.jpg"), jpeg(&gradient(40, 24))).unwrap();
+    let parquet = folder.path().join("a.parquet");
+    let columns = vec![("path", texts([Some("small.jpg".into()), Some("none.jpg".into())])), ("text", texts([
+        Some("a".into()),
+        Some("b".into()),
+    ]))];
+    write_parquet(&parquet, columns, 10);
+    let statuses = |config| -> Vec<String> {
+        let (_, ends) = run(&parquet, &[0], config);
+        ends[0].records.iter().map(|record| record.status.slug().into_owned()).collect()
+    };
+    assert_eq!(statuses(config()), ["too_small", "missing_file"]);
+    assert_eq!(statuses(IngestConfig { max_upscale: 1.5, ..config() }), ["ok", "missing_file"]);
+}
+
+#[test]
+fn dropping_a_busy_ingest_returns_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(HashMap::new());
+    let parquet = folder.path().join("a.parquet");
+    let columns = vec![
+        ("url", texts((0..500).map(|_| Some(server.url("silent"))))),
+        ("text", texts((0..500).map(|row| Some(row.to_string())))),
+    ];
+    write_parquet(&parquet, columns, 100);
+    let mut ingest = start(&parquet, &[0, 1, 2], config()).unwrap();
+    let start = Instant::now();
+    assert!(matches!(ingest.poll(Duration::from_millis(200)).unwrap(), Poll::Pending));
+    ingest.close();
+    assert!(ingest.poll(Duration::from_secs(9)).is_err());
+    drop(ingest);
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+#[test]
+fn settings_out_of_range_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_server, parquet) = mixed(folder.path());
+    let error = start(&parquet, &[3], config()).err().unwrap();
+    assert_eq!(error.to_string(), "part = 3: must be below 3, the number of parts");
+    let error = start(&parquet, &[0], IngestConfig { batch_size: 0, ..config() }).err().unwrap();
+    assert_eq!(error.to_string(), "batch_size = 0: must be at least 1");
+    assert!(start(&parquet, &[0], IngestConfig { max_upscale: 0.5, ..config() }).is_err());
+}
