@@ -59,3 +59,30 @@ def make_trainer(teacher: Teacher, method_config: LCMConfig | None = None, **set
 
 def read_meter(trainer: Trainer) -> dict[str, float | None]:
     return trainer.meter.read(lambda value: value)
+
+
+def make_store(teacher_folder: Path, folder: Path, *, rows: int = 24) -> Path:
+    """A real store of generated pictures, made by precompute for the teacher in `teacher_folder`."""
+    import io
+
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    from ddx.data.config import PrecomputeConfig
+    from ddx.data.precompute import precompute
+
+    random = np.random.default_rng(0)
+    images = []
+    for _ in range(rows):
+        coarse = random.integers(0, 255, (4, 4, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(coarse).resize((64, 64), Image.Resampling.BILINEAR).save(buffer, "PNG")
+        images.append(buffer.getvalue())
+    captions = [CAPTIONS[row % len(CAPTIONS)] for row in range(rows)]
+    folder.mkdir(parents=True, exist_ok=True)
+    parquet = folder / "pictures.parquet"
+    pq.write_table(pa.table({"image": images, "caption": captions}), parquet)
+    config = PrecomputeConfig(teacher=str(teacher_folder), out=folder / "pictures.zarr", part_rows=rows)
+    return precompute(config, [str(parquet)])

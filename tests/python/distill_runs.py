@@ -1,0 +1,62 @@
+"""Short distillations of a tiny teacher, and comparisons of what they leave."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from ddx.config import Settings
+from ddx.progress import NullProgress
+from ddx.training.distill import distill
+from ddx.training.resolve import resolve
+from ddx.workspace import Workspace
+
+STEPS = 8
+SETTINGS: dict[str, Any] = {
+    "train_steps": STEPS,
+    "batch_size": 4,
+    "micro_batch_size": 3,
+    "learning_rate": 1e-3,
+    "warmup_steps": 2,
+    "gradient_checkpointing": False,
+    "checkpoint_every": 3,
+    "log_every": 1,
+    "sample_every": 0,
+    "device": "cpu",
+}
+
+
+def run(teacher: Path, store: Path, workspace: Path, *, progress: Any = None, **settings: Any) -> Path:
+    values = {**SETTINGS, "teacher": str(teacher), "data": str(store), **settings}
+    config, method_config = resolve([Settings(values, "the test")])
+    return distill(config, method_config, workspace=Workspace(workspace), progress=progress or NullProgress())
+
+
+def flags(teacher: Path, store: Path, workspace: Path, **settings: Any) -> list[str]:
+    """The same run as a command line."""
+    values = {**SETTINGS, "teacher": str(teacher), "data": str(store), **settings}
+    sets = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+    return ["distill", *sets, "--workspace", str(workspace), "--quiet"]
+
+
+def lines(student: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
+
+
+def tensors(student: Path, step: int = STEPS) -> dict[str, Any]:
+    folder = student / "checkpoints" / f"step-{step:06d}"
+    files = sorted(folder.glob("*.safetensors"))
+    return {f"{file.stem}/{name}": value for file in files for name, value in load_file(file).items()}
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """Weights, averages, optimiser state and the losses on the way are equal, bit for bit."""
+    ours, theirs = tensors(first), tensors(second)
+    assert set(ours) == set(theirs)
+    assert len({name.split("/")[0] for name in ours}) == 4  # student, its optimiser, the target, the exported average
+    different = [name for name in ours if not ours[name].equal(theirs[name])]
+    assert different == []
+    assert [line["loss"] for line in lines(first)] == [line["loss"] for line in lines(second)]

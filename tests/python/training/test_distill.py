@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import distill_runs as runs
+import torch
+
+from ddx.cli import main
+from ddx.errors import UsageError
+from ddx.progress import NullProgress
+from ddx.training.checkpoint import latest_checkpoint
+
+
+@pytest.fixture(scope="module")
+def undisturbed(teacher_folder: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return runs.run(teacher_folder, store, tmp_path_factory.mktemp("undisturbed"), sample_every=4, sample_prompts=2)
+
+
+class Stopper(NullProgress):
+    """Sends this process a signal after some steps."""
+
+    def __init__(self, after: int, number: int) -> None:
+        self.left, self.number = after, number
+
+    def advance(self, n: int = 1, **stats: float | int | str) -> None:
+        self.left -= n
+        if self.left == 0:
+            os.kill(os.getpid(), self.number)
+
+
+def test_the_student_is_a_plain_pipeline_with_its_record(undisturbed: Path) -> None:
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(undisturbed, use_safetensors=True)
+    assert type(pipeline).__name__ == "SanaPipeline"
+    record = json.loads((undisturbed / "run.json").read_text())
+    assert record["finished"] and record["kind"] == "student" and record["method"] == "lcm"
+    assert record["images_seen"] == 4 * runs.STEPS and record["guidance"] == 4.5 and record["guidance_range"] == [4, 6]
+    assert record["config"]["learning_rate"] == 1e-3 and record["config"]["solver_steps"] == 50
+    assert record["versions"]["torch"] and Path(record["store"]).is_dir()
+    assert "README.md" in os.listdir(undisturbed)
+
+
+def test_the_exported_weights_are_the_average_and_not_the_last(undisturbed: Path) -> None:
+    from diffusers import SanaTransformer2DModel
+
+    network = SanaTransformer2DModel.from_pretrained(undisturbed, subfolder="transformer")
+    held, name = runs.tensors(undisturbed), "transformer_blocks.0.attn1.to_q.weight"
+    assert torch.equal(network.state_dict()[name], held[f"ema/{name}"])
+    assert not torch.equal(held[f"ema/{name}"], held[f"student/{name}"])
+
+
+def test_metrics_and_grids_tell_how_it_went(undisturbed: Path) -> None:
+    lines = [line for line in runs.lines(undisturbed) if "loss" in line]
+    assert [line["step"] for line in lines] == list(range(1, runs.STEPS + 1))
+    assert {"images", "grad_norm", "lr", "skipped", "seconds", "images_per_s", "peak_memory_bytes"} <= set(lines[0])
+    assert lines[0]["lr"] == pytest.approx(5e-4) and lines[1]["lr"] == pytest.approx(1e-3)
+    distances = {line["step"]: line["ode_distance"] for line in runs.lines(undisturbed) if "ode_distance" in line}
+    assert set(distances) == {0, 4, 8}
+    assert sorted(path.name for path in (undisturbed / "grids").iterdir()) == [
+        f"step-{step:06d}.png" for step in (0, 4, 8)
+    ]
+
+
+def test_old_checkpoints_are_deleted(undisturbed: Path) -> None:
+    assert sorted(os.listdir(undisturbed / "checkpoints")) == ["step-000006", "step-000008"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_saves_and_the_same_call_ends_as_if_never_stopped(
+    number: int, teacher_folder: Path, store: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        runs.run(teacher_folder, store, tmp_path, progress=Stopper(5, number))
+    student = next((tmp_path / "students").iterdir())
+    latest = latest_checkpoint(student / "checkpoints")
+    assert latest is not None and latest.name == "step-000005"
+    assert not json.loads((student / "run.json").read_text())["finished"]
+    with pytest.raises(UsageError, match=r"learning_rate = 0\.001") as error:
+        runs.run(teacher_folder, store, tmp_path, learning_rate=2e-3)
+    assert "--out" in str(error.value.hint)
+    assert runs.run(teacher_folder, store, tmp_path) == student
+    _compare_without_grids(student, undisturbed)
+    # finished: the next call begins another student
+    with pytest.raises(KeyboardInterrupt):
+        runs.run(teacher_folder, store, tmp_path, progress=Stopper(1, number))
+    assert sorted(path.name for path in (tmp_path / "students").iterdir()) == ["tiny-lcm", "tiny-lcm-2"]
+
+
+def _compare_without_grids(student: Path, undisturbed: Path) -> None:
+    ours, theirs = runs.tensors(student), runs.tensors(undisturbed)
+    assert [name for name in theirs if not theirs[name].equal(ours[name])] == []
+    losses = [[line["loss"] for line in runs.lines(path) if "loss" in line] for path in (student, undisturbed)]
+    assert losses[0] == losses[1]
+
+
+def test_a_finished_folder_that_is_named_is_left_alone(teacher_folder: Path, store: Path, undisturbed: Path) -> None:
+    before = (undisturbed / "run.json").read_bytes()
+    workspace = undisturbed.parent.parent
+    settings = {"sample_every": 4, "sample_prompts": 2, "out": str(undisturbed)}
+    assert runs.run(teacher_folder, store, workspace, **settings) == undisturbed
+    assert (undisturbed / "run.json").read_bytes() == before
+
+
+def test_interruption_on_the_command_line_exits_with_130(
+    teacher_folder: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ddx.cli.options import Invocation
+
+    monkeypatch.setattr(Invocation, "progress", property(lambda self: Stopper(2, signal.SIGINT)))
+    assert main.run(runs.flags(teacher_folder, store, tmp_path)) == 130
+
+
+def test_dry_run_prints_settings_and_cost_and_writes_nothing(
+    teacher_folder: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run([*runs.flags(teacher_folder, store, tmp_path), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "learning_rate: 0.001" in printed and "solver_steps: 50" in printed and "GiB of memory" in printed
+    assert main.run([*runs.flags(teacher_folder, store, tmp_path), "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["config"]["batch_size"] == 4 and plan["memory_bytes"] > 0 and plan["seconds"] > 0
+    assert not (tmp_path / "students").exists()
+
+
+def test_a_folder_with_something_else_in_it_is_refused(teacher_folder: Path, store: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(UsageError, match="not a student"):
+        runs.run(teacher_folder, store, tmp_path, out=str(tmp_path / "mine"))
+    assert os.listdir(tmp_path / "mine") == ["thesis.txt"]
+
+
+def test_a_batch_larger_than_the_store_is_refused(teacher_folder: Path, store: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="batch_size") as error:
+        runs.run(teacher_folder, store, tmp_path, batch_size=1000)
+    assert error.value.hint is not None and "--batch-size" in error.value.hint

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ddx.config import Settings
+from ddx.errors import UsageError
+from ddx.methods.config import LCMConfig
+from ddx.training.presets import preset_folder, preset_names
+from ddx.training.resolve import resolve
+
+
+def layers(**values: Any) -> list[Settings]:
+    return [Settings(values, "--set")]
+
+
+def test_the_preset_of_the_teacher_lies_under_what_is_given() -> None:
+    plain, _ = resolve(layers(teacher="sana-tiny", preset="none"))
+    tuned, method = resolve(layers(teacher="sana-tiny", seed=5))
+    mine, _ = resolve(layers(teacher="sana-tiny", batch_size=3))
+    assert plain.preset == "none" and tuned.preset == "sana-tiny-lcm" and tuned.seed == 5
+    assert tuned.batch_size != plain.batch_size and mine.batch_size == 3
+    assert isinstance(method, LCMConfig) and method != LCMConfig()
+
+
+def test_another_teacher_has_the_published_defaults() -> None:
+    config, method = resolve(layers())
+    assert config.teacher == "sana-600m" and config.preset == "none" and method == LCMConfig()
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_resolves_and_says_what_was_measured(name: str) -> None:
+    config, _ = resolve(layers(teacher="sana-tiny", preset=name))
+    assert config.preset == name
+    assert (preset_folder() / f"{name}.yaml").read_text().startswith("# ")
+
+
+def test_a_preset_may_be_named_by_its_ending() -> None:
+    config, _ = resolve(layers(teacher="sana-tiny", preset="full"))
+    assert config.preset == "sana-tiny-lcm-full"
+
+
+@pytest.mark.parametrize(
+    ("values", "named", "cure"),
+    [
+        ({"method": "lmc"}, "lmc", "lcm"),
+        ({"bach_size": 4}, "bach_size", "batch_size"),
+        ({"solver_stepz": 4}, "solver_stepz", "solver_steps"),
+        ({"preset": "fulll", "teacher": "sana-tiny"}, "fulll", "full"),
+        ({"learning_rate": 0}, "learning_rate", "learning_rate"),
+        ({"train_steps": 0}, "train_steps", "--train-steps 1"),
+        ({"sample_steps": "0,1"}, "sample_steps", "1,2,4"),
+        ({"dtype": "fp8"}, "dtype", "float32"),
+    ],
+)
+def test_mistakes_are_named_with_their_cure(values: dict[str, Any], named: str, cure: str) -> None:
+    with pytest.raises(UsageError, match=named) as error:
+        resolve(layers(**values))
+    assert error.value.hint is not None and cure in error.value.hint

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddx.methods.base import STUDENT
+from ddx.methods.config import LCMConfig
+from ddx.teachers.base import Teacher
+from ddx.teachers.registry import load_teacher
+from ddx.training.distributed import Ranks
+from ddx.training.trainer import Trainer
+from distilling import make_batch, make_trainer, read_meter
+
+
+@pytest.fixture(scope="module")
+def teacher(teacher_folder: Path) -> Teacher:
+    return load_teacher(teacher_folder)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(teacher: Teacher) -> None:
+    trainer = make_trainer(teacher)
+    trainer.step(0, [make_batch(teacher, 0)])
+    held = {name: value.clone() for name, value in trainer.snapshot().tensors[STUDENT].items()}
+    moments = {n: v.clone() for n, v in trainer.snapshot().tensors[f"{STUDENT}.optimizer"].items()}
+    good = make_batch(teacher, 1)
+    broken = dataclasses.replace(good, x0=good.x0.clone())
+    broken.x0[2] = float("nan")
+    read_meter(trainer)
+    trainer.step(1, [broken])
+    snapshot = trainer.snapshot()
+    assert snapshot.state["skipped"] == 1
+    assert all(torch.equal(value, held[name]) for name, value in snapshot.tensors[STUDENT].items())
+    assert all(torch.equal(v, moments[n]) for n, v in snapshot.tensors[f"{STUDENT}.optimizer"].items())
+    loss = read_meter(trainer)["loss"]
+    assert loss is not None and loss > 0  # the mean of the finite rows
+    trainer.step(2, [make_batch(teacher, 2)])
+    assert trainer.snapshot().state["skipped"] == 1
+    assert any(not torch.equal(value, held[name]) for name, value in trainer.snapshot().tensors[STUDENT].items())
+
+
+def test_bf16_computes_in_bf16_and_keeps_weights_and_state_in_float32(teacher: Teacher) -> None:
+    exact = make_trainer(teacher)
+    rounded = Trainer(exact.method, exact.config, Ranks(), torch.bfloat16)
+    seen = []
+    layer = rounded.student.get_submodule("transformer_blocks.0.attn1.to_q")
+    layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    losses = []
+    for trainer in (exact, rounded):
+        trainer.step(0, [make_batch(teacher)])
+        losses.append(read_meter(trainer)["loss"])
+    assert seen and set(seen) == {torch.bfloat16}
+    assert losses[1] == pytest.approx(losses[0], rel=0.05) and losses[1] != losses[0]
+    floating = [v for group in rounded.snapshot().tensors.values() for v in group.values() if v.is_floating_point()]
+    assert {value.dtype for value in floating} == {torch.float32}
+
+
+def test_gradient_checkpointing_changes_nothing(teacher: Teacher) -> None:
+    states = []
+    for checkpointing in (False, True):
+        trainer = make_trainer(teacher, gradient_checkpointing=checkpointing)
+        assert getattr(trainer.student, "gradient_checkpointing", False) == checkpointing
+        trainer.step(0, [make_batch(teacher)])
+        states.append(trainer.snapshot().tensors[STUDENT])
+    assert all(torch.allclose(value, states[1][name], atol=1e-6) for name, value in states[0].items())
+
+
+def test_clipping_limits_the_step_of_a_plain_gradient(teacher: Teacher) -> None:
+    trainer = make_trainer(teacher, clip_norm=1e-3)
+    seen = []
+    trainer.trained[STUDENT].optimizer.register_step_pre_hook(
+        lambda optimizer, *_: seen.append(
+            torch.stack([p.grad.norm() for group in optimizer.param_groups for p in group["params"]]).norm()
+        )
+    )
+    trainer.step(0, [make_batch(teacher)])
+    assert float(seen[0]) == pytest.approx(1e-3, rel=1e-3)
+    norm = read_meter(trainer)["grad_norm"]
+    assert norm is not None and norm > 1e-2  # reported before clipping
+
+
+def test_a_restored_trainer_goes_on_exactly(teacher: Teacher) -> None:
+    first = make_trainer(teacher, LCMConfig(target_decay=0.9))
+    first.step(0, [make_batch(teacher, 0)])
+    second = make_trainer(teacher, LCMConfig(target_decay=0.9))
+    snapshot = first.snapshot()
+    tensors = {group: {n: v.clone() for n, v in named.items()} for group, named in snapshot.tensors.items()}
+    second.restore(dataclasses.replace(snapshot, tensors=tensors))
+    for trainer in (first, second):
+        trainer.step(1, [make_batch(teacher, 1)])
+    ours, theirs = first.snapshot().tensors, second.snapshot().tensors
+    assert all(torch.equal(ours[group][name], theirs[group][name]) for group in ours for name in ours[group])
+
+
+def test_the_exported_weights_are_lent_and_given_back(teacher: Teacher) -> None:
+    trainer = make_trainer(teacher, ema_half_life=100.0)
+    for step in range(2):
+        trainer.step(step, [make_batch(teacher, step)])
+    before = {name: value.clone() for name, value in trainer.student.named_parameters()}
+    assert trainer.exported is not None
+    average = trainer.exported.parameters()
+    with trainer.exported_student() as student:
+        assert all(torch.equal(value, average[name]) for name, value in student.named_parameters())
+    assert all(torch.equal(value, before[name]) for name, value in trainer.student.named_parameters())
+    assert trainer.student.training
