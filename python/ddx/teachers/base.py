@@ -20,7 +20,7 @@ from ddx.kernels.cpu_bfloat16 import wide_products
 from ddx.process import PredictionKind, Process
 from ddx.teachers.components import component_config, content_hash, load_model, load_tokenizer
 from ddx.teachers.condition import Condition
-from ddx.teachers.hub import Source
+from ddx.teachers.hub import Source, read_json
 
 
 class Teacher(ABC):
@@ -133,13 +133,15 @@ class Teacher(ABC):
     @property
     def validation_prompts(self) -> tuple[str, ...]:
         """The committed prompts that this teacher's pictures are compared on."""
-        from ddx.teachers.prompts import STANDARD_PROMPTS
+        from ddx.teachers.prompts import STANDARD_PROMPTS, scene_prompts
 
-        if self.name == "sana-tiny":
-            from ddx.teachers.prompts import scene_prompts
+        return scene_prompts() if self.draws_scenes else STANDARD_PROMPTS
 
-            return scene_prompts()
-        return STANDARD_PROMPTS
+    @property
+    def draws_scenes(self) -> bool:
+        """Whether it was trained on the generated scenes: the bundled teacher, and those of `ddx train`."""
+        record = self.folder / "run.json"
+        return self.name == "sana-tiny" or (record.is_file() and read_json(record).get("kind") == "teacher")
 
     # components
 

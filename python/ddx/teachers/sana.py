@@ -27,7 +27,8 @@ class SanaTeacher(Teacher):
         "transformer": ("SanaTransformer2DModel",),
         "vae": ("AutoencoderDC",),
         "text_encoder": ("Gemma2Model", "Gemma2PreTrainedModel"),
-        "tokenizer": ("GemmaTokenizer", "GemmaTokenizerFast"),
+        # a tokenizer of one's own making is saved under the library's generic names
+        "tokenizer": ("GemmaTokenizer", "GemmaTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"),
     }
     family_guidance: ClassVar[float] = 4.5
     process: FlowProcess = FlowProcess()

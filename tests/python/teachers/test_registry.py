@@ -162,3 +162,23 @@ def test_the_licence_of_a_folder_is_read_off_its_card(tmp_path: Path) -> None:
     assert load_teacher(folder).licence == "unknown"
     (folder / "README.md").write_text("---\ntags: [a]\nlicense: cc-by-4.0\n---\n# A model\n")
     assert load_teacher(folder).licence == "cc-by-4.0"
+
+
+def test_the_bundled_teacher_needs_no_network_and_draws_scenes(offline_cache: Path) -> None:
+    teacher = load_teacher("sana-tiny")
+    assert teacher.default_resolution == 64 and teacher.licence == "Apache-2.0" and teacher.revision == "bundled"
+    assert len(teacher.encode_text(["two small blue circles"])[0].tokens[0]) < 20
+    prompts = teacher.validation_prompts
+    assert len(set(prompts)) == 8 and all(
+        "a " in prompt or "two " in prompt or "three " in prompt for prompt in prompts
+    )
+    assert teacher.fingerprint()["weights"].startswith("sha256:")
+
+
+def test_standard_prompts_unless_a_folder_was_trained_on_scenes(sana_folder: Path, tmp_path: Path) -> None:
+    from ddx.teachers.prompts import STANDARD_PROMPTS, scene_prompts
+
+    assert load_teacher(sana_folder).validation_prompts == STANDARD_PROMPTS
+    folder = Path(shutil.copytree(sana_folder, tmp_path / "trained"))
+    (folder / "run.json").write_text(json.dumps({"kind": "teacher"}))
+    assert load_teacher(folder).validation_prompts == scene_prompts()
