@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -33,6 +34,8 @@ def command(invocation: Invocation) -> int:
     from ddx.training.distill import distill
 
     folder = distill(config, method_config, workspace=invocation.workspace, progress=invocation.progress)
+    if os.environ.get("RANK", "0") != "0":  # one of several processes under torchrun
+        return 0
     if invocation.as_json:
         from ddx.run_record import read_run
 

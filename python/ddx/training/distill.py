@@ -48,8 +48,8 @@ def distill(
     Raises UsageError for settings that do not fit together, DdxError for weights or data that are not there, and
     Interrupted (a KeyboardInterrupt), with the state saved, when the process is asked to stop.
     """
-    progress = progress or NullProgress()
     with join(config.device) as ranks, StopSignal() as stop:
+        progress = progress if progress is not None and ranks.is_first else NullProgress()
         run = _prepare(config, method_config, workspace or Workspace(), ranks, progress)
         if run.folder.finished:
             progress.log(f"{run.folder.path} is finished already")
@@ -57,7 +57,7 @@ def distill(
         trainer = Trainer(run.method, config, ranks, run.dtype)
         start = _resume(run, trainer)
         _record(run, trainer, start, finished=False)
-        grid, clock = _sample_grid(run), Clock(run.metrics.resume(start) if ranks.is_first else 0.0)
+        grid, clock = _sample_grid(run), Clock(_seconds_before(run, start))
         progress.start("distill", config.train_steps, "step")
         progress.advance(start)
         if start == 0:
@@ -165,6 +165,13 @@ def _resume(run: _Run, trainer: Trainer) -> int:
     return int(snapshot.state["step"])
 
 
+def _seconds_before(run: _Run, start: int) -> float:
+    """Return the seconds that the run has taken up to `start`; the metrics of what will be done again are dropped."""
+    if not run.ranks.is_first:
+        return 0.0
+    return run.metrics.resume(start if run.folder.checkpoint is not None else -1)
+
+
 def _batches(run: _Run, position: int) -> Iterator[Any]:
     """Yield this rank's rows of the global batches from `position` on, for ever."""
     loader = Loader(
@@ -174,6 +181,7 @@ def _batches(run: _Run, position: int) -> Iterator[Any]:
         rank=run.ranks.rank,
         world=run.ranks.world,
         position=position,
+        prefetch=run.config.prefetch,
     )
     try:
         yield from loader
@@ -291,8 +299,8 @@ def _record(run: _Run, trainer: Trainer, step: int, *, finished: bool, **more: A
 def _finish(run: _Run, trainer: Trainer, clock: Clock, progress: Progress) -> None:
     """Export the student; run.json says "finished" last, when everything else is in place."""
     if run.ranks.is_first:
-        with trainer.exported_student() as student:
-            export_student(run.method, student, run.folder.path, run.config.export_dtype, run.dtype)
+        student = trainer.final_student()
+        export_student(run.method, student, run.folder.path, run.config.export_dtype, run.dtype)
         costs = {
             "seconds": round(clock.seconds(), 1),
             "skipped_steps": int(trainer.skipped),

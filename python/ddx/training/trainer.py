@@ -158,12 +158,23 @@ class Trainer:
         """Return the context that forward passes run in."""
         if self.dtype == torch.float32:
             return nullcontext()
-        # the cache would keep a copy of every weight alive between a micro-batch's passes
         return torch.autocast(self.ranks.device.type, dtype=self.dtype)
 
     def exported_student(self) -> _Swapped:
         """Return a context in which the student has the weights that are exported, and gives the network."""
         return _Swapped(self.student, self.exported)
+
+    def final_student(self) -> nn.Module:
+        """Return the student with the weights that are exported, for good: everything else is let go of."""
+        student = self.student
+        student.zero_grad(set_to_none=True)
+        for trained in self.trained.values():
+            trained.optimizer.state.clear()
+        self.averages.clear()
+        if self.exported is not None:
+            self.exported.copy_to(student)
+            self.exported = None
+        return student.eval()
 
     def snapshot(self) -> Snapshot:
         """Return all tensors and counters, live ones, not copies."""
