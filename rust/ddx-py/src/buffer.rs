@@ -99,8 +99,7 @@ impl Buffer {
             (*view).format =
                 if wants(ffi::PyBUF_FORMAT) { this.element.format().as_ptr().cast_mut() } else { ptr::null_mut() };
             (*view).ndim = this.shape.len() as c_int;
-            (*view).shape =
-                if wants(ffi::PyBUF_ND) { this.shape.as_ptr().cast_mut() } else { ptr::null_mut() };
+            (*view).shape = if wants(ffi::PyBUF_ND) { this.shape.as_ptr().cast_mut() } else { ptr::null_mut() };
             (*view).strides =
                 if wants(ffi::PyBUF_STRIDES) { this.strides.as_ptr().cast_mut() } else { ptr::null_mut() };
             (*view).suboffsets = ptr::null_mut();

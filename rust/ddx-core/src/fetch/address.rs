@@ -37,15 +37,18 @@ fn class(address: IpAddr) -> Class {
 
 fn class_v4(address: Ipv4Addr) -> Class {
     match address.octets() {
-        // Metadata services of clouds: 169.254.169.254 is link-local, these two are not.
-        [100, 100, 100, 200] | [192, 0, 0, 192] => Class::Never,
-        // This network, link-local, multicast, reserved and broadcast.
-        [0 | 224..=255, ..] | [169, 254, ..] => Class::Never,
-        [10 | 127, ..] | [172, 16..=31, ..] | [192, 168, ..] => Class::Private,
-        // Carriers' address translation, protocol assignments, benchmarks, documentation.
-        [100, 64..=127, ..] | [192, 0, 0 | 2, _] | [198, 18 | 19, ..] | [198, 51, 100, _] | [203, 0, 113, _] => {
-            Class::Private
-        }
+        // Metadata services of clouds (169.254.169.254 is link-local, these two are not); then this network,
+        // link-local, multicast, reserved and broadcast.
+        [100, 100, 100, 200] | [192, 0, 0, 192] | [0 | 224..=255, ..] | [169, 254, ..] => Class::Never,
+        // Loopback and private; carriers' address translation, protocol assignments, benchmarks, documentation.
+        [10 | 127, ..]
+        | [172, 16..=31, ..]
+        | [192, 168, ..]
+        | [100, 64..=127, ..]
+        | [192, 0, 0 | 2, _]
+        | [198, 18 | 19, ..]
+        | [198, 51, 100, _]
+        | [203, 0, 113, _] => Class::Private,
         _ => Class::Public,
     }
 }
@@ -58,19 +61,14 @@ fn class_v6(address: Ipv6Addr) -> Class {
         class_v4(Ipv4Addr::new(a, b, c, d))
     };
     match segments {
-        [0, 0, 0, 0, 0, 0, 0, 0] => Class::Never,
         [0, 0, 0, 0, 0, 0, 0, 1] => Class::Private,
-        // IPv4 in other clothes: compatible, mapped, translated (NAT64), 6to4.
-        [0, 0, 0, 0, 0, 0 | 0xffff, high, low]
-        | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
-        | [0x2002, high, low, ..] => embedded(high, low),
-        // Amazon's metadata service.
-        [0xfd00, 0xec2, ..] => Class::Never,
+        // IPv4 in other clothes: compatible (and ::), mapped, translated (NAT64), 6to4.
+        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => {
+            embedded(high, low)
+        }
+        // Amazon's metadata service; link-local, site-local and multicast; Teredo, which hides an address in its bits.
+        [0xfd00, 0xec2, ..] | [0xfe80..=0xffff, ..] | [0x2001, 0, ..] => Class::Never,
         [0xfc00..=0xfdff, ..] | [0x2001, 0xdb8, ..] | [0x64, 0xff9b, 1, ..] => Class::Private,
-        // Link-local, site-local, multicast.
-        [0xfe80..=0xfeff | 0xff00..=0xffff, ..] => Class::Never,
-        // Teredo hides an address in its bits.
-        [0x2001, 0, ..] => Class::Never,
         _ => Class::Public,
     }
 }
@@ -91,16 +89,37 @@ mod tests {
 
     #[test]
     fn private_addresses_need_permission() {
-        let private = ["127.0.0.1", "10.1.2.3", "172.31.0.1", "192.168.1.1", "100.64.0.1", "::1", "fd12::1",
-            "::ffff:127.0.0.1", "64:ff9b::10.0.0.1", "2002:7f00:1::"];
+        let private = [
+            "127.0.0.1",
+            "10.1.2.3",
+            "172.31.0.1",
+            "192.168.1.1",
+            "100.64.0.1",
+            "::1",
+            "fd12::1",
+            "::ffff:127.0.0.1",
+            "64:ff9b::10.0.0.1",
+            "2002:7f00:1::",
+        ];
         assert_eq!(allowed(false, &private), [false; 10]);
         assert_eq!(allowed(true, &private), [true; 10]);
     }
 
     #[test]
     fn link_local_and_metadata_addresses_are_never_allowed() {
-        let never = ["169.254.169.254", "::ffff:169.254.169.254", "fe80::1", "fd00:ec2::254", "100.100.100.200",
-            "0.0.0.0", "::", "255.255.255.255", "224.0.0.1", "ff02::1", "64:ff9b::a9fe:a9fe"];
+        let never = [
+            "169.254.169.254",
+            "::ffff:169.254.169.254",
+            "fe80::1",
+            "fd00:ec2::254",
+            "100.100.100.200",
+            "0.0.0.0",
+            "::",
+            "255.255.255.255",
+            "224.0.0.1",
+            "ff02::1",
+            "64:ff9b::a9fe:a9fe",
+        ];
         assert_eq!(allowed(true, &never), [false; 11]);
     }
 }

@@ -30,11 +30,11 @@ impl Attempt<'_> {
             let slot = self.uncounted(fetcher.slots.take(&host)).await?;
             let response = self.send(&url).await?;
             let status = response.status();
-            if status.is_redirection() {
-                if let Some(target) = redirect_target(&url, &response) {
-                    url = target?;
-                    continue; // and the slot is free again: the target is another host's business
-                }
+            if status.is_redirection()
+                && let Some(target) = redirect_target(&url, &response)
+            {
+                url = target?;
+                continue; // and the slot is free again: the target is another host's business
             }
             if !status.is_success() {
                 let retry_after = retry::retry_after(response.headers());

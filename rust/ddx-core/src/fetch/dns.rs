@@ -45,10 +45,10 @@ impl Dns {
             cache.entry(host.to_owned()).or_default().clone()
         };
         let mut entry = entry.lock().await;
-        if let Some((until, found)) = &*entry {
-            if Instant::now() < *until {
-                return found.clone();
-            }
+        if let Some((until, found)) = &*entry
+            && Instant::now() < *until
+        {
+            return found.clone();
         }
         let found = self.look_up(host).await;
         let keep = match &found {

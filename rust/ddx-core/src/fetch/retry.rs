@@ -31,8 +31,7 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 /// `Sun, 06 Nov 1994 08:49:37 GMT`, the one form that servers may send.
 fn http_date(text: &str) -> Option<SystemTime> {
-    const MONTHS: [&str; 12] =
-        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let fields: Vec<&str> = text.split([' ', ':']).filter(|field| !field.is_empty()).collect();
     let [_, day, month, year, hour, minute, second, "GMT"] = fields[..] else { return None };
     let month = MONTHS.iter().position(|name| *name == month)? as i64 + 1;

@@ -66,9 +66,24 @@ mod tests {
 
     #[test]
     fn transparency_lies_over_white() {
-        assert_eq!(over_white::<4>(&[10, 20, 30, 0, 10, 20, 30, 255, 0, 0, 0, 128]), [
-            255, 255, 255, 10, 20, 30, 127, 127, 127
-        ]);
+        assert_eq!(
+            over_white::<4>(&[10, 20, 30, 0, 10, 20, 30, 255, 0, 0, 0, 128]),
+            [255, 255, 255, 10, 20, 30, 127, 127, 127]
+        );
         assert_eq!(over_white::<2>(&[0, 0, 7, 255]), [255, 255, 255, 7, 7, 7]);
+    }
+
+    #[test]
+    fn a_wide_gamut_is_brought_into_srgb() {
+        let profile = ColorProfile::new_display_p3().encode().unwrap();
+        let mut rgb = [200, 100, 50, 128, 128, 128];
+        to_srgb(&mut rgb, &profile);
+        // Computed from the primaries: (200, 100, 50) of Display P3 lies at (213, 96, 31) in sRGB.
+        for (found, expected) in rgb.iter().zip([213, 96, 31, 128, 128, 128]) {
+            assert!(found.abs_diff(expected) <= 1, "{rgb:?}");
+        }
+        let mut same = [1, 2, 3];
+        to_srgb(&mut same, b"no profile");
+        assert_eq!(same, [1, 2, 3]);
     }
 }

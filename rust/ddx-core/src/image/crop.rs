@@ -52,9 +52,12 @@ impl Resizer {
         let failed = |error: &dyn std::fmt::Display| ImageError::Decode(format!("resize: {error}"));
         let source = ImageRef::new(width, height, &rgb, PixelType::U8x3).map_err(|error| failed(&error))?;
         let mut target = Image::new(resolution, resolution, PixelType::U8x3);
-        let options = ResizeOptions::new()
-            .resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3))
-            .crop(crop.left, crop.top, crop.width, crop.height);
+        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3)).crop(
+            crop.left,
+            crop.top,
+            crop.width,
+            crop.height,
+        );
         self.inner.resize(&source, &mut target, &options).map_err(|error| failed(&error))?;
         let mut resized = target.into_vec();
         if let Some(profile) = profile {

@@ -29,8 +29,7 @@ fn failed(error: &DecodeErrors) -> ImageError {
 pub(super) fn dimensions(bytes: &[u8]) -> Result<(u32, u32), ImageError> {
     let mut decoder = decoder(bytes);
     decoder.decode_headers().map_err(|error| failed(&error))?;
-    let (width, height) =
-        decoder.dimensions().ok_or_else(|| ImageError::Decode("JPEG: no frame header".to_owned()))?;
+    let (width, height) = decoder.dimensions().ok_or_else(|| ImageError::Decode("JPEG: no frame header".to_owned()))?;
     Ok((width as u32, height as u32))
 }
 
@@ -41,8 +40,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<(Picture, Orientation), ImageError>
     }
     let mut decoder = decoder(bytes);
     let rgb = decoder.decode().map_err(|error| failed(&error))?;
-    let (width, height) =
-        decoder.dimensions().ok_or_else(|| ImageError::Decode("JPEG: no frame header".to_owned()))?;
+    let (width, height) = decoder.dimensions().ok_or_else(|| ImageError::Decode("JPEG: no frame header".to_owned()))?;
     if rgb.len() != width * height * 3 {
         return Err(ImageError::Decode(format!("JPEG: {} bytes decoded for {width}x{height}", rgb.len())));
     }

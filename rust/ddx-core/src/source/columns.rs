@@ -81,10 +81,9 @@ pub(super) fn find_columns(path: &Path, schema: &Schema, choice: &ColumnChoice) 
     let (image, image_kind) = table.image(choice)?;
     let caption = match &choice.caption {
         Some(name) => table.named(name, "captions", "string", is_text)?,
-        None => table.first(&CAPTION_NAMES, is_text).ok_or_else(|| Error::NoCaptionColumn {
-            path: path.to_owned(),
-            columns: table.names(),
-        })?,
+        None => table
+            .first(&CAPTION_NAMES, is_text)
+            .ok_or_else(|| Error::NoCaptionColumn { path: path.to_owned(), columns: table.names() })?,
     };
     let key = match &choice.key {
         Some(name) => Some(table.named(name, "keys", "string or integer", is_key)?),
@@ -102,8 +101,8 @@ impl Table<'_> {
     fn image(&self, choice: &ColumnChoice) -> Result<(usize, ImageKind)> {
         let named: Vec<&String> = [&choice.url, &choice.image, &choice.path].into_iter().flatten().collect();
         if named.len() > 1 {
-            let names: Vec<&str> = named.iter().map(|name| name.as_str()).collect();
-            return Err(Error::SeveralImageColumns(names.join(", ")));
+            let columns: Vec<&str> = named.iter().map(|column| column.as_str()).collect();
+            return Err(Error::SeveralImageColumns(columns.join(", ")));
         }
         if let Some(name) = &choice.url {
             return Ok((self.named(name, "URLs", "string", is_text)?, ImageKind::Url));
@@ -182,9 +181,7 @@ fn is_binary(kind: &DataType) -> bool {
 
 fn is_encoded(kind: &DataType) -> bool {
     match kind {
-        DataType::Struct(fields) => {
-            fields.iter().any(|field| field.name() == "bytes" && is_binary(field.data_type()))
-        }
+        DataType::Struct(fields) => fields.iter().any(|field| field.name() == "bytes" && is_binary(field.data_type())),
         kind => is_binary(kind),
     }
 }

@@ -83,7 +83,10 @@ mod tests {
             files.iter().map(|path| path.strip_prefix(&root).unwrap().to_string_lossy().into_owned()).collect()
         };
         assert_eq!(names(std::slice::from_ref(&root)), ["1.PARQUET", "2.parquet", "b/0.pq"]);
-        assert_eq!(names(&[format!("{root}/2.parquet"), format!("{root}/?.*")]), ["2.parquet", "1.PARQUET", "2.parquet"]);
+        assert_eq!(
+            names(&[format!("{root}/2.parquet"), format!("{root}/?.*")]),
+            ["2.parquet", "1.PARQUET", "2.parquet"]
+        );
         let missing = parquet_files(&[format!("{root}/nothing.parquet")]).unwrap_err();
         assert!(missing.to_string().contains("nothing.parquet"), "{missing}");
     }

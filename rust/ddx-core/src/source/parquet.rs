@@ -91,10 +91,8 @@ impl Source for ParquetSource {
     fn columns(&self) -> BTreeMap<&'static str, String> {
         let file = &self.files[0];
         let name = |index: usize| file.metadata.schema().field(index).name().clone();
-        let mut columns = BTreeMap::from([
-            ("caption", name(file.columns.caption)),
-            ("image", name(file.columns.image)),
-        ]);
+        let mut columns =
+            BTreeMap::from([("caption", name(file.columns.caption)), ("image", name(file.columns.image))]);
         if let Some(key) = file.columns.key {
             columns.insert("key", name(key));
         }
@@ -170,13 +168,13 @@ impl Iterator for FileRows<'_> {
             return None;
         }
         loop {
-            if let Some((batch, index)) = &mut self.batch {
-                if *index < batch.num_rows() {
-                    let row = read_row(self.file, batch, *index, self.next_row);
-                    *index += 1;
-                    self.next_row += 1;
-                    return Some(Ok(row));
-                }
+            if let Some((batch, index)) = &mut self.batch
+                && *index < batch.num_rows()
+            {
+                let row = read_row(self.file, batch, *index, self.next_row);
+                *index += 1;
+                self.next_row += 1;
+                return Some(Ok(row));
             }
             match self.reader.next()? {
                 Ok(batch) => self.batch = Some((batch, 0)),

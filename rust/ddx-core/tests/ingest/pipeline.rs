@@ -124,10 +124,10 @@ fn parts_alone_give_the_bytes_of_the_whole_run() {
     let mut config = quick();
     (config.prefetch_rows, config.decode_threads, config.fetch.concurrency) = (1, 1, 1);
     let (part, ends) = run(&parquet, &[2, 0], config);
-    assert_eq!(ends.iter().map(|end| (end.part, end.first_row, end.records.len())).collect::<Vec<_>>(), [
-        (2, 20, 5),
-        (0, 0, 10)
-    ]);
+    assert_eq!(
+        ends.iter().map(|end| (end.part, end.first_row, end.records.len())).collect::<Vec<_>>(),
+        [(2, 20, 5), (0, 0, 10)]
+    );
     for number in [0, 2] {
         let images = |batches: &[Batch]| -> Vec<Vec<u8>> {
             batches.iter().filter(|batch| batch.part == number).map(|batch| batch.images.clone()).collect()
@@ -141,10 +141,10 @@ fn small_pictures_are_refused_or_enlarged_as_asked() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("small.jpg"), jpeg(&gradient(40, 24))).unwrap();
     let parquet = folder.path().join("a.parquet");
-    let columns = vec![("path", texts([Some("small.jpg".into()), Some("none.jpg".into())])), ("text", texts([
-        Some("a".into()),
-        Some("b".into()),
-    ]))];
+    let columns = vec![
+        ("path", texts([Some("small.jpg".into()), Some("none.jpg".into())])),
+        ("text", texts([Some("a".into()), Some("b".into())])),
+    ];
     write_parquet(&parquet, columns, 10);
     let statuses = |config| -> Vec<String> {
         let (_, ends) = run(&parquet, &[0], config);

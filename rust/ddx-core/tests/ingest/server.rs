@@ -75,14 +75,13 @@ fn answer(
         bytes
     };
     match path.as_str() {
-        "ok" => stream.write_all(&sized("200 OK", "", BODY)),
         "slow-ok" => {
             std::thread::sleep(Duration::from_millis(100));
             stream.write_all(&sized("200 OK", "", BODY))
         }
         "flaky" if hits <= 2 => stream.write_all(&sized("503 Busy", "", b"")),
         "patient" if hits == 1 => stream.write_all(&sized("429 Slow Down", "Retry-After: 1\r\n", b"")),
-        "flaky" | "patient" => stream.write_all(&sized("200 OK", "", BODY)),
+        "ok" | "flaky" | "patient" => stream.write_all(&sized("200 OK", "", BODY)),
         "always-503" => stream.write_all(&sized("503 Busy", "", b"")),
         "away" => stream.write_all(&sized("503 Busy", "Retry-After: 3600\r\n", b"")),
         "endless" => {
