@@ -1,8 +1,9 @@
 """The compiled half of ddx. Private: `ddx.data` imports it, and nothing else does."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
 from types import TracebackType
-from typing import Literal, final
+from typing import Any, Literal, final
 
 class CoreError(Exception):
     """An error of the compiled core; `args` is `(message, hint or None, whether the usage was wrong)`."""
@@ -143,3 +144,68 @@ class Ingest(Iterator[Batch | PartEnd]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None: ...
+
+# --- store ----------------------------------------------------------------------------------------------------------
+
+@final
+class StoreWriter:
+    """Writes the shards of a store whole: temporary file, data to disk, rename, folder to disk.
+
+    Bytes come as C-contiguous uint8 arrays or `bytes`. Raises CoreError when the disk refuses or data do not fit.
+    """
+
+    @staticmethod
+    def create(
+        path: PathLike[str], arrays: str, attributes: str, fingerprint: str, whole: Mapping[str, Any]
+    ) -> StoreWriter:
+        """Write the metadata (`arrays`: JSON list of `ddx.data.layout.spec`; `attributes`: JSON) and `whole` arrays of
+        one shard; the root's `zarr.json` last. `fingerprint` goes into every commit record."""
+    @staticmethod
+    def open(path: PathLike[str], fingerprint: str) -> StoreWriter: ...
+    def write_part(
+        self,
+        *,
+        part: int,
+        first_row: int,
+        rows: int,
+        ok: int,
+        failed: Mapping[str, int],
+        shards: Mapping[str, tuple[Sequence[int] | None, Any]],
+        files: Mapping[str, Any],
+    ) -> str:
+        """Write shard `part` of each array in `shards` (numbers of the chunks that exist, None for the first ones; and
+        their bytes), then `files` by path, then the commit record, which is returned as JSON."""
+    def committed(self, num_parts: int) -> list[str]:
+        """The records, as JSON, of the parts that are done: equal fingerprint, every file of its size."""
+
+@final
+class BatchReader(Iterator[dict[str, Buffer]]):
+    """An endless iterator over random batches, read ahead by `threads` of its own; `next()` releases the GIL.
+
+    The batch at a position depends on the store, `seed` and `batch_size` (over all ranks) alone; a rank gets its slice.
+    A batch is `rows` int64 `[B]`, `latents` float16 `[B, C, h, w]`, `tokens` float16 `[B, L, D]` (zero behind each
+    caption's end), `lengths` int32 `[B]`, and `pooled` float16 `[B, K]` if the store has it. Raises CoreError naming
+    the shard when `verify` finds bytes that do not match their checksum.
+    """
+
+    def __new__(
+        cls,
+        path: PathLike[str],
+        *,
+        batch_size: int,
+        seed: int,
+        position: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        prefetch: int = 4,
+        threads: int = 2,
+        verify: bool = True,
+    ) -> BatchReader: ...
+    @property
+    def num_rows(self) -> int:
+        """Rows that a batch may hold."""
+    @property
+    def position(self) -> int:
+        """Number of the batch that comes next."""
+    def __iter__(self) -> BatchReader: ...
+    def __next__(self) -> dict[str, Buffer]: ...

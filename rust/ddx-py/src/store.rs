@@ -26,29 +26,30 @@ pub struct PyStoreWriter {
 
 #[pymethods]
 impl PyStoreWriter {
-    /// Creates the metadata of a store, the root's last.
+    /// Creates the metadata of a store and the arrays without parts, the root's `zarr.json` last.
     #[staticmethod]
-    fn create(py: Python<'_>, path: PathBuf, arrays: &str, attributes: &str, fingerprint: &str) -> PyResult<Self> {
+    fn create(
+        py: Python<'_>,
+        path: PathBuf,
+        arrays: &str,
+        attributes: &str,
+        fingerprint: &str,
+        whole: BTreeMap<String, PyBuffer<u8>>,
+    ) -> PyResult<Self> {
         let arrays: Vec<ArraySpec> = serde_json::from_str(arrays).map_err(bad_json)?;
         let attributes: Map<String, Value> = serde_json::from_str(attributes).map_err(bad_json)?;
-        let inner = py.detach(|| StoreWriter::create(&path, arrays, &attributes, fingerprint)).map_err(to_python)?;
-        Ok(Self { inner })
+        let contents = whole
+            .iter()
+            .map(|(array, buffer)| Ok(ShardData { array, ids: None, data: contiguous(array, buffer)? }))
+            .collect::<PyResult<Vec<_>>>()?;
+        let create = || StoreWriter::create(&path, arrays, &attributes, fingerprint, &contents);
+        Ok(Self { inner: py.detach(create).map_err(to_python)? })
     }
 
     /// Opens a store that `create` made.
     #[staticmethod]
     fn open(path: PathBuf, fingerprint: &str) -> PyResult<Self> {
         Ok(Self { inner: StoreWriter::open(&path, fingerprint).map_err(to_python)? })
-    }
-
-    /// Writes one shard of one array that has no parts.
-    #[pyo3(signature = (array, content, *, shard = 0))]
-    fn write_shard(&self, py: Python<'_>, array: &str, content: Content, shard: u64) -> PyResult<u64> {
-        let (ids, buffer) = &content;
-        let data = contiguous(array, buffer)?;
-        let content = ShardData { array, ids: ids.as_deref(), data };
-        let (_, size) = py.detach(|| self.inner.write_shard(shard, content)).map_err(to_python)?;
-        Ok(size)
     }
 
     /// Writes a part's shards and files, then its commit record. Returns the record as JSON.

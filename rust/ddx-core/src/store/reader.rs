@@ -222,7 +222,7 @@ mod tests {
             array(LENGTH, &[ROWS], PART_ROWS, PART_ROWS, DataType::Int32),
             array(POOLED, &[ROWS, 3], PART_ROWS, 1, DataType::Float16),
         ];
-        let writer = StoreWriter::create(root, arrays, &Map::new(), "print").unwrap();
+        let writer = StoreWriter::create(root, arrays, &Map::new(), "print", &[]).unwrap();
         for part in 0..3 {
             let first_row = part * PART_ROWS;
             let rows: Vec<u64> = (first_row..ROWS.min(first_row + PART_ROWS)).filter(|&row| row != 5).collect();

@@ -46,9 +46,11 @@ pub struct StoreWriter {
 }
 
 impl StoreWriter {
-    /// Creates the metadata of a store. The root's `zarr.json` comes last: a store exists when that does.
+    /// Creates the metadata of a store, and the arrays that have no parts. The root's `zarr.json` comes last: a store
+    /// exists when that does.
     ///
-    /// `attributes` become the root group's. `fingerprint` is the digest that every commit record will carry.
+    /// `attributes` become the root group's. `fingerprint` is the digest that every commit record will carry. `whole`
+    /// are arrays of one shard.
     ///
     /// # Errors
     /// When an array is not possible or the disk refuses.
@@ -57,6 +59,7 @@ impl StoreWriter {
         arrays: Vec<ArraySpec>,
         attributes: &Map<String, Value>,
         fingerprint: &str,
+        whole: &[ShardData<'_>],
     ) -> Result<Self> {
         let mut nodes = Map::new();
         for array in &arrays {
@@ -77,6 +80,9 @@ impl StoreWriter {
             arrays: arrays.into_iter().map(|array| (array.path.clone(), array)).collect(),
             fingerprint: fingerprint.to_owned(),
         };
+        for &content in whole {
+            writer.write_shard(0, content)?;
+        }
         let mut group = group_metadata(attributes);
         // Inline metadata of all nodes: one read opens the store, and listings skip what is not Zarr.
         group["consolidated_metadata"] = json!({"kind": "inline", "must_understand": false, "metadata": nodes});
@@ -216,7 +222,7 @@ pub(super) mod tests {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("a.zarr");
         let arrays = vec![array("latents", &[5, 4], 2, 1, DataType::Float16)];
-        let writer = StoreWriter::create(&root, arrays, &Map::new(), "one").unwrap();
+        let writer = StoreWriter::create(&root, arrays, &Map::new(), "one", &[]).unwrap();
         assert!(writer.committed(3).is_empty());
         let commit = write(&writer, 1);
         assert_eq!(writer.committed(3), slice::from_ref(&commit));
@@ -230,7 +236,7 @@ pub(super) mod tests {
     fn data_of_another_size_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let arrays = vec![array("latents", &[5, 4], 2, 1, DataType::Float16)];
-        let writer = StoreWriter::create(folder.path(), arrays, &Map::new(), "one").unwrap();
+        let writer = StoreWriter::create(folder.path(), arrays, &Map::new(), "one", &[]).unwrap();
         let shard = ShardData { array: "latents", ids: Some(&[1]), data: &[7; 9] };
         assert!(writer.write_shard(0, shard).is_err());
         assert!(writer.write_shard(3, ShardData { data: &[7; 8], ..shard }).is_err());

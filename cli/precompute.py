@@ -1,0 +1,53 @@
+"""`ddx precompute`: encode images and captions into a store."""
+
+from __future__ import annotations
+
+import click
+
+from ddx.cli.options import Invocation, config_options
+from ddx.data.config import PrecomputeConfig
+
+
+@click.command(
+    epilog="""\b
+Example:
+  ddx precompute laion.parquet
+  ddx precompute 'part-*.parquet' --teacher sana-tiny --batch-size 16
+"""
+)
+@click.argument("sources", nargs=-1, metavar="SOURCE...")
+@config_options(PrecomputeConfig)
+def command(invocation: Invocation, sources: tuple[str, ...]) -> int:
+    """Encode images and captions into a store of latents and embeddings.
+
+    SOURCE is a parquet file, a folder of them or a pattern; each row has a caption, and a URL, a path or the bytes
+    of an image. Rows that fail are recorded and skipped. The same command again goes on where it stopped; under torchrun
+    the processes share the work.
+    """
+    from ddx.cli.console import emit, emit_json
+
+    config = invocation.build(PrecomputeConfig)
+    if invocation.dry_run:
+        from ddx.data.estimate import estimate
+
+        planned = estimate(config, sources, invocation.workspace)
+        if invocation.as_json:
+            emit_json(planned)
+        else:
+            for key, value in planned.items():
+                emit(f"{key}: {value}")
+        return 0
+    from ddx.data.precompute import precompute
+    from ddx.data.ranks import Rank
+
+    store = precompute(config, sources, workspace=invocation.workspace, progress=invocation.progress)
+    if not Rank.here().is_first:
+        return 0
+    if invocation.as_json:
+        from ddx.data.store import Store
+
+        summary = Store(store).summary()
+        emit_json({"store": str(store), **{key: summary[key] for key in ("rows", "ok", "failed", "complete")}})
+    else:
+        emit(str(store))
+    return 0

@@ -1,0 +1,48 @@
+"""The settings of `ddx precompute`. The defaults suit SANA-600M at 512 px and LAION's URLs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddx.config import option
+from ddx.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecomputeConfig:
+    """Encode images and captions into a store of latents and embeddings."""
+
+    teacher: str = option("sana-600m", "teacher: a name, a folder or a hub id", metavar="NAME|PATH")
+    out: Path | None = option(None, "the store (none: a place in the workspace)", metavar="PATH")
+    resolution: int | None = option(None, "picture size in pixels (none: the teacher's own)")
+    batch_size: int = option(8, "pictures that the autoencoder sees at a time (it shapes the last bits)")
+    part_rows: int = option(1024, "rows of one shard, which is what a stopped run may lose")
+    url_column: str | None = option(None, "column of image URLs (none: found by its name)", metavar="NAME")
+    image_column: str | None = option(None, "column of encoded image bytes (none: found by its name)", metavar="NAME")
+    path_column: str | None = option(None, "column of local image paths (none: found by its name)", metavar="NAME")
+    caption_column: str | None = option(None, "column of captions (none: found by its name)", metavar="NAME")
+    key_column: str | None = option(None, "column that names a row (none: found by its name)", metavar="NAME")
+    max_pixels: int = option(100_000_000, "pixels that a picture may have; larger ones are never decoded")
+    max_upscale: float = option(1.0, "how much a small picture may be enlarged; 1: not at all, it is skipped")
+    concurrency: int = option(128, "requests in flight")
+    per_host: int = option(16, "requests in flight to one host")
+    retries: int = option(3, "further tries after a timeout, a reset, 429 or 5xx")
+    connect_timeout_s: float = option(10.0, "seconds to wait for a connection")
+    idle_timeout_s: float = option(10.0, "seconds to wait for the next bytes of a body")
+    total_timeout_s: float = option(60.0, "seconds that one picture may take")
+    max_body_bytes: int = option(64 << 20, "bytes of an encoded picture")
+    backoff_s: float = option(0.5, "seconds before the first further try; they double, with jitter")
+    respect_opt_out: bool = option(True, "skip pictures whose server says `X-Robots-Tag: noai` or the like")
+    allow_private_hosts: bool = option(False, "allow URLs that point at loopback and private addresses")
+    user_agent: str | None = option(None, "the User-Agent header (none: ddx's own)")
+    prefetch_rows: int | None = option(None, "rows that are fetched and decoded ahead (none: enough for the above)")
+    decode_threads: int | None = option(None, "threads that decode (none: one a core)")
+    dtype: str = option("auto", "what encoders compute in (auto: bf16 on a GPU)", choices=("auto", "float32", "bf16"))
+    device: str = option("auto", "where to encode (auto: the GPU if there is one)", metavar="DEVICE")
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "part_rows", "concurrency", "per_host"):
+            if getattr(self, name) < 1:
+                flag = "--" + name.replace("_", "-")
+                raise UsageError(f"{name} = {getattr(self, name)}: at least 1 is needed", hint=f"{flag} 1 or more")

@@ -1,0 +1,95 @@
+"""Making a store's metadata, or opening the one that is there if it was made for the same bytes."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from ddx._core import StoreWriter
+from ddx.data.core import core_errors
+from ddx.data.encode import Captions, pack
+from ddx.data.fingerprint import refuse_mismatch
+from ddx.data.layout import array_specs, whole_spec
+from ddx.data.part_writer import raw
+from ddx.data.plan import Plan, with_pooled
+from ddx.errors import DdxError, UsageError
+
+SECONDS_BETWEEN_LOOKS = 0.2
+
+
+def read_attributes(store: Path) -> dict[str, Any] | None:
+    """The store's attributes, or None when there is no store. Raises DdxError for what is not one of ddx."""
+    try:
+        group = json.loads((store / "zarr.json").read_text(encoding="utf-8"))
+        attributes = group["attributes"]["ddx"]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DdxError(f"{store} is not a store of ddx", hint="give a folder that `ddx precompute` made") from error
+    return dict(attributes)
+
+
+def open_writer(plan: Plan) -> tuple[Plan, StoreWriter]:
+    """The store's writer. The first rank creates what is missing, the others wait for it.
+
+    Raises UsageError naming the setting in which an existing store differs; nothing is ever deleted.
+    """
+    found = read_attributes(plan.store)
+    while found is None and not plan.rank.is_first:
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+        found = read_attributes(plan.store)
+    if found is None:
+        if plan.store.is_file():
+            raise UsageError(f"{plan.store} is a file", hint="give the folder of a store with --out")
+        return _create(plan)
+    refuse_mismatch(plan.store, found.get("fingerprint", {}), plan.fingerprint)
+    refuse_mismatch(plan.store, found.get("settings", {}), plan.settings)
+    with core_errors():
+        return with_pooled(plan, found["pooled_width"]), StoreWriter.open(plan.store, plan.digest)
+
+
+def _create(plan: Plan) -> tuple[Plan, StoreWriter]:
+    teacher = plan.teacher
+    prompts = list(teacher.validation_prompts)
+    null = pack([teacher.null_condition().to("cpu")])
+    validation = pack([condition.to("cpu") for condition in teacher.encode_text(prompts)])
+    for captions in (null, validation):
+        if captions.failed:
+            reason = next(iter(captions.failed.values()))
+            raise DdxError(
+                f"the text encoder of {teacher.name} gives {reason} values in {plan.settings['dtype']}",
+                hint="try --dtype float32",
+            )
+    plan = with_pooled(plan, None if null.pooled is None else null.pooled.shape[1])
+    arrays = {
+        "text/null": null.tokens[: int(null.length[0])],
+        **_validation_arrays(validation),
+    }
+    if null.pooled is not None:
+        arrays["text/null_pooled"] = null.pooled
+    specs = array_specs(plan.sizes)
+    for path, array in arrays.items():
+        names = ("token", "channel") if array.ndim == 2 else ("prompt",)
+        specs.append(whole_spec(path, array.shape, str(array.dtype), names))
+    attributes = {**plan.attributes(), "pooled_width": plan.sizes.pooled_width, "validation_prompts": prompts}
+    # A store exists when its root does, so what has no parts goes in first.
+    with core_errors():
+        writer = StoreWriter.create(
+            plan.store,
+            json.dumps(specs),
+            json.dumps({"ddx": attributes}),
+            plan.digest,
+            {path: raw(array) for path, array in arrays.items()},
+        )
+    return plan, writer
+
+
+def _validation_arrays(validation: Captions) -> dict[str, Any]:
+    if not len(validation.length):
+        return {}
+    arrays = {"tokens": validation.tokens, "offset": validation.offset, "length": validation.length}
+    if validation.pooled is not None:
+        arrays["pooled"] = validation.pooled
+    return {f"text/validation/{name}": array for name, array in arrays.items()}

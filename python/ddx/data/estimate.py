@@ -1,0 +1,74 @@
+"""What `ddx precompute --dry-run` says: the resolved settings, and the cost, measured on one batch of noise."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ddx.config import to_dict
+from ddx.data.config import PrecomputeConfig
+from ddx.data.create import read_attributes
+from ddx.data.fingerprint import refuse_mismatch
+from ddx.data.layout import round_up
+from ddx.data.plan import Plan, make_plan
+
+if TYPE_CHECKING:
+    from ddx.workspace import Workspace
+
+CAPTIONS = 16
+# A caption of the length that LAION's have; fetching and decoding run beside the encoders and are not in the estimate.
+CAPTION = "a photograph of a harbour with many small boats at dawn"
+
+
+def estimate(config: PrecomputeConfig, sources: Sequence[str], workspace: Workspace | None = None) -> dict[str, Any]:
+    """Return the settings and what the run would read, write and cost. Writes nothing; loads the encoders.
+
+    Raises the errors that `precompute` would raise before it begins.
+    """
+    plan = make_plan(config, sources, workspace)
+    found = read_attributes(plan.store)
+    if found is not None:
+        refuse_mismatch(plan.store, found.get("fingerprint", {}), plan.fingerprint)
+        refuse_mismatch(plan.store, found.get("settings", {}), plan.settings)
+    seconds_per_row, tokens, memory = _measure(plan)
+    channels, height, width = plan.sizes.latent_shape
+    row_bytes = channels * height * width * 2 + round_up(tokens) * (plan.sizes.text_width * 2 + 1)
+    return {
+        **to_dict(config),
+        "reads": f"{plan.sizes.rows} rows of {', '.join(plan.sources)} ({_roles(plan)})",
+        "writes": f"{plan.store}{' (exists; goes on with it)' if found else ''}, {plan.sizes.num_parts} parts",
+        "estimated_disk_bytes": row_bytes * plan.sizes.rows,
+        "estimated_memory_bytes": memory,
+        "estimated_seconds": round(seconds_per_row * plan.sizes.rows / plan.rank.world, 1),
+    }
+
+
+def _roles(plan: Plan) -> str:
+    return ", ".join(f"{role} from {column}" for role, column in plan.input.columns.items())
+
+
+def _measure(plan: Plan) -> tuple[float, int, int]:
+    """Seconds a row of both encoders, tokens of a caption, and peak memory in bytes."""
+    import torch
+
+    teacher, batch = plan.teacher, plan.config.batch_size
+    images = torch.randint(0, 256, (batch, plan.resolution, plan.resolution, 3), dtype=torch.uint8)
+    captions = [CAPTION] * CAPTIONS
+    teacher.encode_images(images[:1])  # loads, and warms up
+    (condition, *_) = teacher.encode_text(captions[:1])
+    seconds = _seconds(lambda: teacher.encode_images(images).sum().item()) / batch
+    seconds += _seconds(lambda: teacher.encode_text(captions)) / CAPTIONS
+    if teacher.device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(teacher.device)
+    else:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    picture_bytes = plan.sizes.part_rows * 2 * (plan.sizes.latent_shape[0] * plan.sizes.latent_shape[1] ** 2)
+    return seconds, int(condition.mask.sum()), memory + 2 * picture_bytes
+
+
+def _seconds(call: Any) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began

@@ -1,0 +1,95 @@
+"""What a store looks like: its arrays, their shards and chunks, and its attributes.
+
+zarr.json            attributes["ddx"]: fingerprint, settings, teacher, resolution, scaling, sizes
+latents              [N, C, h, w] float16, unscaled; chunk: one sample, shard: one part
+text/tokens          [P·CAP, D] float16, ragged; chunk: TOKEN_CHUNK tokens, shard: one part of CAP tokens
+text/offset, length  [N]: where a row's caption starts in text/tokens (-1: the row failed), and its tokens
+text/pooled          [N, K] float16, for families that have it
+text/null            [L, D] float16, the null condition (and text/null_pooled)
+text/validation/…    tokens, offset, length, pooled of the validation prompts
+rows.parquet         one row per input row, written last: a store is complete when it is there
+_ddx/                commit records, and what each part adds to rows.parquet
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SCHEMA = 1
+# LAION's captions have 10 to 20 tokens: chunks of 4 waste 9 to 18 %, and the index stays small.
+TOKEN_CHUNK = 4
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The numbers that decide every shape of a store."""
+
+    rows: int
+    part_rows: int
+    latent_shape: tuple[int, int, int]
+    text_width: int
+    max_tokens: int
+    pooled_width: int | None = None
+
+    @property
+    def num_parts(self) -> int:
+        """Number of parts; the last may be short."""
+        return -(-self.rows // self.part_rows)
+
+    @property
+    def part_tokens(self) -> int:
+        """CAP: the tokens that a part has room for, were every caption as long as the encoder allows."""
+        return self.part_rows * round_up(self.max_tokens)
+
+    def part_range(self, part: int) -> range:
+        """The rows of a part."""
+        return range(part * self.part_rows, min(self.rows, (part + 1) * self.part_rows))
+
+
+def round_up(num_tokens: int) -> int:
+    """The tokens that a caption takes up: whole chunks."""
+    return -(-num_tokens // TOKEN_CHUNK) * TOKEN_CHUNK
+
+
+def array_specs(sizes: Sizes) -> list[dict[str, Any]]:
+    """The per-row arrays, as `StoreWriter.create` takes them."""
+    rows, part_rows, width = sizes.rows, sizes.part_rows, sizes.text_width
+    tokens = sizes.num_parts * sizes.part_tokens
+    specs = [
+        spec("latents", (rows, *sizes.latent_shape), part_rows, 1, names=("row", "channel", "y", "x")),
+        spec("text/tokens", (tokens, width), sizes.part_tokens, TOKEN_CHUNK, names=("token", "channel")),
+        spec("text/offset", (rows,), part_rows, part_rows, "int64", -1, names=("row",)),
+        spec("text/length", (rows,), part_rows, part_rows, "int32", 0, names=("row",)),
+    ]
+    if sizes.pooled_width:
+        specs.append(spec("text/pooled", (rows, sizes.pooled_width), part_rows, 1, names=("row", "channel")))
+    return specs
+
+
+def whole_spec(path: str, shape: Sequence[int], data_type: str, names: tuple[str, ...]) -> dict[str, Any]:
+    """A small array of one chunk."""
+    return spec(path, tuple(shape), shape[0], shape[0], data_type, names=names)
+
+
+def spec(
+    path: str,
+    shape: tuple[int, ...],
+    shard_rows: int,
+    chunk_rows: int,
+    data_type: str = "float16",
+    fill_value: float | int = 0,
+    *,
+    names: tuple[str, ...],
+) -> dict[str, Any]:
+    """One array: shards and chunks cut its first axis."""
+    return {
+        "path": path,
+        "shape": list(shape),
+        "shard_rows": shard_rows,
+        "chunk_rows": chunk_rows,
+        "data_type": data_type,
+        "fill_value": float(fill_value) if data_type == "float16" else fill_value,
+        "dimension_names": list(names),
+    }

@@ -1,0 +1,97 @@
+"""Random batches of a store for training, read ahead by the core's threads while Python computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddx._core import BatchReader
+from ddx.data.core import core_errors
+from ddx.data.store import Store
+from ddx.errors import DdxError
+from ddx.teachers.condition import Condition
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's slice of a global batch.
+
+    latents: unscaled, float16 `[B, C, h, w]`; condition: float16, padded to the longest caption of the global batch;
+    rows: int64 `[B]`, the input rows. On the CPU, in pinned memory where there is a GPU.
+    """
+
+    latents: Tensor
+    condition: Condition
+    rows: Tensor
+
+
+class Loader:
+    """An endless iterator over epochs without a seam.
+
+    The global batch at a position depends on the store, the seed and `batch_size` (over all ranks) alone; rank r of
+    `world` gets its r-th slice. `position` counts global batches: a loader that starts at one continues exactly.
+    """
+
+    def __init__(
+        self,
+        store: Store | str | Path,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        position: int = 0,
+        prefetch: int = 4,
+        threads: int = 2,
+        verify: bool = True,
+    ) -> None:
+        self.store = store if isinstance(store, Store) else Store(store)
+        self.store.require_complete()
+        self._pin = torch.cuda.is_available()
+        with core_errors():
+            self._reader: BatchReader | None = BatchReader(
+                self.store.path,
+                batch_size=batch_size,
+                seed=seed % 2**64,
+                position=position,
+                rank=rank,
+                world=world,
+                prefetch=prefetch,
+                threads=threads,
+                verify=verify,
+            )
+        self.num_rows = self._reader.num_rows
+        self._position = position
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._reader is None:
+            raise DdxError("the loader is closed")
+        with core_errors():
+            arrays = next(self._reader)
+        self._position += 1
+        tokens, lengths = self._tensor(arrays["tokens"]), self._tensor(arrays["lengths"])
+        mask = torch.arange(tokens.shape[1]) < lengths[:, None]
+        pooled = self._tensor(arrays["pooled"]) if "pooled" in arrays else None
+        return Batch(self._tensor(arrays["latents"]), Condition(tokens, mask, pooled), self._tensor(arrays["rows"]))
+
+    @property
+    def position(self) -> int:
+        """Number of global batches given so far, counted from the start of training."""
+        return self._position
+
+    def close(self) -> None:
+        """Stop the reading threads."""
+        self._reader = None
+
+    def _tensor(self, buffer: Any) -> Tensor:
+        tensor = torch.from_numpy(np.asarray(buffer))
+        return tensor.pin_memory() if self._pin else tensor

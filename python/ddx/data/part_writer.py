@@ -1,0 +1,109 @@
+"""Finished parts go to disk on a thread of their own: the device goes on encoding."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ddx.data.core import core_errors
+from ddx.data.encode import Array, Captions
+from ddx.data.layout import Sizes
+from ddx.data.rows import PartRows, errors_path, piece_path
+
+if TYPE_CHECKING:
+    from ddx._core import StoreWriter
+
+# Parts in memory beside the one being encoded. More would only hide a disk that is too slow for good.
+WAITING_PARTS = 1
+
+
+@dataclass
+class Part:
+    """Everything that a part's files are made of. `latents` and `captions` are those of the ok rows, in row order."""
+
+    number: int
+    rows: PartRows
+    latents: list[Array]
+    captions: Captions
+
+
+class PartWriter:
+    """A queue and its thread. The first failure is raised by the next call, in the caller's thread."""
+
+    def __init__(self, writer: StoreWriter, sizes: Sizes) -> None:
+        self.writer, self.sizes = writer, sizes
+        self.written = 0
+        self._queue: queue.Queue[Part | None] = queue.Queue(WAITING_PARTS)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="ddx-part-writer", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> PartWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Complete parts are worth keeping whatever ended the run.
+        self._queue.put(None)
+        self._thread.join()
+        if error is None:
+            self._raise()
+
+    def put(self, part: Part) -> None:
+        """Hand over a part; waits only while the one before is still being written."""
+        self._raise()
+        self._queue.put(part)
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        while (part := self._queue.get()) is not None:
+            if self._error is not None:
+                continue
+            try:
+                with core_errors():
+                    self._write(part)
+                self.written += 1
+            except BaseException as error:
+                self._error = error
+
+    def _write(self, part: Part) -> None:
+        ok, captions, sizes = part.rows.ok, part.captions, self.sizes
+        offset = np.full(sizes.part_rows, -1, np.int64)
+        length = np.zeros(sizes.part_rows, np.int32)
+        offset[ok] = captions.offset + part.number * sizes.part_tokens
+        length[ok] = captions.length
+        latents = np.stack(part.latents) if part.latents else np.empty(0, np.float16)
+        shards = {
+            "latents": (ok, raw(latents)),
+            "text/tokens": (None, raw(captions.tokens)),
+            "text/offset": (None, raw(offset)),
+            "text/length": (None, raw(length)),
+        }
+        if sizes.pooled_width:
+            shards["text/pooled"] = (ok, raw(captions.pooled if captions.pooled is not None else np.empty(0)))
+        files = {piece_path(part.number): part.rows.parquet()}
+        if errors := part.rows.errors():
+            files[errors_path(part.number)] = errors
+        self.writer.write_part(
+            part=part.number,
+            first_row=part.rows.first_row,
+            rows=len(part.rows.status),
+            ok=len(ok),
+            failed=part.rows.counts(),
+            shards=shards,
+            files=files,
+        )
+
+
+def raw(array: Array) -> Array:
+    """The bytes of an array, as the core takes them."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

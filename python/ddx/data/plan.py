@@ -1,0 +1,133 @@
+"""What a precompute will do, before it does anything: teacher, store, parts, and the settings that shape the bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddx._core import Input
+from ddx.data.config import PrecomputeConfig
+from ddx.data.core import core_errors
+from ddx.data.fingerprint import digest, source_digest
+from ddx.data.layout import SCHEMA, Sizes
+from ddx.data.ranks import Rank
+from ddx.errors import DdxError, UsageError
+from ddx.workspace import Workspace
+
+if TYPE_CHECKING:
+    from ddx.teachers.base import Teacher
+
+COLUMNS = ("url_column", "image_column", "path_column", "caption_column", "key_column")
+# Settings of PrecomputeConfig that the core's Ingest takes under the same name.
+INGEST = (
+    *("part_rows", "batch_size", "max_pixels", "max_upscale", "concurrency", "per_host", "retries", "backoff_s"),
+    *("connect_timeout_s", "idle_timeout_s", "total_timeout_s", "max_body_bytes", "allow_private_hosts"),
+    *("respect_opt_out", "user_agent", "prefetch_rows", "decode_threads"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A resolved precompute. `fingerprint` is the teacher's, `settings` everything else that shapes the bytes."""
+
+    config: PrecomputeConfig
+    sources: tuple[str, ...]
+    rank: Rank
+    input: Input
+    teacher: Teacher
+    store: Path
+    resolution: int
+    sizes: Sizes
+    fingerprint: dict[str, Any]
+    settings: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """The hash of everything that shapes the bytes."""
+        return digest(self.fingerprint, self.settings)
+
+    def attributes(self) -> dict[str, Any]:
+        """What the store says of itself, but for what the text encoder adds."""
+        teacher = self.teacher
+        return {
+            "schema": SCHEMA,
+            "teacher": teacher.name,
+            "teacher_source": teacher.source,
+            "fingerprint": self.fingerprint,
+            "settings": self.settings,
+            "digest": self.digest,
+            "resolution": self.resolution,
+            "latent_shape": list(self.sizes.latent_shape),
+            "scaling_factor": teacher.scaling_factor,
+            "shift_factor": teacher.shift_factor,
+            "rows": self.sizes.rows,
+            "part_rows": self.sizes.part_rows,
+            "num_parts": self.sizes.num_parts,
+            "part_tokens": self.sizes.part_tokens,
+            "max_tokens": self.sizes.max_tokens,
+            "sources": list(self.sources),
+        }
+
+    def my_parts(self, done: set[int]) -> list[int]:
+        """The missing parts that are this rank's."""
+        mine = range(self.rank.rank, self.sizes.num_parts, self.rank.world)
+        return [part for part in mine if part not in done]
+
+
+def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Workspace | None = None) -> Plan:
+    """Open the input and the teacher's configs; nothing is written.
+
+    Raises UsageError or DdxError for an input without rows or columns, and for an unknown or absent teacher.
+    """
+    if not sources:
+        raise UsageError("there is nothing to precompute", hint="ddx precompute FILE.parquet …")
+    try:
+        with core_errors():
+            source = Input(list(sources), **{name: getattr(config, name) for name in COLUMNS})
+    except DdxError as error:
+        raise UsageError(error.message, hint=error.hint) from error  # a source that does not open is a wrong argument
+    from ddx.teachers.registry import load_teacher
+
+    rank = Rank.here()
+    dtype = None if config.dtype == "auto" else config.dtype
+    teacher = load_teacher(config.teacher, device=rank.device(config.device), dtype=dtype, resolution=config.resolution)
+    resolution = config.resolution or teacher.default_resolution
+    fingerprint = dict(teacher.fingerprint(resolution))
+    store = config.out or (workspace or Workspace()).store_path(sources[0], teacher.name, resolution)
+    sizes = Sizes(
+        rows=source.rows,
+        part_rows=min(config.part_rows, source.rows),
+        latent_shape=teacher.latent_shape(resolution),
+        text_width=teacher.text_width,
+        max_tokens=int(fingerprint["max_sequence_length"]),
+    )
+    settings = {
+        "input": source_digest(sources),
+        "input_rows": source.rows,
+        "columns": dict(source.columns),
+        "part_rows": sizes.part_rows,
+        "batch_size": config.batch_size,
+        "dtype": str(teacher.dtype).removeprefix("torch."),
+        "max_pixels": config.max_pixels,
+        "max_upscale": config.max_upscale,
+    }
+    return Plan(
+        config=config,
+        sources=tuple(str(name) for name in sources),
+        rank=rank,
+        input=source,
+        teacher=teacher,
+        store=Path(store),
+        resolution=resolution,
+        sizes=sizes,
+        fingerprint=fingerprint,
+        settings=settings,
+    )
+
+
+def with_pooled(plan: Plan, pooled_width: int | None) -> Plan:
+    """The plan for a family that has pooled embeddings, whose width only its encoder tells."""
+    return dataclasses.replace(plan, sizes=dataclasses.replace(plan.sizes, pooled_width=pooled_width))

@@ -1,0 +1,158 @@
+"""A store as the other stages see it: what it holds, for which teacher, and its conditions. Plain Zarr underneath."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ddx.data.create import read_attributes
+from ddx.data.encode import overhead
+from ddx.data.rows import FILE_NAME
+from ddx.errors import DdxError, UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from ddx.teachers.condition import Condition
+
+
+class Store:
+    """An opened store. Raises UsageError when there is none at `path`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        attributes = read_attributes(self.path)
+        if attributes is None:
+            raise UsageError(f"there is no store at {path}", hint="`ddx list stores` shows those of the workspace")
+        self.attributes = attributes
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.path)!r})"
+
+    @property
+    def rows(self) -> int:
+        """Input rows, failed ones included."""
+        return int(self.attributes["rows"])
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """The fingerprint of the teacher that it was made with."""
+        return dict(self.attributes["fingerprint"])
+
+    @property
+    def teacher(self) -> str:
+        """The teacher's name."""
+        return str(self.attributes["teacher"])
+
+    @property
+    def resolution(self) -> int:
+        """Pixels a side of the pictures."""
+        return int(self.attributes["resolution"])
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of the latents."""
+        channels, height, width = self.attributes["latent_shape"]
+        return channels, height, width
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every part is there; rows.parquet is written after the last."""
+        return (self.path / FILE_NAME).is_file()
+
+    @property
+    def num_ok(self) -> int:
+        """Rows that have latents and text."""
+        return sum(record["ok"] for record in self.commits())
+
+    def commits(self) -> list[dict[str, Any]]:
+        """The records of the parts that are done, in order."""
+        folder = self.path / "_ddx" / "commit"
+        names = (str(part) for part in range(int(self.attributes["num_parts"])))
+        return [json.loads((folder / name).read_text()) for name in names if (folder / name).is_file()]
+
+    def require_complete(self) -> None:
+        """Raise DdxError when parts are missing."""
+        if not self.is_complete:
+            done, total = len(self.commits()), self.attributes["num_parts"]
+            raise DdxError(
+                f"{self.path} is not complete: {done} of {total} parts are done",
+                hint="run the same `ddx precompute` command again; it goes on where it stopped",
+            )
+
+    def array(self, name: str) -> np.ndarray[Any, Any]:
+        """A whole array, such as "text/length", through zarr-python."""
+        import zarr
+
+        return np.asarray(zarr.open_array(str(self.path), path=name, mode="r")[...])
+
+    def null_condition(self) -> Condition:
+        """The condition of the empty negative prompt, float16, one row."""
+        pooled = self.array("text/null_pooled") if self.attributes.get("pooled_width") else None
+        return _condition(self.array("text/null"), pooled)
+
+    def validation(self) -> tuple[list[str], list[Condition]]:
+        """The validation prompts and their conditions, float16, one row each."""
+        prompts = [str(prompt) for prompt in self.attributes["validation_prompts"]]
+        if not prompts:
+            return [], []
+        tokens, offset, length = (self.array(f"text/validation/{name}") for name in ("tokens", "offset", "length"))
+        has_pooled = bool(self.attributes.get("pooled_width"))
+        pooled = self.array("text/validation/pooled") if has_pooled else None
+        conditions = []
+        for index, start in enumerate(offset.tolist()):
+            row = None if pooled is None else pooled[index : index + 1]
+            conditions.append(_condition(tokens[start : start + int(length[index])], row))
+        return prompts, conditions
+
+    def rows_table(self) -> pa.Table:
+        """One row per input row: key, caption, status, sizes, crop, hash."""
+        import pyarrow.parquet as pq
+
+        self.require_complete()
+        return pq.read_table(self.path / FILE_NAME)
+
+    def summary(self) -> dict[str, Any]:
+        """What `ddx inspect` shows: rows by status, completeness, teacher, sizes on disk."""
+        from ddx.data.precompute import summary_of
+
+        records = self.commits()
+        ok, failed = summary_of(records)
+        size = {"latents": 0, "text/tokens": 0, "text/pooled": 0, "other": 0}
+        for record in records:
+            for file, num_bytes in record["files"].items():
+                array = file.rpartition("/")[0]
+                size[array if array in size else "other"] += num_bytes
+        lengths = self.array("text/length")
+        return {
+            "path": str(self.path),
+            "rows": self.rows,
+            "ok": ok,
+            "failed": failed,
+            "complete": self.is_complete,
+            "parts": {"done": len(records), "total": int(self.attributes["num_parts"])},
+            "teacher": self.teacher,
+            "resolution": self.resolution,
+            "latent_shape": list(self.latent_shape),
+            "mean_tokens": round(float(lengths.sum()) / ok, 2) if ok else None,
+            "token_overhead": round(value, 4) if (value := overhead(lengths)) else None,
+            "bytes": {name: num for name, num in size.items() if num},
+            "validation_prompts": len(self.attributes["validation_prompts"]),
+            "fingerprint": self.fingerprint,
+            "settings": self.attributes["settings"],
+        }
+
+
+def _condition(tokens: np.ndarray[Any, Any], pooled: np.ndarray[Any, Any] | None) -> Condition:
+    import torch
+
+    from ddx.teachers.condition import Condition
+
+    return Condition(
+        torch.from_numpy(np.array(tokens))[None],
+        torch.ones(1, len(tokens), dtype=torch.bool),
+        None if pooled is None else torch.from_numpy(np.array(pooled)),
+    )
