@@ -114,10 +114,10 @@ def _cached(repo: str, revision: str) -> Path | None:
 
 
 def _download(repo: str, revision: str) -> Path:
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        LocalEntryNotFoundError,
+        HfHubHTTPError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -125,9 +125,10 @@ def _download(repo: str, revision: str) -> Path:
     command = f"hf download {repo}" + ("" if revision == "main" else f" --revision {revision}")
     cure = f"run `{command}` where there is a network, or try `--teacher sana-tiny`, which needs no download"
     if constants.HF_HUB_OFFLINE:
-        raise DdxError(f"the weights of {repo} are not in the hub cache, and HF_HUB_OFFLINE is set", hint=cure)
+        raise DdxError(f"the weights of {repo} are not cached, and HF_HUB_OFFLINE is set", hint=cure)
     log.info("downloading %s", repo)
     try:
+        HfApi().model_info(repo, revision=revision, timeout=10)  # says at once, without retries, that nobody answers
         folder = Path(
             snapshot_download(
                 repo,
@@ -145,11 +146,10 @@ def _download(repo: str, revision: str) -> Path:
         raise DdxError(f"the hub has no public repository {repo}", hint="see `ddx list teachers`") from error
     except RevisionNotFoundError as error:
         raise DdxError(f"{repo} has no revision {revision}", hint=f"`hf download {repo}` fetches its newest") from error
-    except LocalEntryNotFoundError as error:
-        message = f"the weights of {repo} are not in the hub cache, and the hub is not reachable"
-        raise DdxError(message, hint=cure) from error
-    except Exception as error:  # proxies, TLS, a full disk: each transport raises its own
-        raise DdxError(f"{repo} could not be downloaded: {error}", hint=cure) from error
+    except Exception as error:  # no route, a proxy, TLS, a full disk: each transport raises its own
+        reached = isinstance(error, HfHubHTTPError) or (isinstance(error, OSError) and not _is_connection(error))
+        problem = f"could not be downloaded: {error}" if reached else "are not cached, and the hub is not reachable"
+        raise DdxError(f"the weights of {repo} {problem}", hint=cure) from error
     missing = missing_parts(folder)
     if missing:
         raise DdxError(
@@ -157,6 +157,13 @@ def _download(repo: str, revision: str) -> Path:
             hint="pickled weights are never loaded; convert the pipeline with save_pretrained(safe_serialization=True)",
         )
     return folder
+
+
+def _is_connection(error: OSError) -> bool:
+    """Whether an error came before any answer; huggingface_hub's own offline errors are of this kind too."""
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    return isinstance(error, ConnectionError | TimeoutError | LocalEntryNotFoundError | OfflineModeIsEnabled)
 
 
 def missing_parts(folder: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -66,6 +67,22 @@ def test_offline_and_not_cached_is_one_error_with_the_cure(offline_cache: Path) 
     assert "--teacher sana-tiny" in str(error.value.hint)
 
 
+def test_a_hub_that_does_not_answer_is_said_at_once(tmp_path: Path) -> None:
+    code = """
+import logging
+from ddx.errors import DdxError
+from ddx.teachers.registry import load_teacher
+try:
+    load_teacher("sana-600m")
+except DdxError as error:
+    print(error, "|", error.hint)
+"""
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "not reachable" in done.stdout and "hf download" in done.stdout
+    assert "Retrying" not in done.stderr
+
+
 def test_a_cache_that_holds_only_main_is_found_and_said(
     offline_cache: Path, sana_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -97,7 +114,7 @@ def test_a_half_downloaded_snapshot_is_not_taken(offline_cache: Path, sana_folde
     snapshot = fill_hub_cache(offline_cache, "someone/their-sana", sana_folder)
     for file in (snapshot / "vae").glob("*.safetensors"):
         file.unlink()
-    with pytest.raises(DdxError, match="not in the hub cache"):
+    with pytest.raises(DdxError, match="are not cached"):
         load_teacher("someone/their-sana")
 
 
