@@ -290,3 +290,20 @@ def test_float16_keeps_autoencoder_and_text_in_bfloat16(sana_folder: Path) -> No
     teacher = load_teacher(sana_folder, dtype="fp16")
     assert teacher.dtype == torch.float16
     assert teacher.vae_dtype == teacher.text_dtype == torch.bfloat16
+
+
+def test_bfloat16_is_close_to_float32_in_every_part(teacher: Teacher, sana_folder: Path) -> None:
+    low = load_teacher(sana_folder, dtype="bf16")
+    x = torch.randn(2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    pictures = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    t = torch.tensor([0.9, 0.2], dtype=torch.float64)
+    results = []
+    for one in (teacher, low):
+        condition = Condition.cat(one.encode_text(["a red circle", "two dogs and a cat"]))
+        with torch.no_grad():
+            prediction = one.predict(one.network(), x, t, condition)
+        results.append((condition.tokens.float(), prediction, one.encode_images(pictures), one.decode(x).float()))
+    for name, exact, rounded in zip(("text", "prediction", "latents", "pictures"), *results, strict=True):
+        assert rounded.dtype == torch.float32, name
+        error = (rounded - exact).abs().max() / exact.abs().max()
+        assert 0 < error < 0.06, name
