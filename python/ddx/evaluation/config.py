@@ -23,8 +23,8 @@ class EvaluateConfig:
     prompts: Path | None = option(
         None, "file with one prompt a line (none: held-out scenes, or the teacher's standard prompts)", metavar="FILE"
     )
-    num_images: int = option(200, "pictures for each row of the table")
-    diversity_captions: int = option(4, "prompts that are drawn many times to measure diversity")
+    num_images: int = option(150, "pictures for each row of the table")
+    diversity_captions: int = option(2, "prompts that are drawn many times to measure diversity")
     diversity_seeds: int = option(16, "pictures of each of those prompts")
     neighbours: int = option(3, "k of the manifolds that precision and recall are counted on")
     page_prompts: int = option(12, "prompts shown side by side in the report")
@@ -47,7 +47,7 @@ class EvaluateConfig:
                 raise UsageError(f"{name} = {list(values)} must be whole numbers from 1", hint=f"{flag} 1,2,4")
         if self.num_images <= self.neighbours:
             raise UsageError(
-                f"num_images = {self.num_images} is too few for {self.neighbours} neighbours", hint="--num-images 200"
+                f"num_images = {self.num_images} is too few for {self.neighbours} neighbours", hint="--num-images 150"
             )
 
 

@@ -1,4 +1,4 @@
-"""Drawing the pictures that are scored: the same prompts and seeds for everybody, a teacher's kept for the next time."""
+"""Drawing the pictures that are scored: one set of prompts and seeds for all; a teacher's are kept for next time."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ class Painter:
 
     def __init__(self, requests: Requests, batch_size: int, cache: Path, progress: Progress) -> None:
         self.requests, self.batch_size, self.cache, self.progress = requests, batch_size, cache, progress
+        self._hash: str | None = None
 
     def teacher(self, teacher: Teacher, steps: int, guidance: float) -> Drawn:
         """Return the teacher's pictures: those kept from an earlier evaluation if nothing that shapes them changed."""
@@ -97,7 +98,7 @@ class Painter:
         import torch
 
         facts = {
-            "teacher": _identity(teacher),
+            "teacher": self._identity(teacher),
             "steps": steps,
             "guidance": guidance,
             "resolution": self.requests.resolution,
@@ -109,19 +110,16 @@ class Painter:
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
+    def _identity(self, teacher: Teacher) -> str:
+        """What decides a teacher's pictures: its commit, or a hash of every weight where there is none."""
+        if teacher.revision not in ("local", "bundled"):
+            return f"{teacher.source}@{teacher.revision}"
+        from ddx.teachers.components import content_hash
 
-def _identity(teacher: Teacher) -> str:
-    """What decides a teacher's pictures: its commit, or a hash of every weight where there is none."""
-    if teacher.revision not in ("local", "bundled"):
-        return f"{teacher.source}@{teacher.revision}"
-    from ddx.teachers.components import content_hash
-
-    hashed = getattr(teacher, "_ddx_picture_hash", None)
-    if hashed is None:
-        parts = (teacher.denoiser_part, "vae", "text_encoder", "tokenizer", "scheduler")
-        hashed = content_hash(teacher.source_info, parts)
-        teacher._ddx_picture_hash = hashed  # type: ignore[attr-defined]
-    return str(hashed)
+        if self._hash is None:
+            parts = (teacher.denoiser_part, "vae", "text_encoder", "tokenizer", "scheduler")
+            self._hash = content_hash(teacher.source_info, parts)
+        return self._hash
 
 
 def _load(path: Path) -> Drawn | None:

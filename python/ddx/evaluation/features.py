@@ -29,7 +29,7 @@ THUMBNAIL = 4
 FLOOR = 0.03  # of pixels in [-1, 1]: gradients under four grey levels are hardly seen, and count little
 
 # One over the spread of each group on generated scenes; constants, so that the space depends on no data.
-WEIGHTS = {"energy": 0.64, "orientation": 5.9, "colour": 1.5, "thumbnail": 0.38}
+WEIGHTS = {"energy": 0.4, "orientation": 5.9, "colour": 1.5, "thumbnail": 0.38}
 
 
 def extract(images: NDArray[np.uint8]) -> Array:

@@ -92,7 +92,8 @@ def _lead(result: EvaluationResult) -> str:
     text = f"One step of the student beside {teacher['steps']} steps of its teacher, {result.facts['teacher']}"
     if teacher["overall"] is not None and student["overall"] is not None:
         one = find("teacher", 1)
-        text += f": all of the caption holds in {student['overall']:.0%} of its pictures, {teacher['overall']:.0%} of the teacher's"
+        text += f": all of the caption holds in {student['overall']:.0%} of its pictures"
+        text += f", {teacher['overall']:.0%} of the teacher's"
         if one is not None and one["steps"] == 1:
             text += f", and {one['overall']:.0%} of the teacher's in one step"
     return text + "."
@@ -137,7 +138,8 @@ def _note(result: EvaluationResult) -> str:
     if any(row["overall"] is not None for row in result.rows):
         parts.append("Overall is the share of pictures in which everything that the caption says holds.")
     parts.append(
-        f"Fréchet distance, precision and recall compare with {facts['reference']} in the feature space {facts['feature_space']}."
+        f"Fréchet distance, precision and recall compare with {facts['reference']} in the feature space "
+        f"{facts['feature_space']}."
     )
     if facts["frechet_floor"] is not None:
         parts.append(f"Freshly rendered pictures of the same captions have a distance of {facts['frechet_floor']:.3g}.")

@@ -1,1 +1,1 @@
-"""Drawing pictures: few-step students as plain diffusers pipelines, teachers in batches, and the pages that show them."""
+"""Drawing pictures: students as plain diffusers pipelines, teachers in batches, and the pages that show them."""

@@ -93,8 +93,8 @@ def card_text(student: StudentFolder, scores: Sequence[Mapping[str, Any]] = ()) 
         "## Draw",
         f"Run inside this folder. One step, seed {SNIPPET_SEED}, for the prompt “{prompt}”; it writes `out.png`:",
         f"```python\n{snippet(student, prompt)}\n```",
-        f"`ddx sample --student . --steps 1 --seed {SNIPPET_SEED} --prompt {_shell(prompt)}` draws the same picture, bit for bit "
-        "on the same device.",
+        f"`ddx sample --student . --steps 1 --seed {SNIPPET_SEED} --prompt {_shell(prompt)}` draws the same picture, "
+        "bit for bit on the same device.",
         _more_steps(student),
         "## What it was made from",
         _facts(student),

@@ -59,6 +59,8 @@ footer { margin-top: 3rem; color: var(--soft); font-size: .85rem; border-top: 1p
   padding-top: .9rem; }
 """
 
+_SAME_NOISE = '<p class="note">One row is one prompt and one seed: all of it starts from the same noise.</p>\n'
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
@@ -118,7 +120,7 @@ def comparison_page(
         body += "<h2>Scores</h2>\n" + _scores(table)
     gaps = [bool(i) and column.student != columns[i - 1].student for i, column in enumerate(columns)]
     heads = "".join(
-        f'<th class="{"student" if column.student else "teacher"}{" gap" if gap else ""}">{html.escape(column.title)}</th>'
+        f'<th class="{"student" if column.student else "teacher"}{" gap" * gap}">{html.escape(column.title)}</th>'
         for column, gap in zip(columns, gaps, strict=True)
     )
     rows = []
@@ -128,7 +130,7 @@ def comparison_page(
             for column, gap in zip(columns, gaps, strict=True)
         )
         rows.append(f'<tr><td class="prompt">{html.escape(prompt)}<small>seed {seed}</small></td>{cells}</tr>')
-    body += '<h2>Side by side</h2>\n<p class="note">One row is one prompt and one seed: every picture in it starts from the same noise.</p>\n'
+    body += "<h2>Side by side</h2>\n" + _SAME_NOISE
     body += f'<div class="scroll"><table class="compare"><thead><tr><th></th>{heads}</tr></thead><tbody>'
     body += "\n".join(rows) + "</tbody></table></div>"
     return _write(path, title, lead, body, facts or {})

@@ -23,6 +23,8 @@ _TIME_LINEARS = (
     "time_embedding.linear_2",
 )
 
+_STORED = ("guidance_embedder.", "time_embed")
+
 
 def refold_guidance(student: StudentFolder, network: nn.Module, guidance: float) -> None:
     """Fold `guidance` into `network`, the student's exported denoiser, in place.
@@ -83,7 +85,7 @@ def _unfolded_weights(folder: Path) -> dict[str, Tensor]:
                 continue
             try:
                 with safe_open(path, framework="pt") as file:
-                    names = [key for key in file.keys() if key.startswith(("guidance_embedder.", "time_embed"))]
+                    names = [key for key in file.keys() if key.startswith(_STORED)]  # noqa: SIM118
                     found: dict[str, Tensor] = {key: file.get_tensor(key) for key in names}
             except (OSError, SafetensorError):
                 continue

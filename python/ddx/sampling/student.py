@@ -179,11 +179,11 @@ class StudentPipeline:
     def draw_conditions(
         self, condition: Condition, seeds: Sequence[int], steps: int, *, resolution: int | None = None
     ) -> NDArray[np.uint8]:
-        """Return pictures uint8 `[B, H, W, 3]` of encoded prompts, in one batch: the same call, its text read before."""
+        """Return pictures uint8 `[B, H, W, 3]` of encoded prompts: the same call in one batch, its text read before."""
         import numpy as np
 
         arguments = self._arguments(steps, resolution)
-        arguments["prompt_embeds"] = condition.tokens.to(self.device, getattr(self.pipeline, "text_encoder").dtype)
+        arguments["prompt_embeds"] = condition.tokens.to(self.device, self.pipeline.text_encoder.dtype)
         if self.files.pipeline_class.startswith("Sana"):
             arguments["prompt_attention_mask"] = condition.mask.to(self.device)
         pictures = self._call(prompt=None, generator=[_generator(seed) for seed in seeds], **arguments)
