@@ -56,7 +56,8 @@ def component_class(source: Source, part: str, expected: tuple[str, ...]) -> Any
         return getattr(diffusers, name)
     import transformers
 
-    return getattr(transformers, name)
+    # what transformers 5 calls a tokenizer without a class of its own; the older name exists in every version
+    return getattr(transformers, "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name)
 
 
 def load_model(

@@ -19,7 +19,11 @@ from ddx.teachers.sana_text import PromptEncoder, pipeline_defaults
 
 
 class SanaTeacher(Teacher):
-    """A ``SanaPipeline``. Predicts the flow velocity ``eps - x0``; its network takes ``1000 t``."""
+    """A ``SanaPipeline``. Predicts the flow velocity ``eps - x0``; its network takes ``1000 t``.
+
+    In float16, in which the 600M models were trained with clamped activations, diffusers' linear attention clamps its
+    output by itself; the autoencoder and Gemma then run in bfloat16.
+    """
 
     family: ClassVar[str] = "sana"
     denoiser_part: ClassVar[str] = "transformer"
