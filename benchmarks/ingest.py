@@ -47,9 +47,7 @@ def main() -> None:
                 rates = {
                     "pillow": 1 / pillow_seconds(encoded),
                     "ingest from bytes": ingest_rate(folder / "bytes.parquet", cells, count),
-                    "ingest from loopback": ingest_rate(
-                        folder / "urls.parquet", {"url": [f"{url}/x.jpg"] * count}, count
-                    ),
+                    "ingest from loopback": ingest_rate(folder / "urls.parquet", urls, count),
                 }
         key = f"{size[0]}x{size[1]}, {len(encoded) // 1024} KiB"
         result[key] = {name: round(rate, 1) for name, rate in rates.items()}
