@@ -7,6 +7,7 @@ import json
 import os
 import statistics
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +128,7 @@ def _load(path: Path) -> Drawn | None:
         with np.load(path, allow_pickle=False) as file:
             images: NDArray[Any] = file["images"]
             return Drawn(images=images, seconds_per_image=float(file["seconds_per_image"]))
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 

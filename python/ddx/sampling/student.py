@@ -77,7 +77,8 @@ class StudentFolder:
         denoiser = _read_json(self.folder / self.denoiser_part / "config.json")
         vae = _read_json(self.folder / "vae" / "config.json")
         widths = vae.get("encoder_block_out_channels") or vae.get("block_out_channels") or [0]
-        return int(denoiser["sample_size"]) * 2 ** (len(widths) - 1)
+        compression: int = 2 ** (len(widths) - 1)
+        return int(denoiser["sample_size"]) * compression
 
     @property
     def trained_steps(self) -> int:
