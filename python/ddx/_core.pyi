@@ -103,7 +103,8 @@ class Ingest(Iterator[Batch | PartEnd]):
     """Fetches, decodes, crops and batches the rows of the given parts, in the order given, on its own threads.
 
     A part is `part_rows` rows. `next()` releases the GIL and reacts to signals within 0.1 s. Memory is bounded by
-    `prefetch_rows` (default: the larger of four batches and twice `concurrency`), `byte_budget` and `pixel_budget`.
+    `prefetch_rows` (default: four batches and 64 rows; for URLs as many as 512 MiB of pictures, at most 4096),
+    `byte_budget` and `pixel_budget`.
     `total_timeout_s` is for all attempts at a row together. Loopback and private addresses are refused unless
     `allow_private_hosts`; link-local ones always. `max_upscale` 1.0 enlarges nothing. Dropping or closing never hangs.
     Raises CoreError for a setting out of range, and when iterated after `close()`.

@@ -213,7 +213,9 @@ impl Ingest {
             resolution,
             part_rows,
             batch_size,
-            prefetch_rows: prefetch_rows.unwrap_or_else(|| (4 * batch_size).max(2 * concurrency)),
+            prefetch_rows: prefetch_rows.unwrap_or_else(|| {
+                IngestConfig::default_prefetch_rows(input.source.image_kind(), resolution, batch_size)
+            }),
             decode_threads: decode_threads.unwrap_or_else(available_threads),
             max_pixels,
             max_upscale,

@@ -1,6 +1,7 @@
 //! The settings of an ingest.
 
 use crate::fetch::FetchConfig;
+use crate::source::ImageKind;
 use crate::{Error, Result};
 
 /// What to make of the rows, and within which limits.
@@ -28,7 +29,24 @@ pub struct IngestConfig {
     pub fetch: FetchConfig,
 }
 
+/// Finished pictures that may wait for an earlier row.
+const PREFETCH_BYTES: usize = 512 << 20;
+
 impl IngestConfig {
+    /// How many rows to be ahead: behind a server that takes a minute to fail, hundreds of others should be done
+    /// meanwhile; local pictures only have to keep the decoders busy.
+    #[must_use]
+    pub fn default_prefetch_rows(kind: ImageKind, resolution: u32, batch_size: usize) -> usize {
+        let at_least = 4 * batch_size + 64;
+        match kind {
+            ImageKind::Url => {
+                let image_bytes = (resolution as usize).pow(2) * 3;
+                (PREFETCH_BYTES / image_bytes.max(1)).clamp(at_least, at_least.max(4096))
+            }
+            ImageKind::Bytes | ImageKind::Path => at_least,
+        }
+    }
+
     /// Checks the ranges.
     ///
     /// # Errors
