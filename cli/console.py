@@ -83,10 +83,10 @@ class LineProgress:
     def start(self, stage: str, total: int | None, unit: str) -> None:
         """Print the stage's name and size."""
         self.finish()
-        self._stage, self._total, self._unit = stage, total, unit
+        self._stage, self._total, self._unit = stage, total, _plural(unit)
         self._done, self._stats = 0, dict[str, float | int | str]()
         self._began = self._printed = time.monotonic()
-        note(f"{stage}: {f'{total:,} ' if total is not None else ''}{unit}")
+        note(f"{stage}: {f'{total:,} ' if total is not None else ''}{self._unit}")
 
     def advance(self, n: int = 1, **stats: float | int | str) -> None:
         """Count, and print when the last line is old enough."""
@@ -132,7 +132,7 @@ class BarProgress:
         from rich.console import Console
 
         self.finish()
-        self._unit, self._stats = unit, dict[str, float | int | str]()
+        self._unit, self._stats = _plural(unit), dict[str, float | int | str]()
         self._bars = progress.Progress(
             progress.TextColumn("[bold]{task.description}"),
             progress.BarColumn(),
@@ -167,6 +167,10 @@ class BarProgress:
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
+
+
+def _plural(unit: str) -> str:
+    return unit if unit.endswith("s") else f"{unit}s"
 
 
 def _rate(count: float, seconds: float) -> str:

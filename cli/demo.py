@@ -10,8 +10,6 @@ import click
 
 from ddx.cli.options import Invocation, config_options, find_config
 
-COLUMNS = ("model", "steps", "overall", "frechet", "precision", "recall", "diversity", "seconds_per_image")
-
 
 @click.command(
     epilog="""\b
@@ -29,6 +27,7 @@ def command(invocation: Invocation, again: bool) -> None:
     """
     from ddx.cli.console import duration, emit, emit_json, emit_table
     from ddx.cli.pipeline import Runner, read_pipeline
+    from ddx.evaluation.report import TITLES, shown_columns
 
     root = invocation.workspace.root
     runner = Runner(invocation.workspace, "demo", quiet=invocation.quiet, debug=invocation.debug, again=again)
@@ -44,9 +43,9 @@ def command(invocation: Invocation, again: bool) -> None:
     if invocation.as_json:
         emit_json({"rows": rows, "ratios": ratios, "seconds": seconds, "page": evaluation.get("page")})
         return
-    shown = [column for column in COLUMNS if any(row.get(column) is not None for row in rows)]
+    shown = ["model", "steps", *shown_columns(rows)]
     emit("")
-    emit_table(shown, [[row.get(column) for column in shown] for row in rows])
+    emit_table([TITLES.get(key, key) for key in shown], [[row[key] for key in shown] for row in rows])
     emit("")
     emit(f"The one-step student scores {ratios['of_teacher_20']:.2f} of its teacher's 20 steps,")
     emit(f"and {ratios['of_teacher_1']:.1f} times what the teacher itself reaches in one step.")
@@ -58,14 +57,8 @@ def command(invocation: Invocation, again: bool) -> None:
 def compare(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the one-step student's overall score over the teacher's at 20 steps, and over the teacher's at one."""
 
-    def overall(of_student: bool, steps: int) -> float:
-        for row in rows:
-            if bool(row.get("student", row["model"] != rows[0]["model"])) == of_student and row["steps"] == steps:
-                return float(row["overall"])
-        return float("nan")
-
-    student = overall(True, 1)
-    best, alone = overall(False, 20), overall(False, 1)
+    overall = {(row["model"], row["steps"]): float(row["overall"]) for row in rows}
+    student, best, alone = overall["student", 1], overall["teacher", 20], overall["teacher", 1]
     return {
         "of_teacher_20": student / best if best else float("nan"),
         "of_teacher_1": student / alone if alone else float("inf"),
