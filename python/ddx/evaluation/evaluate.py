@@ -25,6 +25,8 @@ from ddx.sampling.prompts import read_prompts
 from ddx.workspace import Workspace
 
 if TYPE_CHECKING:
+    import torch
+
     from ddx.sampling.student import StudentPipeline
     from ddx.teachers.base import Teacher
 
@@ -267,7 +269,7 @@ def _main(one: Sampler, tests: TestSet) -> NDArray[np.float64]:
     return one.features[: len(tests.prompts)]
 
 
-def _device(device: str) -> str:
-    import torch
+def _device(device: str) -> torch.device:
+    from ddx.training.distributed import pick_device
 
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return pick_device(device)

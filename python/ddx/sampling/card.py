@@ -129,7 +129,7 @@ def _facts(student: StudentFolder) -> str:
     rows = [
         ("teacher", _teacher_name(record)),
         ("teacher's revision", record.get("teacher_revision")),
-        ("teacher's licence", record.get("teacher_licence", "unknown") + ", which covers this student too"),
+        ("teacher's licence", _licence(record)),
         ("method", record.get("method")),
         ("guidance in the weights", None if guidance is None else f"{guidance:g}"),
         ("resolution", f"{student.resolution} × {student.resolution} pixels"),
@@ -173,6 +173,11 @@ def _front_matter(record: Mapping[str, Any]) -> str:
         matter["base_model_relation"] = "finetune"
     matter["tags"] = ["ddx", "distillation", "few-step", str(record.get("method", "unknown"))]
     return "---\n" + yaml.safe_dump(matter, sort_keys=False, allow_unicode=True).strip() + "\n---"
+
+
+def _licence(record: Mapping[str, Any]) -> str:
+    licence = str(record.get("teacher_licence", "unknown"))
+    return licence if licence == "unknown" else f"{licence}, which covers this student too"
 
 
 def _teacher_name(record: Mapping[str, Any]) -> str:

@@ -119,7 +119,7 @@ def sample(config: SampleConfig, workspace: Workspace, progress: Progress | None
     requests = [(prompt, config.seed + i) for prompt in prompts for i in range(config.num_images)]
     pictures: list[Image] = []
     drawn: list[DrawnPicture] = []
-    progress.start("sample", len(requests), "picture")
+    progress.start("sample", len(requests), "pictures")
     size = config.batch_size or 1
     for start in range(0, len(requests), size):
         chunk = requests[start : start + size]

@@ -35,6 +35,8 @@ class StudentFolder:
         self.folder = Path(folder)
         index = self.folder / "model_index.json"
         record = read_run(self.folder)
+        if not self.folder.is_dir():
+            raise UsageError(f"there is no student at {self.folder}", hint="see `ddx list students`")
         if not index.is_file():
             if record is not None and not record.get("finished"):
                 raise DdxError(
@@ -130,9 +132,10 @@ class StudentPipeline:
         from diffusers import DiffusionPipeline
 
         from ddx.teachers.components import _no_progress_bars
+        from ddx.training.distributed import pick_device
 
         self.files = StudentFolder(folder)
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.device = pick_device(device)
         dtypes = {part: getattr(torch, name) for part, name in self.files.component_dtypes(dtype).items()}
         try:
             with _no_progress_bars():
