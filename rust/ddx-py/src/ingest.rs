@@ -25,6 +25,7 @@ struct Input {
 #[pymethods]
 impl Input {
     #[new]
+    #[allow(clippy::needless_pass_by_value)] // what Python hands over is owned
     #[pyo3(signature = (sources, *, url_column=None, image_column=None, path_column=None, caption_column=None, key_column=None))]
     fn new(
         py: Python<'_>,
@@ -163,7 +164,8 @@ struct Ingest {
 #[pymethods]
 impl Ingest {
     #[new]
-    #[allow(clippy::too_many_arguments)] // the keyword arguments of one Python constructor
+    // The keyword arguments of one Python constructor; what Python hands over is owned.
+    #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)]
     #[pyo3(signature = (
         input, *, resolution, part_rows, batch_size, parts,
         concurrency=64, per_host=8, connect_timeout_s=10.0, idle_timeout_s=15.0, total_timeout_s=60.0,
