@@ -19,7 +19,7 @@ from ddx.training.teacher.config import TeacherConfig
 from ddx.training.teacher.flow import new_transformer, sample
 from ddx.training.teacher.muon import Muon, orthogonalise, split_parameters
 from ddx.training.teacher.stages import flow_schedule
-from ddx.training.teacher.text import encode_captions, new_text_encoder, new_tokenizer, tokenise
+from ddx.training.teacher.text import default_instruction, encode_captions, new_text_encoder, new_tokenizer, tokenise
 from ddx.training.teacher.train import train_teacher
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -128,10 +128,8 @@ def test_another_recipe_does_not_go_on_with_this_run(trained: Path) -> None:
 def test_training_encodes_captions_as_the_pipeline_does(trained: Path) -> None:
     pipeline = SanaPipeline.from_pretrained(trained)
     captions = sample_captions(6, seed=1)
-    default = SanaPipeline.__call__.__defaults__
-    instruction = next(value for value in default if isinstance(value, list))
     expected, mask, null, null_mask = pipeline.encode_prompt(
-        captions, True, device=torch.device("cpu"), complex_human_instruction=instruction
+        captions, True, device=torch.device("cpu"), complex_human_instruction=[default_instruction()]
     )
     tokens = tokenise(pipeline.tokenizer, captions)
     with torch.no_grad():
@@ -209,14 +207,14 @@ def test_muon_descends() -> None:
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(32, 48))
     target = torch.randn(32, 48)
-    optimizer = Muon([weight], lr=0.05)
+    optimizer = Muon([weight], lr=0.2)
     losses = []
-    for _ in range(60):
+    for _ in range(40):
         loss = (weight - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < 0.2 * losses[0]
 
 

@@ -1,0 +1,1 @@
+"""Training a small SANA teacher from nothing, on generated scenes: autoencoder, flow transformer, export."""
