@@ -1,0 +1,1 @@
+"""Training: the loop, optimiser, averages, checkpoints, parallelism and tracking."""
