@@ -21,8 +21,8 @@ def command(invocation: Invocation, sources: tuple[str, ...]) -> int:
     """Encode images and captions into a store of latents and embeddings.
 
     SOURCE is a parquet file, a folder of them or a pattern; each row has a caption, and a URL, a path or the bytes
-    of an image. Rows that fail are recorded and skipped. The same command again goes on where it stopped; under torchrun
-    the processes share the work.
+    of an image. Rows that fail are recorded and skipped. The same command again goes on where it stopped; under
+    torchrun the processes share the work.
     """
     from ddx.cli.console import emit, emit_json
 

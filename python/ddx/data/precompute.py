@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ddx._core import Ingest
+from ddx._core import Batch, Ingest
 from ddx.config import to_dict
 from ddx.data import rows as row_table
 from ddx.data.config import PrecomputeConfig
@@ -84,7 +84,7 @@ def _run_parts(plan: Plan, writer: StoreWriter, parts: list[int], progress: Prog
         with part_writer, ingest, core_errors():
             latents = LatentBatches(plan.teacher)
             for item in ingest:
-                if hasattr(item, "images"):
+                if isinstance(item, Batch):
                     latents.add(item.rows, _tensor(item.images))
                     progress.advance(item.count)
                     continue

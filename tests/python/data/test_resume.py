@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import io
 import resource
@@ -9,22 +10,35 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from ddx.data.config import PrecomputeConfig
+from ddx.data.precompute import precompute
+from ddx.errors import UsageError
 from stores import finish, shard_bytes
 
+Ddx = Callable[..., Any]
 NUM_ROWS, PART_ROWS = 24, 4
 SLOW_FROM_ROW = 10
 
 
-@pytest.fixture
-def slow_source(tmp_path: Path) -> Iterator[tuple[Path, threading.Event]]:
-    """Pictures over HTTP; those from SLOW_FROM_ROW on are only sent once the event is set."""
+@dataclass(frozen=True)
+class Source:
+    """A parquet of URLs; the pictures from SLOW_FROM_ROW on are only sent once `released` is set."""
+
+    path: Path
+    released: threading.Event
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
     released = threading.Event()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -36,7 +50,8 @@ def slow_source(tmp_path: Path) -> Iterator[tuple[Path, threading.Event]]:
             Image.linear_gradient("L").rotate(15 * row).resize((80 + row, 90)).convert("RGB").save(buffer, "PNG")
             self.send_response(404 if row == 6 else 200)
             self.end_headers()
-            self.wfile.write(buffer.getvalue())
+            with contextlib.suppress(ConnectionError):
+                self.wfile.write(buffer.getvalue())
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -45,18 +60,38 @@ def slow_source(tmp_path: Path) -> Iterator[tuple[Path, threading.Event]]:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        path = tmp_path / "urls.parquet"
+        path = tmp_path_factory.mktemp("urls") / "urls.parquet"
         texts = [f"a cat {'and a dog ' * (row % 4)}" for row in range(NUM_ROWS)]
         pq.write_table(pa.table({"URL": [f"{url}/{row}" for row in range(NUM_ROWS)], "TEXT": texts}), path)
-        yield path, released
+        yield Source(path, released)
         released.set()
         server.shutdown()
 
 
 @pytest.fixture
-def arguments(slow_source: tuple[Path, threading.Event], teacher_folder: Path) -> tuple[object, ...]:
+def source(served: Source) -> Source:
+    served.released.clear()
+    return served
+
+
+@pytest.fixture(scope="module")
+def config(teacher_folder: Path) -> PrecomputeConfig:
+    return PrecomputeConfig(
+        teacher=str(teacher_folder), allow_private_hosts=True, device="cpu", part_rows=PART_ROWS, batch_size=3
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(served: Source, config: PrecomputeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of a run that nothing stopped."""
+    served.released.set()
+    return precompute(replace(config, out=tmp_path_factory.mktemp("whole") / "whole.zarr"), [str(served.path)])
+
+
+def arguments(source: Source, config: PrecomputeConfig, store: Path) -> tuple[object, ...]:
+    """The same settings as a command line."""
     options = ("--allow-private-hosts", "--device", "cpu", "--part-rows", PART_ROWS, "--batch-size", 3)
-    return ("precompute", slow_source[0], "--teacher", teacher_folder, *options)
+    return ("precompute", source.path, "--teacher", config.teacher, "--out", store, *options)
 
 
 def wait_for(path: Path, timeout_s: float = 200) -> None:
@@ -66,81 +101,82 @@ def wait_for(path: Path, timeout_s: float = 200) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("stop", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
-def test_a_stopped_run_ends_with_the_same_bytes(
-    ddx: Callable[..., object],
-    arguments: tuple[object, ...],
-    slow_source: tuple[Path, threading.Event],
-    tmp_path: Path,
-    stop: signal.Signals,
-    code: int,
+def test_killed_and_started_again_it_ends_with_the_same_bytes(
+    ddx: Ddx, undisturbed: Path, source: Source, config: PrecomputeConfig, tmp_path: Path
 ) -> None:
-    store = tmp_path / "stopped.zarr"
-    process = ddx(*arguments, "--out", store)
+    store = tmp_path / "killed.zarr"
+    line = arguments(source, config, store)
+    process = ddx(*line)
     wait_for(store / "_ddx" / "commit" / "1")
-    process.send_signal(stop)
-    finish(process, code)
+    process.kill()
+    finish(process, -signal.SIGKILL)
     assert not (store / "rows.parquet").exists()
-    kept = {part: (store / "_ddx" / "commit" / part).read_bytes() for part in ("0", "1")}
+    kept = {path: path.read_bytes() for path in (store / "_ddx" / "commit").iterdir()}
     times = {path: path.stat().st_mtime_ns for path in (store / "latents").glob("c.[01].*")}
-    assert len(times) == 2
+    assert len(kept) == len(times) == 2
 
-    slow_source[1].set()
-    finish(ddx(*arguments, "--out", store))
-    finish(ddx(*arguments, "--out", tmp_path / "whole.zarr"))
-    assert shard_bytes(store) == shard_bytes(tmp_path / "whole.zarr")
-    assert kept == {part: (store / "_ddx" / "commit" / part).read_bytes() for part in kept}
+    source.released.set()
+    finish(ddx(*line))
+    assert shard_bytes(store) == shard_bytes(undisturbed)
+    assert kept == {path: path.read_bytes() for path in kept}
     assert times == {path: path.stat().st_mtime_ns for path in times}, "finished parts are not made again"
     assert not list(store.rglob("*.tmp"))
 
 
+def test_interrupted_it_says_so_and_goes_on(
+    ddx: Ddx, undisturbed: Path, source: Source, config: PrecomputeConfig, tmp_path: Path
+) -> None:
+    store = tmp_path / "interrupted.zarr"
+    process = ddx(*arguments(source, config, store))
+    wait_for(store / "_ddx" / "commit" / "1")
+    process.send_signal(signal.SIGINT)
+    _, err = finish(process, 130)
+    assert "stopped after 2 of 6 parts" in err
+    source.released.set()
+    precompute(replace(config, out=store), [str(source.path)])
+    assert shard_bytes(store) == shard_bytes(undisturbed)
+
+
 def test_two_ranks_make_the_bytes_of_one(
-    ddx: Callable[..., object],
-    arguments: tuple[object, ...],
-    slow_source: tuple[Path, threading.Event],
-    tmp_path: Path,
+    ddx: Ddx, undisturbed: Path, source: Source, config: PrecomputeConfig, tmp_path: Path
 ) -> None:
-    slow_source[1].set()
+    source.released.set()
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
-    finish(ddx(*arguments[0:], "--out", tmp_path / "two.zarr", launcher=torchrun))
-    finish(ddx(*arguments, "--out", tmp_path / "one.zarr"))
-    assert shard_bytes(tmp_path / "two.zarr") == shard_bytes(tmp_path / "one.zarr")
+    finish(ddx(*arguments(source, config, tmp_path / "two.zarr"), launcher=torchrun))
+    assert shard_bytes(tmp_path / "two.zarr") == shard_bytes(undisturbed)
 
 
+@pytest.mark.parametrize(("key", "value"), [("batch_size", 2), ("max_upscale", 2.0), ("dtype", "bf16")])
 def test_other_settings_are_refused_by_name_and_nothing_is_touched(
-    ddx: Callable[..., object],
-    arguments: tuple[object, ...],
-    slow_source: tuple[Path, threading.Event],
-    tmp_path: Path,
+    undisturbed: Path, source: Source, config: PrecomputeConfig, key: str, value: object
 ) -> None:
-    slow_source[1].set()
-    store = tmp_path / "x.zarr"
-    finish(ddx(*arguments, "--out", store))
-    before = shard_bytes(store)
-    _, err = finish(ddx(*arguments[:-1], 2, "--out", store), code=2)
-    assert "batch_size = 3; this run has 2" in err
-    assert "--out" in err.splitlines()[-1]
-    assert shard_bytes(store) == before
+    before = shard_bytes(undisturbed)
+    with pytest.raises(UsageError, match=f"was made with {key} = ") as caught:
+        precompute(replace(config, out=undisturbed, **{key: value}), [str(source.path)])
+    assert "--out" in str(caught.value.hint)
+    assert shard_bytes(undisturbed) == before
+
+
+def test_a_complete_store_is_left_as_it_is(undisturbed: Path, source: Source, config: PrecomputeConfig) -> None:
+    times = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*.*") if path.is_file()}
+    precompute(replace(config, out=undisturbed), [str(source.path)])
+    assert times == {path: path.stat().st_mtime_ns for path in times}
 
 
 def test_a_full_disk_is_one_line_and_the_store_goes_on_later(
-    ddx: Callable[..., object],
-    arguments: tuple[object, ...],
-    slow_source: tuple[Path, threading.Event],
-    tmp_path: Path,
+    ddx: Ddx, undisturbed: Path, source: Source, config: PrecomputeConfig, tmp_path: Path
 ) -> None:
-    slow_source[1].set()
+    source.released.set()
 
     def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))  # room for metadata, not for a shard of latents
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))  # room for metadata, not for a shard of tokens
 
     store = tmp_path / "x.zarr"
-    _, err = finish(ddx(*arguments, "--out", store, preexec_fn=limit), code=1)
+    _, err = finish(ddx(*arguments(source, config, store), preexec_fn=limit), code=1)
     *_, error, hint = err.strip().splitlines()
     assert error.startswith("error: cannot write")
     assert hint.startswith("hint: ")
     assert "Traceback" not in err
     assert not (store / "_ddx" / "commit" / "0").exists()
-    finish(ddx(*arguments, "--out", store))
-    finish(ddx(*arguments, "--out", tmp_path / "whole.zarr"))
-    assert shard_bytes(store) == shard_bytes(tmp_path / "whole.zarr")
+    precompute(replace(config, out=store), [str(source.path)])
+    assert shard_bytes(store) == shard_bytes(undisturbed)
