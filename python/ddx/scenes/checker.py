@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from ddx.errors import DdxError
 from ddx.scenes.captions import COLOURS, SHAPES, SceneSpec, parse_caption
-from ddx.scenes.render import HUES, RADII, DrawnObject, paint, radius_of_area
+from ddx.scenes.render import HUES, RADII, DrawnObject, Floats, paint, radius_of_area
 
 ATTRIBUTES = ("object", "colour", "count", "size", "relation", "overall")
 
@@ -101,9 +101,10 @@ def _mark(found: list[FoundObject], spec: SceneSpec) -> dict[str, float]:
         "overall": False,
     }
     if marks["count"]:
-        # The best assignment of found to wanted objects decides, so that every attribute speaks of the same ones.
+        # One assignment of found to wanted objects decides, so that every attribute speaks of the same ones. Colour
+        # and shape say who is who; size and relation are then judged.
         options = [_assignment(order, spec) for order in permutations(found)]
-        best = max(options, key=lambda option: (all(option), sum(option)))
+        best = max(options, key=lambda option: (all(option), option[1], option[0], option[2:]))
         marks["size"], marks["relation"], marks["overall"] = best[2], best[3], all(best)
     result = {name: float(value) for name, value in marks.items()}
     if all(w.size is None for w in wanted):
@@ -132,10 +133,11 @@ def relation_holds(first: FoundObject, second: FoundObject, relation: str) -> bo
 
 
 def _contains(found: Sequence[str | None], wanted: Sequence[str]) -> bool:
-    return not Counter(wanted) - Counter(found)
+    wanted_counts, found_counts = Counter(wanted), Counter(shape for shape in found if shape is not None)
+    return wanted_counts <= found_counts
 
 
-def _nearest_hue(pixels: NDArray, high: NDArray, chroma: NDArray) -> NDArray[np.intp]:
+def _nearest_hue(pixels: Floats, high: Floats, chroma: Floats) -> NDArray[np.intp]:
     """Index into COLOURS of the nearest hue at each pixel, [64, 64]."""
     red, green, blue = np.moveaxis(pixels, -1, 0)
     safe = np.maximum(chroma, 1e-6)
@@ -146,10 +148,11 @@ def _nearest_hue(pixels: NDArray, high: NDArray, chroma: NDArray) -> NDArray[np.
     )
     hues = np.array([HUES[name] for name in COLOURS], dtype=np.float32)
     offset = np.abs((sector[..., None] * 60.0 - hues + 180.0) % 360.0 - 180.0)
-    return offset.argmin(axis=-1)
+    nearest: NDArray[np.intp] = offset.argmin(axis=-1)
+    return nearest
 
 
-def _describe(component: NDArray[np.bool_], chroma: NDArray, colour: str) -> FoundObject:
+def _describe(component: NDArray[np.bool_], chroma: Floats, colour: str) -> FoundObject:
     # Half-covered border pixels carry half of the chroma: as weights they give the outline below a pixel.
     full = np.percentile(chroma[component], 75)
     weights = np.where(ndimage.binary_dilation(component), np.clip(chroma / full, 0.0, 1.0), 0.0)
@@ -165,7 +168,7 @@ def _describe(component: NDArray[np.bool_], chroma: NDArray, colour: str) -> Fou
     return FoundObject(shape if recognised else None, colour, centre_x, centre_y, radius)
 
 
-def _shape_features(weights: NDArray, offset: NDArray[np.complex128]) -> NDArray[np.float64]:
+def _shape_features(weights: Floats, offset: NDArray[np.complex128]) -> NDArray[np.float64]:
     """Invariants under translation, scale and rotation: spread and the 3rd and 4th complex moments, weighted."""
     area = weights.sum()
     spread = (weights * np.abs(offset) ** 2).sum() / area**2

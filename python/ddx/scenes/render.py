@@ -9,11 +9,14 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddx.scenes.captions import SHAPES, SceneSpec
+
+Floats = NDArray[np.floating[Any]]
 
 RESOLUTION = 64
 
@@ -72,7 +75,7 @@ def place(spec: SceneSpec, rng: np.random.Generator) -> list[DrawnObject]:
         room = RESOLUTION - 3 * GAP
         while 2 * (radii * extents).sum() > room and (radii > floors).any():
             radii = np.maximum(floors, radii * 0.97)
-        centres = _place_pair(spec.relation or "", radii * extents, rng)
+        centres = np.array(_place_pair(spec.relation or "", radii * extents, rng))
     else:
         centres, radii = _place_apart(radii, floors, extents, rng)
     return [
@@ -115,21 +118,24 @@ def render(specs: Sequence[SceneSpec], seed: int) -> NDArray[np.uint8]:
     return paint([place(spec, rng) for spec in specs], rng)
 
 
-def _signed_distance(shape: str, x: NDArray, y: NDArray, radius: NDArray) -> NDArray:
+def _signed_distance(shape: str, x: Floats, y: Floats, radius: Floats) -> Floats:
     """Distance to the outline in pixels, negative inside (a bound of it beyond corners). y points down."""
-    if shape == "circle":
-        return np.hypot(x, y) - radius
     x_abs, y_abs = np.abs(x), np.abs(y)
-    if shape == "square":
-        return np.maximum(x_abs, y_abs) - SQUARE_HALF_SIDE * radius
-    if shape == "triangle":
+    distance: Floats
+    if shape == "circle":
+        distance = np.hypot(x, y) - radius
+    elif shape == "square":
+        distance = np.maximum(x_abs, y_abs) - SQUARE_HALF_SIDE * radius
+    elif shape == "triangle":
         inner = 0.5 * TRIANGLE_CIRCUMRADIUS * radius
-        return np.maximum(y - inner, np.float32(3**0.5 / 2) * x_abs - 0.5 * y - inner)
-    arm, half = CROSS_ARM * radius, CROSS_HALF_WIDTH * radius
-    return np.minimum(np.maximum(x_abs - arm, y_abs - half), np.maximum(x_abs - half, y_abs - arm))
+        distance = np.maximum(y - inner, np.float32(3**0.5 / 2) * x_abs - 0.5 * y - inner)
+    else:
+        arm, half = CROSS_ARM * radius, CROSS_HALF_WIDTH * radius
+        distance = np.minimum(np.maximum(x_abs - arm, y_abs - half), np.maximum(x_abs - half, y_abs - arm))
+    return distance
 
 
-def _place_pair(relation: str, extents: NDArray, rng: np.random.Generator) -> list[tuple[float, float]]:
+def _place_pair(relation: str, extents: Floats, rng: np.random.Generator) -> list[tuple[float, float]]:
     """Place two objects with free room along the relation's axis, and the offset across it under 0.6 of that along."""
     first, second = extents if relation in ("left of", "above") else extents[::-1]
     slack = RESOLUTION - 3 * GAP - 2 * (first + second)
@@ -147,9 +153,7 @@ def _place_pair(relation: str, extents: NDArray, rng: np.random.Generator) -> li
     return ends if relation in ("left of", "right of") else [(across, along) for along, across in ends]
 
 
-def _place_apart(
-    radii: NDArray, floors: NDArray, extents: NDArray, rng: np.random.Generator
-) -> tuple[NDArray, NDArray]:
+def _place_apart(radii: Floats, floors: Floats, extents: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
     """Place one to three objects anywhere without touching; radii shrink towards their floor if the room is short."""
     count = len(radii)
     while True:
@@ -171,7 +175,7 @@ def _shade(colour: str, rng: np.random.Generator) -> tuple[float, float, float]:
     return colorsys.hsv_to_rgb(hue % 1.0, rng.uniform(0.75, 1.0), rng.uniform(0.7, 1.0))
 
 
-def _backgrounds(count: int, rng: np.random.Generator, grid_x: NDArray, grid_y: NDArray) -> NDArray[np.float32]:
+def _backgrounds(count: int, rng: np.random.Generator, grid_x: Floats, grid_y: Floats) -> NDArray[np.float32]:
     """Linear gradients between two nearly grey colours (chroma at most 0.12). Returns float32 [B, 64, 64, 3]."""
     grey = rng.uniform(0.1, 0.95, size=(count, 2, 1))
     ends = np.clip(grey + rng.uniform(-0.06, 0.06, size=(count, 2, 3)), 0.0, 1.0)

@@ -83,12 +83,12 @@ def decoder_loss(
 @torch.no_grad()
 def encode_pictures(autoencoder: AutoencoderDC, pictures: Tensor, batch_size: int = 64) -> Tensor:
     """Return unscaled latents float32 [N, C, h, w] of uint8 pictures [N, H, W, 3]."""
-    chunks = pictures.split(batch_size)
+    chunks = torch.split(pictures, batch_size)
     return torch.cat([autoencoder.encode(to_network_range(chunk)).latent for chunk in chunks])
 
 
 @torch.no_grad()
 def decode_pictures(autoencoder: AutoencoderDC, latents: Tensor) -> Tensor:
     """Return uint8 pictures [N, H, W, 3] of unscaled latents."""
-    decoded = autoencoder.decode(latents).sample
+    decoded: Tensor = autoencoder.decode(latents).sample
     return ((decoded.clamp(-1.0, 1.0) + 1.0) * 127.5).round().byte().permute(0, 2, 3, 1)

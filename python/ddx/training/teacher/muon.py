@@ -23,7 +23,8 @@ def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:
     for _ in range(iterations):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+    result: Tensor = x.mT if tall else x
+    return result
 
 
 class Muon(Optimizer):
@@ -49,11 +50,14 @@ class Muon(Optimizer):
             for shape, parameters in by_shape.items():
                 updates = []
                 for parameter in parameters:
+                    gradient = parameter.grad
+                    if gradient is None:
+                        continue
                     state = self.state[parameter]
                     if "momentum" not in state:
                         state["momentum"] = torch.zeros_like(parameter)
-                    state["momentum"].lerp_(parameter.grad, 1.0 - group["momentum"])
-                    nesterov = parameter.grad.lerp(state["momentum"], group["momentum"])
+                    state["momentum"].lerp_(gradient, 1.0 - group["momentum"])
+                    nesterov = gradient.lerp(state["momentum"], group["momentum"])
                     updates.append(nesterov.reshape(shape))
                 directions = orthogonalise(torch.stack(updates)) * (0.2 * max(shape) ** 0.5)
                 for parameter, direction in zip(parameters, directions, strict=True):
@@ -66,7 +70,8 @@ def split_parameters(*modules: nn.Module) -> tuple[list[nn.Parameter], list[nn.P
 
     Embeddings, the first and the last layer, depthwise kernels and vectors are for AdamW.
     """
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for module in modules:
         for name, parameter in module.named_parameters():
             hidden = "blocks." in name or "layers." in name

@@ -123,7 +123,8 @@ def _tokenizer(captions: list[str], vocab_size: int, cache: Path) -> PreTrainedT
 def _pictures(specs: list[SceneSpec], seed: int, cache: Path, progress: Progress) -> Tensor:
     """Return the training pictures, uint8 [N, 64, 64, 3], drawn once and then read back."""
     if cache.is_file():
-        return load_file(cache)["pictures"]
+        stored: Tensor = load_file(cache)["pictures"]
+        return stored
     progress.start("drawing scenes", len(specs), "pictures")
     chunks = []
     for first in range(0, len(specs), SCENES_PER_DRAW):
