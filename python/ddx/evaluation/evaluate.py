@@ -21,12 +21,11 @@ from ddx.evaluation.precision_recall import precision_recall
 from ddx.evaluation.scores import ATTRIBUTES, are_scenes, no_scores, scene_scores
 from ddx.progress import NullProgress, Progress
 from ddx.run_record import versions
+from ddx.sampling.device import drawing_device
 from ddx.sampling.prompts import read_prompts
 from ddx.workspace import Workspace
 
 if TYPE_CHECKING:
-    import torch
-
     from ddx.sampling.student import StudentPipeline
     from ddx.teachers.base import Teacher
 
@@ -148,7 +147,7 @@ def open_both(config: EvaluateConfig, workspace: Workspace, progress: Progress) 
     if not name:
         raise DdxError(f"{folder} does not say which teacher it had", hint="name it with --teacher")
     return folder, load_teacher(
-        name, device=_device(config.device), dtype=None if config.dtype == "auto" else config.dtype
+        name, device=drawing_device(config.device), dtype=None if config.dtype == "auto" else config.dtype
     )
 
 
@@ -267,9 +266,3 @@ def _longest(samplers: Sequence[Sampler]) -> Sampler:
 
 def _main(one: Sampler, tests: TestSet) -> NDArray[np.float64]:
     return one.features[: len(tests.prompts)]
-
-
-def _device(device: str) -> torch.device:
-    from ddx.training.distributed import pick_device
-
-    return pick_device(device)

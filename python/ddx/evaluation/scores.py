@@ -36,7 +36,7 @@ def scene_scores(images: NDArray[np.uint8], captions: Sequence[str]) -> dict[str
     from ddx.scenes.checker import score
 
     found = score(images, captions)
-    return {name: None if math.isnan(found[name]) else found[name] for name in ATTRIBUTES}
+    return {name: None if math.isnan(found[name]) else round(found[name], 6) for name in ATTRIBUTES}
 
 
 def no_scores() -> dict[str, float | None]:

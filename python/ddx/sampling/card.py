@@ -70,6 +70,7 @@ def snippet(student: StudentFolder, prompt: str, *, steps: int = 1, seed: int = 
             "from diffusers import DiffusionPipeline",
             "",
             f'pipeline = DiffusionPipeline.from_pretrained(".", {dtype_keyword()}={dtype}, use_safetensors=True)',
+            'pipeline.to("cuda" if torch.cuda.is_available() else "cpu")',
             "image = pipeline(",
             *lines,
             f'    generator=torch.Generator("cpu").manual_seed({seed}),',

@@ -131,11 +131,11 @@ class StudentPipeline:
         import torch
         from diffusers import DiffusionPipeline
 
+        from ddx.sampling.device import drawing_device
         from ddx.teachers.components import _no_progress_bars
-        from ddx.training.distributed import pick_device
 
         self.files = StudentFolder(folder)
-        self.device = pick_device(device)
+        self.device = drawing_device(device)
         dtypes = {part: getattr(torch, name) for part, name in self.files.component_dtypes(dtype).items()}
         try:
             with _no_progress_bars():

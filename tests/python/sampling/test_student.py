@@ -147,6 +147,10 @@ def test_other_guidance_is_refused_where_nothing_was_kept(flow_student: Path, tm
 def test_what_is_no_student_is_named(tmp_path: Path, vp_student: Path) -> None:
     with pytest.raises(UsageError, match="holds no student"):
         StudentFolder(tmp_path)
+    with pytest.raises(UsageError, match="no student at"):
+        StudentFolder(tmp_path / "missing")
+    with pytest.raises(UsageError, match="is not a device"):
+        StudentPipeline(vp_student, device="gpu")
     write_run(tmp_path / "half", {"kind": "student"}, finished=False)
     with pytest.raises(DdxError, match="not finished") as caught:
         StudentFolder(tmp_path / "half")
