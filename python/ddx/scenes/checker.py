@@ -1,7 +1,8 @@
 """The exact judge of `scenes`: which attributes of its caption a picture shows.
 
-Saturated pixels are grouped by hue into connected components; a component's shape is read off its moments and
-its radius off its area. The categories are GenEval's (Ghosh et al. 2023): object, colour, count, size, relation.
+Saturated pixels are grouped by hue into connected components. A component's radius is read off its area, and its shape
+is the one whose clean drawing, of that area and turned as the component's moments say, overlaps it best. The categories
+are GenEval's (Ghosh et al. 2023): object, colour, count, size, relation.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import permutations
 
 import numpy as np
@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from ddx.errors import DdxError
 from ddx.scenes.captions import COLOURS, SHAPES, SceneSpec, parse_caption
-from ddx.scenes.render import HUES, RADII, DrawnObject, Floats, paint, radius_of_area
+from ddx.scenes.render import HUES, RADII, Floats, cover, radius_of_area
 
 ATTRIBUTES = ("object", "colour", "count", "size", "relation", "overall")
 
@@ -32,7 +32,8 @@ STRAY_AREA = 25
 """Pixels from which a component that is no object still counts as one too many."""
 
 SIZE_BOUNDARY = (RADII["small"][1] + RADII["large"][0]) / 2
-MAX_SHAPE_DISTANCE = 0.6
+MIN_OVERLAP = 0.7
+"""Intersection over union with the best clean drawing, under which a component has no shape."""
 
 
 @dataclass(frozen=True)
@@ -160,34 +161,22 @@ def _describe(component: NDArray[np.bool_], chroma: Floats, colour: str) -> Foun
     area = float(weights.sum())
     y, x = np.mgrid[: weights.shape[0], : weights.shape[1]] + 0.5
     centre_x, centre_y = float((weights * x).sum() / area), float((weights * y).sum() / area)
-    features = _shape_features(weights, (x - centre_x) + 1j * (y - centre_y))
-    distances = {name: float(np.linalg.norm(features - prototype)) for name, prototype in _prototypes().items()}
-    shape = min(distances, key=distances.__getitem__)
+    overlaps = _overlaps(weights, area, centre_x, centre_y)
+    shape = max(overlaps, key=overlaps.__getitem__)
     radius = radius_of_area(shape, area)
-    recognised = distances[shape] <= MAX_SHAPE_DISTANCE and component.sum() >= MIN_AREA
+    recognised = overlaps[shape] >= MIN_OVERLAP and component.sum() >= MIN_AREA
     return FoundObject(shape if recognised else None, colour, centre_x, centre_y, radius)
 
 
-def _shape_features(weights: Floats, offset: NDArray[np.complex128]) -> NDArray[np.float64]:
-    """Invariants under translation, scale and rotation: spread and the 3rd and 4th complex moments, weighted."""
-    area = weights.sum()
-    spread = (weights * np.abs(offset) ** 2).sum() / area**2
-    elongation = np.abs((weights * offset**2).sum()) / area**2
-    third = np.abs((weights * offset**3).sum()) / area**2.5
-    fourth = np.abs((weights * offset**4).sum()) / area**3
-    return np.array([spread * 20.0, elongation * 20.0, third * 40.0, fourth * 40.0])
-
-
-@cache
-def _prototypes() -> dict[str, NDArray[np.float64]]:
-    """Features of each shape, measured on a clean drawing of it."""
-    prototypes = {}
+def _overlaps(weights: Floats, area: float, centre_x: float, centre_y: float) -> dict[str, float]:
+    """Intersection over union of a component, [64, 64] in [0, 1], with the best drawing of each shape."""
+    y, x = np.mgrid[: weights.shape[0], : weights.shape[1]] + 0.5
+    offset = (x - centre_x) + 1j * (y - centre_y)
+    third, fourth = (np.angle((weights * offset**power).sum()) for power in (3, 4))
+    # Corners point up in an upright triangle, along the diagonals in a square, along the axes in a cross.
+    angles = {"circle": 0.0, "square": (fourth - np.pi) / 4, "triangle": (third - np.pi / 2) / 3, "cross": fourth / 4}
+    overlaps = {}
     for shape in SHAPES:
-        image = paint([[DrawnObject(shape, 32.0, 32.0, 12.0, 0.15, (1.0, 0.0, 0.0))]], np.random.default_rng(0))[0]
-        pixels = image.astype(np.float32) / 255.0
-        chroma = pixels.max(axis=-1) - pixels.min(axis=-1)
-        weights = np.where(chroma > 0.25, chroma, 0.0)
-        y, x = np.mgrid[:64, :64] + 0.5
-        centre = complex((weights * x).sum(), (weights * y).sum()) / weights.sum()
-        prototypes[shape] = _shape_features(weights, x + 1j * y - centre)
-    return prototypes
+        drawing = cover(shape, np.array([[centre_x, centre_y, radius_of_area(shape, area), angles[shape]]]))[0]
+        overlaps[shape] = float(np.minimum(weights, drawing).sum() / np.maximum(weights, drawing).sum())
+    return overlaps

@@ -36,6 +36,9 @@ TRIANGLE_CIRCUMRADIUS = 1.2
 CROSS_ARM = 1.1
 CROSS_HALF_WIDTH = 0.4
 
+# Pixel centres.
+_GRID_Y, _GRID_X = np.mgrid[:RESOLUTION, :RESOLUTION].astype(np.float32) + np.float32(0.5)
+
 # Radius of the circumscribed circle, and area, of each shape of radius 1.
 _EXTENT = {"circle": 1.0, "square": SQUARE_HALF_SIDE * 2**0.5, "triangle": TRIANGLE_CIRCUMRADIUS}
 _EXTENT["cross"] = float(np.hypot(CROSS_ARM, CROSS_HALF_WIDTH))
@@ -93,23 +96,26 @@ def place(spec: SceneSpec, rng: np.random.Generator) -> list[DrawnObject]:
 
 def paint(scenes: Sequence[Sequence[DrawnObject]], rng: np.random.Generator) -> NDArray[np.uint8]:
     """Draw scenes over random gradients. Returns uint8 [B, 64, 64, 3]."""
-    grid_y, grid_x = np.mgrid[:RESOLUTION, :RESOLUTION].astype(np.float32) + np.float32(0.5)
-    images = _backgrounds(len(scenes), rng, grid_x, grid_y)
+    images = _backgrounds(len(scenes), rng)
     for layer in range(max(map(len, scenes))):
         for shape in SHAPES:
             rows = [row for row, scene in enumerate(scenes) if layer < len(scene) and scene[layer].shape == shape]
             if not rows:
                 continue
             values = [scenes[row][layer] for row in rows]
-            parameters = np.array([(v.x, v.y, v.radius, v.angle) for v in values], dtype=np.float32)
-            x0, y0, radius, angle = (column[:, None, None] for column in parameters.T)
-            dx, dy = grid_x - x0, grid_y - y0
-            cos, sin = np.cos(angle), np.sin(angle)
-            distance = _signed_distance(shape, cos * dx + sin * dy, cos * dy - sin * dx, radius)
-            coverage = np.clip(0.5 - distance, 0.0, 1.0)[..., None]  # [b, 64, 64, 1]
+            coverage = cover(shape, np.array([(v.x, v.y, v.radius, v.angle) for v in values]))[..., None]
             colour = np.array([v.rgb for v in values], dtype=np.float32)[:, None, None, :]
             images[rows] += coverage * (colour - images[rows])
     return (images * 255.0 + 0.5).astype(np.uint8)
+
+
+def cover(shape: str, parameters: Floats) -> NDArray[np.float32]:
+    """Return how far each pixel is covered, [b, 64, 64] in [0, 1]; parameters: rows of (x, y, radius, angle)."""
+    x0, y0, radius, angle = (column[:, None, None] for column in parameters.astype(np.float32).T)
+    dx, dy = _GRID_X - x0, _GRID_Y - y0
+    cos, sin = np.cos(angle), np.sin(angle)
+    distance = _signed_distance(shape, cos * dx + sin * dy, cos * dy - sin * dx, radius)
+    return np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32)
 
 
 def render(specs: Sequence[SceneSpec], seed: int) -> NDArray[np.uint8]:
@@ -175,12 +181,12 @@ def _shade(colour: str, rng: np.random.Generator) -> tuple[float, float, float]:
     return colorsys.hsv_to_rgb(hue % 1.0, rng.uniform(0.75, 1.0), rng.uniform(0.7, 1.0))
 
 
-def _backgrounds(count: int, rng: np.random.Generator, grid_x: Floats, grid_y: Floats) -> NDArray[np.float32]:
+def _backgrounds(count: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """Linear gradients between two nearly grey colours (chroma at most 0.12). Returns float32 [B, 64, 64, 3]."""
     grey = rng.uniform(0.1, 0.95, size=(count, 2, 1))
     ends = np.clip(grey + rng.uniform(-0.06, 0.06, size=(count, 2, 3)), 0.0, 1.0)
     angle = rng.uniform(0, 2 * np.pi, size=(count, 1, 1))
     half = RESOLUTION / 2
-    along = ((grid_x - half) * np.cos(angle) + (grid_y - half) * np.sin(angle)) / (2 * half * 2**0.5) + 0.5
+    along = ((_GRID_X - half) * np.cos(angle) + (_GRID_Y - half) * np.sin(angle)) / (2 * half * 2**0.5) + 0.5
     weight = along[..., None]
     return (ends[:, None, None, 0] * (1 - weight) + ends[:, None, None, 1] * weight).astype(np.float32)
