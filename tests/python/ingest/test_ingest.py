@@ -177,10 +177,9 @@ def test_waiting_releases_the_gil_and_closing_ends_it(tmp_path: Path) -> None:
         thread = threading.Thread(target=wait, args=(ingest,), daemon=True)
         thread.start()
         time.sleep(0.3)  # returns only if the other thread lets us run
-        start = time.monotonic()
         ingest.close()
-        thread.join(5)
-        assert not thread.is_alive() and time.monotonic() - start < 3
+        thread.join(20)  # far less than the minute that the row may take
+        assert not thread.is_alive()
         assert errors and "closed" in errors[0].args[0]
         del ingest
         dropped = waiting_ingest(tmp_path, url)
@@ -206,7 +205,7 @@ except KeyboardInterrupt:
             time.sleep(0.3)
             process.send_signal(signal.SIGINT)
             assert process.stdout.readline() == "interrupted\n"
-            assert process.wait(5) == 0
+            assert process.wait(20) == 0
 
 
 @pytest.mark.parametrize(

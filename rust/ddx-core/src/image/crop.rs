@@ -5,6 +5,7 @@ use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions};
 
 use super::colour::to_srgb;
 use super::{ImageError, Picture};
+use crate::panics::caught;
 
 /// A rectangle of the upright source, in pixels.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -48,6 +49,11 @@ impl Resizer {
     /// # Errors
     /// If the crop box is outside the picture, which is a bug.
     pub fn resize(&mut self, picture: Picture, crop: &CropBox, resolution: u32) -> Result<Vec<u8>, ImageError> {
+        caught(|| self.resize_or_panic(picture, crop, resolution))
+            .unwrap_or_else(|message| Err(ImageError::Decode(format!("resize: {message}"))))
+    }
+
+    fn resize_or_panic(&mut self, picture: Picture, crop: &CropBox, resolution: u32) -> Result<Vec<u8>, ImageError> {
         let Picture { width, height, rgb, profile } = picture;
         let failed = |error: &dyn std::fmt::Display| ImageError::Decode(format!("resize: {error}"));
         let source = ImageRef::new(width, height, &rgb, PixelType::U8x3).map_err(|error| failed(&error))?;

@@ -1,11 +1,10 @@
 //! One door to all decoders: size before allocation, panics caught, orientation undone.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use image::metadata::Orientation;
 
 use super::sniff::{Format, sniff};
 use super::{ImageError, Picture, jpeg, raster};
+use crate::panics::caught;
 
 /// What is known before a pixel is decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,11 +65,7 @@ pub fn decode(bytes: &[u8], header: &Header) -> Result<Picture, ImageError> {
 
 /// Runs a decoder; its panic becomes an error of this one image.
 fn guarded<T>(decoder: impl FnOnce() -> Result<T, ImageError>) -> Result<T, ImageError> {
-    catch_unwind(AssertUnwindSafe(decoder)).unwrap_or_else(|panic| {
-        let message = panic.downcast_ref::<&str>().map(ToString::to_string);
-        let message = message.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-        Err(ImageError::Decode(format!("the decoder panicked: {message}")))
-    })
+    caught(decoder).unwrap_or_else(|message| Err(ImageError::Decode(format!("the decoder {message}"))))
 }
 
 fn upright(picture: Picture, orientation: Orientation) -> Result<Picture, ImageError> {

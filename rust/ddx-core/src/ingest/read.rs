@@ -9,6 +9,7 @@ use crossbeam_channel::Sender;
 use super::decode::{Job, Payload};
 use super::{RowRecord, RowStatus, Shared};
 use crate::fetch::{BUDGET_PIECE, Body, FetchError, Fetcher};
+use crate::panics::caught;
 use crate::source::{ImageRef, Row, Source};
 
 pub(super) struct Reader {
@@ -38,19 +39,22 @@ impl Reader {
         let mut reason = "the file has fewer rows than its footer says".to_owned();
         match self.source.rows(range.clone()) {
             Err(error) => reason = error.to_string(),
-            Ok(rows) => {
-                for row in rows {
-                    match row {
-                        Ok(row) => self.send(row, *sequence)?,
-                        Err(error) => {
-                            reason = error.to_string();
-                            break;
-                        }
+            Ok(mut rows) => loop {
+                match caught(|| rows.next()) {
+                    Ok(Some(Ok(row))) => self.send(row, *sequence)?,
+                    Ok(Some(Err(error))) => {
+                        reason = error.to_string();
+                        break;
                     }
-                    next += 1;
-                    *sequence += 1;
+                    Ok(None) => break,
+                    Err(message) => {
+                        reason = format!("the parquet reader {message}");
+                        break;
+                    }
                 }
-            }
+                next += 1;
+                *sequence += 1;
+            },
         }
         // What cannot be read is recorded row by row, like any other failure, and the next part goes on.
         for row in next..range.end {

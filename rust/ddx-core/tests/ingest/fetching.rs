@@ -79,7 +79,7 @@ fn retry_after_is_respected_within_the_deadline() {
     // An hour is beyond the row's deadline: no waiting at all.
     let start = Instant::now();
     assert_eq!(reason(config(), &server.url("away")), "http_503");
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
     assert_eq!(server.hits("away"), 1);
 }
 
@@ -89,7 +89,7 @@ fn slow_and_silent_servers_end_at_a_deadline() {
     for path in ["drip", "stall", "silent"] {
         let start = Instant::now();
         assert_eq!(reason(quick(), &server.url(path)), "timeout", "{path}");
-        assert!(start.elapsed() < Duration::from_secs(5), "{path}: {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(20), "{path}: {:?}", start.elapsed());
     }
 }
 
