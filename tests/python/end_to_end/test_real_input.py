@@ -1,4 +1,8 @@
-"""Real pictures over HTTP, in LAION's columns, through all three stages with the bundled teacher."""
+"""Real pictures over HTTP, in LAION's columns, through all three stages.
+
+The teacher is a small SANA pipeline of random weights: its ODE is smooth, so a hundred steps of seconds show what the
+bundled teacher, which has never seen a photograph, would need thousands for.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +16,26 @@ import pyarrow.parquet as pq
 import zarr
 
 from laion import serve_laion
+from pipelines import make_sana
 
 Shell = Callable[..., subprocess.CompletedProcess[str]]
 
-TRAIN_STEPS = 120
-SAMPLE_EVERY = 60
+TRAIN_STEPS = 100
 
 
 def test_photographs_become_a_student(tmp_path: Path, shell: Shell) -> None:
+    make_sana(tmp_path / "teacher")
     with serve_laion(tmp_path, rows=240) as laion:
         assert laion.num_ok >= 200
-        shell("ddx precompute laion.parquet --teacher sana-tiny --batch-size 16 --part-rows 64 --allow-private-hosts")
+        shell("ddx precompute laion.parquet --teacher ./teacher --batch-size 16 --part-rows 64 --allow-private-hosts")
     (path,) = (tmp_path / "runs" / "data").glob("*.zarr")
     check_store(path, laion.ok)
 
     shell(
-        "ddx distill --method lcm --teacher sana-tiny --preset none --batch-size 16 --micro-batch-size none"
-        f" --train-steps {TRAIN_STEPS} --learning-rate 5e-4 --warmup-steps 10 --ema-half-life 200 --seed 1"
-        f" --log-every 5 --sample-every {SAMPLE_EVERY} --sample-prompts 4 --no-gradient-checkpointing"
-        " --set guidance_min=4.5 --set guidance_max=4.5"
+        "ddx distill --method lcm --teacher ./teacher --batch-size 16 --micro-batch-size none --learning-rate 2e-3"
+        f" --train-steps {TRAIN_STEPS} --warmup-steps 10 --ema-half-life 200 --no-gradient-checkpointing"
+        f" --log-every 10 --sample-every {TRAIN_STEPS} --sample-prompts 4"
+        " --set guidance_min=4.5 --set guidance_max=4.5 --set solver_steps=4 --set target_decay=0"
     )
     (student,) = (tmp_path / "runs" / "students").iterdir()
     check_training(student)
@@ -62,7 +67,7 @@ def check_training(student: Path) -> None:
     """The loss and the distance to the teacher's ODE end points fall clearly against step 0."""
     lines = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
-    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:2]), losses
+    assert losses[-1] < 0.5 * losses[0], losses
     distances = {line["step"]: line["ode_distance"] for line in lines if "ode_distance" in line}
     assert min(distances) == 0
-    assert distances[TRAIN_STEPS] < 0.85 * distances[0], distances
+    assert distances[TRAIN_STEPS] < 0.3 * distances[0], distances
