@@ -6,9 +6,9 @@ import signal
 from pathlib import Path
 
 import pytest
-import distill_runs as runs
 import torch
 
+import distill_runs as runs
 from ddx.cli import main
 from ddx.errors import UsageError
 from ddx.progress import NullProgress

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import distill_runs as runs
 
+import distill_runs as runs
 from ddx.errors import UsageError
 from ddx.training.distributed import pick_device
 
