@@ -16,7 +16,7 @@ def test_two_ranks_train_as_one_at_the_same_global_batch(teacher_folder: Path, s
     alone = runs.run(teacher_folder, store, tmp_path / "alone")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "ddx.cli.main", *runs.flags(teacher_folder, store, tmp_path / "together")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     (together,) = (tmp_path / "together" / "students").iterdir()
