@@ -72,8 +72,9 @@ demo: $(STAMP)
 
 test: test-rust test-python
 
+# The whole workspace, as in the build above: with another selection cargo turns on other features and compiles twice.
 test-rust: $(STAMP)
-	cargo test --locked --release -p ddx-core
+	PYO3_PYTHON=$(abspath $(BIN)/python) cargo test --locked --release --workspace
 
 test-python: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" --durations 15 $(PYTEST_ARGS)
