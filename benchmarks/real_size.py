@@ -60,7 +60,8 @@ def measured(arguments: list[str], folder: Path) -> dict[str, Any]:
         )
         _, status, usage = os.wait4(process.pid, 0)
     if status != 0:
-        raise SystemExit(f"ddx {' '.join(arguments)} failed")
+        code = os.waitstatus_to_exitcode(status)  # negative: the signal that ended it
+        raise SystemExit(f"ddx {' '.join(arguments)} ended with {code}")
     return {
         "command": "ddx " + " ".join(arguments),
         "seconds": round(time.monotonic() - began, 1),
