@@ -115,7 +115,8 @@ def cover(shape: str, parameters: Floats) -> NDArray[np.float32]:
     dx, dy = _GRID_X - x0, _GRID_Y - y0
     cos, sin = np.cos(angle), np.sin(angle)
     distance = _signed_distance(shape, cos * dx + sin * dy, cos * dy - sin * dx, radius)
-    return np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32)
+    coverage: NDArray[np.float32] = np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32)
+    return coverage
 
 
 def render(specs: Sequence[SceneSpec], seed: int) -> NDArray[np.uint8]:
@@ -189,4 +190,6 @@ def _backgrounds(count: int, rng: np.random.Generator) -> NDArray[np.float32]:
     half = RESOLUTION / 2
     along = ((_GRID_X - half) * np.cos(angle) + (_GRID_Y - half) * np.sin(angle)) / (2 * half * 2**0.5) + 0.5
     weight = along[..., None]
-    return (ends[:, None, None, 0] * (1 - weight) + ends[:, None, None, 1] * weight).astype(np.float32)
+    mixed = ends[:, None, None, 0] * (1 - weight) + ends[:, None, None, 1] * weight
+    images: NDArray[np.float32] = mixed.astype(np.float32)
+    return images
