@@ -1,17 +1,10 @@
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
-import pytest
 import torch
 
-from ddx.methods.config import LCMConfig
-from ddx.methods.lcm import LCM
-from ddx.training.config import DistillConfig
-from ddx.training.distributed import Ranks
-from ddx.training.trainer import Trainer
-from mixtures import MEANS, NUM_MODES, STD, ExactVelocity, MixtureTeacher, draw_data, gate, make_point_batch
+from mixtures import MEANS, NUM_MODES, STD, ExactVelocity, draw_data, gate
 
 NUM = 10_000
 
@@ -53,29 +46,3 @@ def test_a_mode_that_is_drawn_too_often_fails() -> None:
     points = sample()
     points[: NUM // 40] = MEANS[0] + STD * torch.randn(NUM // 40, 2, generator=torch.Generator().manual_seed(6))
     assert not gate(points).passed
-
-
-@pytest.mark.slow
-def test_lcm_passes_in_one_step() -> None:
-    torch.set_num_threads(1)
-    steps, rows = 3000, 512
-    config = LCMConfig(guidance_min=1.0, guidance_max=1.0, solver_steps=40, solver_steps_start=10, target_decay=0.0)
-    method = LCM(config, MixtureTeacher())
-    training = DistillConfig(
-        batch_size=rows,
-        micro_batch_size=None,
-        train_steps=steps,
-        learning_rate=2e-3,
-        lr_schedule="cosine",
-        warmup_steps=100,
-        ema_half_life=20_000,
-    )
-    trainer = Trainer(method, training, Ranks(), torch.float32)
-    for step in range(steps):
-        trainer.step(step, [make_point_batch(step, rows, step / steps)])
-    noise = torch.randn(NUM, 2, generator=torch.Generator().manual_seed(7))
-    with trainer.exported_student() as student:
-        batch = make_point_batch(0, NUM, 0.0)
-        points = method.draw(student, [noise], batch.condition)
-    found = gate(points)
-    assert found.passed and math.isfinite(found.off_mode), found
