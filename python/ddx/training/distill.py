@@ -142,7 +142,7 @@ def _prepare(config: DistillConfig, method_config: Any, workspace: Workspace, ra
         method=method,
         teacher=teacher,
         store=store,
-        null=store.null_condition().to(ranks.device),
+        null=store.null_condition().to(ranks.device, torch.float32),
         folder=folder,
         metrics=Metrics(folder.path),
         ranks=ranks,
@@ -195,7 +195,8 @@ def _micro_batches(run: _Run, data: Any, step: int) -> Iterator[Batch]:
     first = run.ranks.rank * run.rows_per_rank
     size = run.config.micro_batch_size or rows
     x0 = run.teacher.scale(data.latents.to(device, non_blocking=True).float())
-    condition = data.condition.to(device)
+    # float32 like the latents: on a CPU, autocast refuses to join the store's float16 to anything.
+    condition = data.condition.to(device, torch.float32)
     for start in range(0, rows, size):
         part = slice(start, min(start + size, rows))
         indices = range(first + part.start, first + part.stop)

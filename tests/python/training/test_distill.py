@@ -54,6 +54,12 @@ def test_the_exported_weights_are_the_average_and_not_the_last(undisturbed: Path
     assert not torch.equal(held[f"ema/{name}"], held[f"student/{name}"])
 
 
+def test_bf16_on_a_processor_takes_the_stores_float16(teacher_folder: Path, store: Path, tmp_path: Path) -> None:
+    # CPU autocast refuses to join float16 to anything.
+    student = runs.run(teacher_folder, store, tmp_path, dtype="bf16", export_dtype="bf16", train_steps=2)
+    assert [line["step"] for line in runs.lines(student) if "loss" in line] == [1, 2]
+
+
 def test_metrics_and_grids_tell_how_it_went(undisturbed: Path) -> None:
     lines = [line for line in runs.lines(undisturbed) if "loss" in line]
     assert [line["step"] for line in lines] == list(range(1, runs.STEPS + 1))
