@@ -67,7 +67,7 @@ def measured(arguments: list[str], folder: Path) -> dict[str, Any]:
         "command": "ddx " + " ".join(arguments),
         "seconds": round(time.monotonic() - began, 1),
         "peak_memory_gib": round(usage.ru_maxrss / 1024**2, 2),
-        "printed": json.loads((folder / "stdout").read_text() or "null"),
+        "printed": json.loads((folder / "stdout").read_text().replace(f"{folder}/", "") or "null"),
     }
 
 
