@@ -1,4 +1,4 @@
-"""Random batches of 64 come from the shards at a rate near that of a flat memory map, and far above zarr-python's.
+"""Random batches of 64 from the shards: our reader beside a flat memory map and zarr-python, on the same files.
 
 Samples a second of processor time (wall time counts other work too) from a store in the page cache: latents of
 (32, 16, 16) float16, with one-token captions of width 8, and with captions of 16 tokens of width 2304 as SANA has.

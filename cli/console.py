@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,6 +23,23 @@ SECONDS_BETWEEN_LINES = 10.0
 def emit(text: str) -> None:
     """Print a result on stdout."""
     click.echo(text)
+
+
+def emit_settings(values: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print names and values on stdout, one a line and spelled as `--set` takes them, or all as JSON."""
+    if as_json:
+        emit_json(values)
+        return
+    for name, value in values.items():
+        emit(f"{name}: {_as_set(value)}")
+
+
+def _as_set(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(str(item) for item in value) if isinstance(value, list | tuple) else str(value)
 
 
 def emit_json(value: Any) -> None:

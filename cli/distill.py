@@ -51,7 +51,7 @@ REPORTED = ("teacher", "method", "store", "guidance", "images_seen", "seconds", 
 
 def _dry_run(invocation: Invocation, config: DistillConfig, method_config: Any) -> int:
     """Print the resolved settings, and what the run would read, write and cost."""
-    from ddx.cli.console import emit, emit_json
+    from ddx.cli.console import emit, emit_json, emit_settings
     from ddx.config import to_dict
     from ddx.training.distill import plan
 
@@ -70,18 +70,9 @@ def _dry_run(invocation: Invocation, config: DistillConfig, method_config: Any) 
             }
         )
         return 0
-    for key, value in settings.items():
-        emit(f"{key}: {_plain(value)}")
+    emit_settings(settings, as_json=False)
     emit("")
     emit(f"reads     {store}")
     emit(f"writes    {folder.path}{' (unfinished: goes on with it)' if folder.resumed and not folder.finished else ''}")
     emit(f"estimate  {estimate}")
     return 0
-
-
-def _plain(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ",".join(str(item) for item in value) if isinstance(value, list) else str(value)

@@ -51,7 +51,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def _dry_run(invocation: Invocation, config: EvaluateConfig) -> int:
-    from ddx.cli.console import emit, emit_json
+    from ddx.cli.console import emit_settings
     from ddx.config import to_dict
     from ddx.sampling.run import choose_student
 
@@ -66,9 +66,5 @@ def _dry_run(invocation: Invocation, config: EvaluateConfig) -> int:
         "pictures_per_row": pictures,
         "network_passes": passes * pictures,
     }
-    if invocation.as_json:
-        emit_json(planned)
-    else:
-        for key, value in planned.items():
-            emit(f"{key}: {value}")
+    emit_settings(planned, as_json=invocation.as_json)
     return 0

@@ -24,18 +24,13 @@ def command(invocation: Invocation, sources: tuple[str, ...]) -> int:
     of an image. Rows that fail are recorded and skipped. The same command again goes on where it stopped; under
     torchrun the processes share the work.
     """
-    from ddx.cli.console import emit, emit_json
+    from ddx.cli.console import emit, emit_json, emit_settings
 
     config = invocation.build(PrecomputeConfig)
     if invocation.dry_run:
         from ddx.data.estimate import estimate
 
-        planned = estimate(config, sources, invocation.workspace)
-        if invocation.as_json:
-            emit_json(planned)
-        else:
-            for key, value in planned.items():
-                emit(f"{key}: {value}")
+        emit_settings(estimate(config, sources, invocation.workspace), as_json=invocation.as_json)
         return 0
     from ddx.data.precompute import precompute
     from ddx.data.ranks import Rank

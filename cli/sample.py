@@ -23,17 +23,12 @@ def command(invocation: Invocation) -> int:
     a PNG file; grid.png and index.html show them together. Drawn one by one, a picture is bit for bit the one that the
     student's model card draws with diffusers alone; with --batch-size it is equal up to rounding.
     """
-    from ddx.cli.console import emit, emit_json
+    from ddx.cli.console import emit, emit_json, emit_settings
     from ddx.sampling.run import plan, sample
 
     config = invocation.build(SampleConfig)
     if invocation.dry_run:
-        planned = plan(config, invocation.workspace)
-        if invocation.as_json:
-            emit_json(planned)
-        else:
-            for key, value in planned.items():
-                emit(f"{key}: {value}")
+        emit_settings(plan(config, invocation.workspace), as_json=invocation.as_json)
         return 0
     result = sample(config, invocation.workspace, invocation.progress)
     if invocation.as_json:

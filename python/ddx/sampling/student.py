@@ -132,13 +132,13 @@ class StudentPipeline:
         from diffusers import DiffusionPipeline
 
         from ddx.sampling.device import drawing_device
-        from ddx.teachers.components import _no_progress_bars
+        from ddx.teachers.components import no_progress_bars
 
         self.files = StudentFolder(folder)
         self.device = drawing_device(device)
         dtypes = {part: getattr(torch, name) for part, name in self.files.component_dtypes(dtype).items()}
         try:
-            with _no_progress_bars():
+            with no_progress_bars():
                 self.pipeline: Any = DiffusionPipeline.from_pretrained(
                     self.files.folder,
                     use_safetensors=True,

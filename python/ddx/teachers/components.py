@@ -77,7 +77,7 @@ def load_model(
         options["variant"] = variant
     options[_dtype_argument(loader)] = dtype
     try:
-        with _no_progress_bars():
+        with no_progress_bars():
             model: nn.Module = loader.from_pretrained(folder, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise DdxError(f"cannot load {part} from {folder}: {error}") from error
@@ -93,7 +93,7 @@ def _dtype_argument(loader: Any) -> str:
 
 
 @contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """Both libraries draw a bar for each file they read; ours are the only ones on a user's terminal."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
