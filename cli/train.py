@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 
 import click
 
 from ddx.cli.options import Invocation, config_options
-from ddx.config import to_dict
 from ddx.training.teacher.config import TeacherConfig
 
 
@@ -18,21 +17,36 @@ def command(invocation: Invocation) -> None:
 
     The same command resumes a stopped run. The folder it writes is a diffusers SanaPipeline, and a --teacher.
     """
+    from ddx.cli.console import emit, emit_json
+    from ddx.config import to_dict
+
     config = invocation.build(TeacherConfig)
     out = config.out or invocation.workspace.root / "teachers" / "sana-tiny"
-    images = config.flow_steps * config.flow_batch_size
-    answer = {"teacher": str(out), "images": images, "config": to_dict(config)}
-    if not invocation.dry_run:
-        from ddx.run_record import read_run
-        from ddx.training.teacher.train import train_teacher
+    if invocation.dry_run:
+        _dry_run(invocation, config, out)
+        return
+    from ddx.run_record import read_run
+    from ddx.training.teacher.train import train_teacher
 
-        train_teacher(config, out, progress=invocation.progress)
-        answer["scores"] = (read_run(out) or {}).get("scores", [])
+    train_teacher(config, out, progress=invocation.progress)
     if invocation.as_json:
-        click.echo(json.dumps(answer))
-    elif invocation.dry_run:
-        click.echo(f"would train {out} on {images} pictures", err=True)
-        for key, value in to_dict(config).items():
-            click.echo(f"  {key}: {value}", err=True)
+        scores = (read_run(out) or {}).get("scores", [])
+        emit_json({"teacher": str(out), "config": to_dict(config), "scores": scores})
     else:
-        click.echo(str(out))
+        emit(str(out))
+
+
+def _dry_run(invocation: Invocation, config: TeacherConfig, out: Path) -> None:
+    from ddx.cli.console import emit, emit_json, emit_settings
+    from ddx.config import to_dict
+    from ddx.training.teacher.estimate import estimate_training
+
+    estimate = estimate_training(config)
+    if invocation.as_json:
+        cost = {"memory_bytes": estimate.memory_bytes, "seconds": round(estimate.seconds, 1)}
+        emit_json({"teacher": str(out), "config": to_dict(config), **cost})
+        return
+    emit_settings(to_dict(config), as_json=False)
+    emit("")
+    emit(f"writes    {out}")
+    emit(f"estimate  {estimate}")

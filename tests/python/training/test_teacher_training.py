@@ -8,16 +8,18 @@ import torch
 from diffusers import SanaPipeline
 from safetensors.torch import load_file
 
+from ddx.cli.main import run
 from ddx.config import build, read_yaml
 from ddx.errors import UsageError
 from ddx.run_record import read_run
-from ddx.scenes.captions import sample_captions
+from ddx.scenes.captions import parse_caption, sample_captions, sample_scenes
 from ddx.training.interruption import Interrupted
 from ddx.training.teacher import train as train_module
 from ddx.training.teacher.autoencoder import whitening_loss
 from ddx.training.teacher.config import TeacherConfig
 from ddx.training.teacher.flow import new_transformer, sample
 from ddx.training.teacher.muon import Muon, orthogonalise, split_parameters
+from ddx.training.teacher.reading import CLASSES, NOT_ASKED, ROLES, new_reader, reading_loss, scene_labels
 from ddx.training.teacher.stages import flow_schedule
 from ddx.training.teacher.text import default_instruction, encode_captions, new_text_encoder, new_tokenizer, tokenise
 from ddx.training.teacher.train import train_teacher
@@ -34,6 +36,8 @@ TINY = TeacherConfig(
     vocab_size=300,
     text_width=32,
     text_layers=1,
+    text_steps=3,
+    text_batch_size=4,
     width=32,
     layers=1,
     flow_steps=4,
@@ -104,7 +108,7 @@ def test_the_record_says_what_was_done(trained: Path) -> None:
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(("stage", "step"), [("autoencoder", 3), ("flow", 3), ("decoder", 1)])
+@pytest.mark.parametrize(("stage", "step"), [("autoencoder", 3), ("text", 2), ("flow", 3), ("decoder", 1)])
 def test_a_stopped_run_ends_with_the_same_weights(trained: Path, tmp_path: Path, stage: str, step: int) -> None:
     out = tmp_path / "teacher"
     with pytest.raises(Interrupted):
@@ -140,6 +144,55 @@ def test_training_encodes_captions_as_the_pipeline_does(trained: Path) -> None:
     # The null condition is <bos> alone, and <bos> is the same in every row.
     assert null_mask.sum(dim=1).tolist() == [1] * 6
     torch.testing.assert_close(null[:, 0], found[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_labels_say_what_stands_where() -> None:
+    captions = [
+        "a red circle left of a small blue square",
+        "a small blue square right of a red circle",
+        "a red circle right of a small blue square",
+    ]
+    one, same, mirrored = (
+        dict(zip(ROLES, row[:-1].view(len(ROLES), 3).tolist(), strict=True))
+        for row in scene_labels([parse_caption(caption) for caption in captions])
+    )
+    circle, square = [0, 0, 0], [1, 4, 1]
+    assert one == {"first": circle, "second": square, "left": circle, "right": square} | nowhere("top", "bottom")
+    assert same == one | {"first": square, "second": circle}
+    assert mirrored == one | {"left": square, "right": circle}
+
+
+def nowhere(*roles: str) -> dict[str, list[int]]:
+    return {role: [NOT_ASKED] * 3 for role in roles}
+
+
+def test_labels_count_equal_objects() -> None:
+    captions = ["a red cross", "two red crosses", "three red crosses", "a red cross above a blue cross"]
+    labels = scene_labels([parse_caption(caption) for caption in captions])
+    assert labels[:, -1].tolist() == [0, 1, 2, 0]
+    assert torch.equal(labels[0, :-1], labels[2, :-1])
+    assert (labels < torch.tensor(CLASSES)).all()
+
+
+def test_the_reading_loss_is_zero_for_features_that_hold_the_labels() -> None:
+    labels = scene_labels(sample_scenes(6, seed=3))
+    hot = [
+        torch.nn.functional.one_hot(column.clamp(min=0), size) for column, size in zip(labels.T, CLASSES, strict=True)
+    ]
+    tokens = torch.cat(hot, dim=1).float()[:, None].expand(-1, 4, -1).clone()
+    mask = torch.tensor([[True] * 4, [True] * 3 + [False]] * 3)
+    tokens[~mask] = torch.nan  # what lies behind a caption's end is not read
+    reader = new_reader(sum(CLASSES))
+    with torch.no_grad():
+        reader.weight.copy_(50 * torch.eye(sum(CLASSES)))
+        reader.bias.zero_()
+        loss, right = reading_loss(reader, tokens, mask, labels)
+        assert float(loss) < 1e-6
+        assert float(right) == 1.0
+        wrong = torch.where(labels == NOT_ASKED, labels, (labels + 1) % torch.tensor(CLASSES))
+        loss, right = reading_loss(reader, tokens, mask, wrong)
+    assert float(loss) > 1.0
+    assert float(right) == 0.0
 
 
 def test_words_of_captions_are_single_tokens() -> None:
@@ -245,3 +298,25 @@ def test_impossible_recipes_are_refused_with_a_cure(values: dict[str, object]) -
     with pytest.raises(UsageError) as caught:
         build(TeacherConfig, values)
     assert caught.value.hint
+
+
+def test_a_dry_run_prints_the_recipe_and_its_cost_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"--set={name}={value}" for name, value in (("width", 32), ("layers", 1), ("flow_steps", 10))]
+    command = ["train", *settings, "--out", str(tmp_path / "teacher"), "--dry-run"]
+    assert run([*command, "--json"]) == 0
+    ten = json.loads(capsys.readouterr().out)
+    assert ten["config"]["width"] == 32
+    assert ten["memory_bytes"] > ten["config"]["num_scenes"] * 64 * 64 * 3
+    assert ten["seconds"] > 0
+    assert run(command) == 0
+    assert "width: 32\n" in capsys.readouterr().out
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_teacher_trains_on_a_gpu(tmp_path: Path) -> None:
+    out = train_teacher(build(TeacherConfig, vars(TINY), {"device": "cuda"}), tmp_path / "teacher")
+    assert all(value.isfinite().all() for value in weights(out).values())

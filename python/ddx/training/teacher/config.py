@@ -15,14 +15,15 @@ class TeacherConfig:
 
     out: Path | None = option(None, "folder of the teacher (none: <workspace>/teachers/sana-tiny)", metavar="PATH")
     seed: int = option(0, "seed of the scenes, the weights, the noise and the times")
+    device: str = option("auto", "where to compute (auto: the GPU if there is one)", metavar="DEVICE")
     threads: int = option(0, "threads that torch computes with (0: one a core)")
     num_scenes: int = option(48_000, "training pictures, drawn once")
 
     autoencoder_widths: tuple[int, ...] = option((16, 32, 64, 128), "channels by level; each doubles the one before")
     autoencoder_layers: tuple[int, ...] = option((0, 1, 1, 2), "residual blocks by level; 0 skips full resolution")
     latent_channels: int = option(8, "channels of the latent")
-    autoencoder_steps: int = option(1200, "optimiser steps of encoder and decoder together")
-    decoder_steps: int = option(400, "steps of the decoder alone after that, the latent space fixed")
+    autoencoder_steps: int = option(3000, "optimiser steps of encoder and decoder together")
+    decoder_steps: int = option(1000, "steps of the decoder alone after that, the latent space fixed")
     autoencoder_batch_size: int = option(24, "pictures a step of the autoencoder")
     autoencoder_learning_rate: float = option(2e-3, "peak learning rate of the autoencoder")
     latent_noise: float = option(0.1, "noise on the latent that the decoder learns to ignore, in standard deviations")
@@ -31,12 +32,15 @@ class TeacherConfig:
     vocab_size: int = option(768, "tokens of the byte-level BPE")
     text_width: int = option(128, "width of the Gemma-2 text encoder")
     text_layers: int = option(2, "layers of the text encoder")
+    text_steps: int = option(400, "optimiser steps of the text encoder, which learns what captions say")
+    text_batch_size: int = option(128, "captions a step of the text encoder")
+    text_learning_rate: float = option(4e-3, "peak learning rate of the text encoder")
     width: int = option(192, "width of the transformer")
     layers: int = option(6, "blocks of the transformer")
     head_width: int = option(32, "channels of an attention head")
     mlp_ratio: float = option(2.0, "hidden channels of the gated convolution, by width")
 
-    flow_steps: int = option(1600, "optimiser steps of the transformer and the text encoder")
+    flow_steps: int = option(1600, "optimiser steps of the transformer")
     flow_batch_size: int = option(64, "pictures a step of the flow")
     flow_learning_rate: float = option(2e-3, "peak learning rate of Muon and AdamW")
     warmup_steps: int = option(150, "steps in which the learning rate rises from zero")
@@ -45,7 +49,7 @@ class TeacherConfig:
     clip_norm: float = option(1.0, "largest norm of the gradient; it is scaled down to it")
     ema_decay: float = option(0.998, "decay of the exported average of the flow's weights, by step")
     null_probability: float = option(0.1, "share of rows that are trained without their caption, for guidance")
-    time_mean: float = option(0.2, "mean of the logit of the time")
+    time_mean: float = option(0.4, "mean of the logit of the time")
     time_std: float = option(1.2, "standard deviation of the logit of the time")
 
     log_every: int = option(50, "steps between lines of metrics.jsonl")
@@ -53,7 +57,7 @@ class TeacherConfig:
     evaluate_every: int = option(800, "steps of the flow between scores on held-out captions; 0: only at the end")
     evaluate_captions: int = option(96, "held-out captions of a score")
     evaluate_steps: int = option(20, "sampling steps of a score")
-    evaluate_guidance: float = option(3.0, "guidance of the scores during training")
+    evaluate_guidance: float = option(2.0, "guidance of the scores during training")
 
     def __post_init__(self) -> None:
         pairs = zip(self.autoencoder_widths, self.autoencoder_widths[1:], strict=False)

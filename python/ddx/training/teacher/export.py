@@ -12,6 +12,8 @@ from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaPipeli
 from safetensors.torch import load_file, save_file
 from transformers import Gemma2Model, PreTrainedTokenizerFast
 
+from ddx.training.teacher.flow import FLOW_SHIFT
+
 PARTS = ("model_index.json", "scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 
 
@@ -26,8 +28,7 @@ def export_pipeline(
 ) -> Path:
     """Write a SanaPipeline to `out`, replacing an older one there; return `out`.
 
-    Weights are stored in float16 and open as float32. `scale` becomes the autoencoder's `scaling_factor`. The noise
-    schedule has shift 1, so model time and sigma agree.
+    Weights are stored in float16 and open as float32. `scale` becomes the autoencoder's `scaling_factor`.
     """
     autoencoder.register_to_config(scaling_factor=scale)
     pipeline = SanaPipeline(
@@ -35,7 +36,7 @@ def export_pipeline(
         text_encoder=text_encoder,
         vae=autoencoder,
         transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0),
+        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=FLOW_SHIFT),
     )
     staging = out.with_name(f".{out.name}.{os.getpid()}")
     shutil.rmtree(staging, ignore_errors=True)

@@ -12,6 +12,11 @@ import torch.nn.functional as F
 from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn
 
+from ddx.process import FlowProcess
+
+FLOW_SHIFT = 3.0
+"""Shift of the sampling times towards noise, where a scene's layout is decided; SANA's own."""
+
 
 def new_transformer(
     *, width: int, layers: int, head_width: int, mlp_ratio: float, latent_channels: int, grid: int, text_width: int
@@ -73,16 +78,16 @@ def flow_loss(
 def sample(
     transformer: nn.Module, noise: Tensor, tokens: Tensor, mask: Tensor, *, steps: int, guidance: float
 ) -> Tensor:
-    """Return latents by Euler steps on a uniform grid, under `null + guidance (cond - null)`.
+    """Return latents by Euler steps on the pipeline's shifted grid, under `null + guidance (cond - null)`.
 
     The null condition is the first token alone. noise: [B, C, h, w]. At guidance 1 the null pass is left out.
     """
     null_mask = torch.zeros_like(mask)
     null_mask[:, 0] = True
     latents = noise
-    grid = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64).tolist()
+    grid = FlowProcess.shift(torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64), FLOW_SHIFT).tolist()
     for time, earlier in pairwise(grid):
-        timestep = torch.full((len(noise),), 1000.0 * time)
+        timestep = torch.full((len(noise),), 1000.0 * time, device=noise.device)
         if guidance == 1.0:
             velocity = transformer(latents, tokens, timestep, encoder_attention_mask=mask.float(), return_dict=False)[0]
         else:

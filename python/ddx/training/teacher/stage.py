@@ -50,7 +50,7 @@ def run_stage(stage: Stage, folder: Path, progress: Progress) -> float:
     folder.mkdir(parents=True, exist_ok=True)
     metrics = Metrics(folder)
     stage.network.zero_grad()  # what an earlier stage left on now frozen parts would count in the norm
-    step, skipped = 0, torch.zeros(())
+    step, skipped = 0, torch.zeros((), device=next(stage.network.parameters()).device)
     newest = latest_checkpoint(folder / "checkpoints")
     if newest is not None:
         step = _restore(stage, load_checkpoint(newest), skipped)
@@ -60,7 +60,7 @@ def run_stage(stage: Stage, folder: Path, progress: Progress) -> float:
     losses: list[Tensor] = []
     with StopSignal() as stop:
         while step < stage.steps:
-            loss, parts, norm = _step(stage, step, skipped)
+            loss, parts, norm = take_step(stage, step, skipped)
             losses.append(loss)
             step += 1
             progress.advance(1)
@@ -87,7 +87,8 @@ def run_stage(stage: Stage, folder: Path, progress: Progress) -> float:
     return clock.seconds()
 
 
-def _step(stage: Stage, step: int, skipped: Tensor) -> tuple[Tensor, Mapping[str, Tensor], Tensor]:
+def take_step(stage: Stage, step: int, skipped: Tensor) -> tuple[Tensor, Mapping[str, Tensor], Tensor]:
+    """Take one optimiser step unless its gradient is not finite; return loss, its parts and the gradient's norm."""
     generator = torch.Generator().manual_seed(stage.seed * 1_000_003 + step)
     loss, parts = stage.loss(generator)
     for optimizer in stage.optimizers.values():

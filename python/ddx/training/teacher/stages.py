@@ -1,4 +1,4 @@
-"""The three stages of a teacher, built from its recipe: autoencoder, flow, decoder."""
+"""The four stages of a teacher, built from its recipe: autoencoder, text, flow, decoder."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from ddx.training.teacher.autoencoder import autoencoder_loss, decode_pictures, 
 from ddx.training.teacher.config import TeacherConfig
 from ddx.training.teacher.flow import flow_loss, sample, sample_times
 from ddx.training.teacher.muon import Muon, split_parameters
+from ddx.training.teacher.reading import new_reader, reading_loss
 from ddx.training.teacher.stage import Stage
 from ddx.training.teacher.text import TokenisedCaptions, encode_captions
 
 AUTOENCODER_WARMUP = 100
+TEXT_WARMUP = 50
 EVALUATION_SEED = 5
 
 
@@ -37,7 +39,7 @@ def autoencoder_stage(config: TeacherConfig, autoencoder: AutoencoderDC, picture
         return autoencoder_loss(
             autoencoder,
             images.contiguous(memory_format=torch.channels_last),
-            noise,
+            noise.to(images.device),
             noise_scale=config.latent_noise,
             whitening_weight=config.whitening_weight,
         )
@@ -52,7 +54,7 @@ def decoder_stage(config: TeacherConfig, autoencoder: AutoencoderDC, pictures: T
 
     def loss(generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
         chosen = torch.randint(len(pictures), (rows,), generator=generator)
-        noise = torch.randn(rows, *latents.shape[1:], generator=generator)
+        noise = torch.randn(rows, *latents.shape[1:], generator=generator).to(latents.device)
         images = to_network_range(pictures[chosen])
         return decoder_loss(autoencoder, latents[chosen], images, noise, noise_scale=config.latent_noise)
 
@@ -85,41 +87,76 @@ def _autoencoder_like(
     )
 
 
+def text_stage(config: TeacherConfig, text_encoder: Gemma2Model, captions: TokenisedCaptions, labels: Tensor) -> Stage:
+    """The text encoder, by what captions say. labels: of `scene_labels`, one row a caption."""
+    rows, warmup = config.text_batch_size, min(TEXT_WARMUP, config.text_steps // 4)
+    reader = new_reader(config.text_width).to(labels.device)
+    network = nn.ModuleDict({"text_encoder": text_encoder, "reader": reader})
+    matrices, others = split_parameters(text_encoder)
+
+    def loss(generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
+        chosen = torch.randint(len(labels), (rows,), generator=generator)
+        tokens, mask = encode_captions(text_encoder, captions.prefix, *captions.rows(chosen))
+        result, right = reading_loss(reader, tokens[:, 1:], mask[:, 1:], labels[chosen])
+        return result, {"read": right}
+
+    return Stage(
+        name="text",
+        network=network,
+        optimizers={
+            "muon": Muon(matrices, lr=config.text_learning_rate, weight_decay=config.weight_decay),
+            "adamw": AdamW([*others, *reader.parameters()], betas=(0.9, 0.99), weight_decay=0.0, fused=True),
+        },
+        ema=EMA(network, decay=0.99, ramp_up=1.0),
+        loss=loss,
+        learning_rate=config.text_learning_rate,
+        schedule=partial(warmup_cosine, warmup_steps=warmup, total_steps=config.text_steps),
+        steps=config.text_steps,
+        batch_size=rows,
+        clip_norm=config.clip_norm,
+        seed=config.seed + 2,
+        log_every=config.log_every,
+        checkpoint_every=config.checkpoint_every,
+    )
+
+
 def flow_stage(
     config: TeacherConfig,
     transformer: SanaTransformer2DModel,
-    text_encoder: Gemma2Model,
     latents: Tensor,
-    captions: TokenisedCaptions,
-    evaluate: Callable[[SanaTransformer2DModel, Gemma2Model], Mapping[str, float]],
+    tokens: Tensor,
+    mask: Tensor,
+    evaluate: Callable[[SanaTransformer2DModel], Mapping[str, float]],
 ) -> Stage:
-    """Transformer and text encoder together. latents: scaled to unit variance [N, C, h, w]; captions: one a row."""
+    """The transformer, on text that is encoded once: the encoder is frozen, as SANA's is.
+
+    latents: scaled to unit variance [N, C, h, w]; tokens [N, L, D] and mask [N, L] of `encode_captions`, a row each.
+    """
     rows = config.flow_batch_size
-    network = nn.ModuleDict({"transformer": transformer, "text_encoder": text_encoder})
-    matrices, others = split_parameters(transformer, text_encoder)
-    ema = EMA(network, decay=config.ema_decay, ramp_up=1.0)
+    matrices, others = split_parameters(transformer)
+    ema = EMA(transformer, decay=config.ema_decay, ramp_up=1.0)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
         chosen = torch.randint(len(latents), (rows,), generator=generator)
-        noise = torch.randn(rows, *latents.shape[1:], generator=generator)
-        times = sample_times(rows, config.time_mean, config.time_std, generator)
-        mask = captions.mask[chosen]
-        longest = int(mask.sum(dim=1).max())
-        tokens, mask = encode_captions(text_encoder, captions.prefix, captions.ids[chosen, :longest], mask[:, :longest])
-        mask[torch.rand(rows, generator=generator) < config.null_probability, 1:] = False
-        return flow_loss(transformer, latents[chosen], noise, times, tokens, mask).mean(), {}
+        noise = torch.randn(rows, *latents.shape[1:], generator=generator).to(latents.device)
+        times = sample_times(rows, config.time_mean, config.time_std, generator).to(latents.device)
+        kept = mask[chosen]
+        longest = int(kept.sum(dim=1).max())
+        kept = kept[:, :longest].clone()
+        kept[torch.rand(rows, generator=generator) < config.null_probability, 1:] = False
+        return flow_loss(transformer, latents[chosen], noise, times, tokens[chosen, :longest], kept).mean(), {}
 
     def evaluate_average() -> Mapping[str, float]:
-        live = {name: value.detach().clone() for name, value in network.named_parameters()}
-        ema.copy_to(network)
+        live = {name: value.detach().clone() for name, value in transformer.named_parameters()}
+        ema.copy_to(transformer)
         try:
-            return evaluate(transformer, text_encoder)
+            return evaluate(transformer)
         finally:
-            network.load_state_dict(live, strict=False)
+            transformer.load_state_dict(live, strict=False)
 
     return Stage(
         name="flow",
-        network=network,
+        network=transformer,
         optimizers={
             "muon": Muon(matrices, lr=config.flow_learning_rate, weight_decay=config.weight_decay),
             "adamw": AdamW(others, betas=(0.9, 0.99), weight_decay=0.0, fused=True),
@@ -154,29 +191,24 @@ class HeldOutScore:
         config: TeacherConfig,
         autoencoder: AutoencoderDC,
         scale: float,
-        tokenise: Callable[[list[str]], TokenisedCaptions],
+        encode: Callable[[list[str]], tuple[Tensor, Tensor]],
     ) -> None:
         self.autoencoder, self.scale, self.config = autoencoder, scale, config
         self.captions = sample_captions(config.evaluate_captions, EVALUATION_SEED, "held-out")
-        self.tokens = tokenise(self.captions)
+        self.tokens, self.mask = encode(self.captions)
 
     @torch.no_grad()
     def __call__(
-        self,
-        transformer: SanaTransformer2DModel,
-        text_encoder: Gemma2Model,
-        *,
-        steps: int | None = None,
-        guidance: float | None = None,
+        self, transformer: SanaTransformer2DModel, *, steps: int | None = None, guidance: float | None = None
     ) -> dict[str, float]:
         """Return the mean of each attribute of the checker."""
-        tokens, mask = encode_captions(text_encoder, self.tokens.prefix, self.tokens.ids, self.tokens.mask)
         size = transformer.config.sample_size
         noise = torch.randn(
-            len(tokens), transformer.config.in_channels, size, size, generator=torch.Generator().manual_seed(9)
+            len(self.tokens), transformer.config.in_channels, size, size, generator=torch.Generator().manual_seed(9)
         )
         steps = steps or self.config.evaluate_steps
         guidance = self.config.evaluate_guidance if guidance is None else guidance
-        latents = sample(transformer, noise, tokens, mask, steps=steps, guidance=guidance)
-        pictures: np.ndarray = decode_pictures(self.autoencoder, latents / self.scale).numpy()
+        noise = noise.to(self.tokens.device)
+        latents = sample(transformer, noise, self.tokens, self.mask, steps=steps, guidance=guidance)
+        pictures: np.ndarray = decode_pictures(self.autoencoder, latents / self.scale).cpu().numpy()
         return score(pictures, self.captions)

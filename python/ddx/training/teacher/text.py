@@ -88,6 +88,16 @@ class TokenisedCaptions:
     ids: Tensor
     mask: Tensor
 
+    def to(self, device: torch.device) -> TokenisedCaptions:
+        """Return the same captions on `device`."""
+        return TokenisedCaptions(self.prefix.to(device), self.ids.to(device), self.mask.to(device))
+
+    def rows(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ids and mask of some rows, cut to the longest of them."""
+        mask = self.mask[chosen]
+        longest = int(mask.sum(dim=1).max())
+        return self.ids[chosen, :longest], mask[:, :longest]
+
 
 def tokenise(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str]) -> TokenisedCaptions:
     """Split instruction + caption as the pipeline does: what it drops (but <bos>) is the prefix, the rest is kept."""
@@ -129,3 +139,14 @@ def encode_captions(encoder: Gemma2Model, prefix: Tensor, ids: Tensor, mask: Ten
     first = head.last_hidden_state[:, :1].expand(rows, -1, -1)
     tokens = torch.cat([first, body.last_hidden_state], dim=1)
     return tokens, torch.cat([ones[:, :1], mask], dim=1)
+
+
+@torch.no_grad()
+def encode_all(encoder: Gemma2Model, captions: TokenisedCaptions, batch_size: int = 1000) -> tuple[Tensor, Tensor]:
+    """Return tokens [N, 1 + L, D] and mask [N, 1 + L] of all captions, padded to the longest."""
+    chunks = [
+        encode_captions(encoder, captions.prefix, ids, mask)
+        for ids, mask in zip(captions.ids.split(batch_size), captions.mask.split(batch_size), strict=True)
+    ]
+    tokens, masks = zip(*chunks, strict=True)
+    return torch.cat(tokens), torch.cat(masks)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,26 +15,28 @@ from ddx.progress import NullProgress, Progress
 from ddx.run_record import read_run, versions, write_run
 from ddx.scenes.captions import SceneSpec, sample_scenes
 from ddx.scenes.render import RESOLUTION, render
+from ddx.training.distributed import pick_device
 from ddx.training.teacher.autoencoder import encode_pictures, new_autoencoder
 from ddx.training.teacher.config import TeacherConfig
 from ddx.training.teacher.export import export_pipeline
 from ddx.training.teacher.flow import new_transformer
+from ddx.training.teacher.reading import scene_labels
 from ddx.training.teacher.stage import run_stage
-from ddx.training.teacher.stages import HeldOutScore, autoencoder_stage, decoder_stage, flow_stage
-from ddx.training.teacher.text import new_text_encoder, new_tokenizer, tokenise
+from ddx.training.teacher.stages import HeldOutScore, autoencoder_stage, decoder_stage, flow_stage, text_stage
+from ddx.training.teacher.text import encode_all, new_text_encoder, new_tokenizer, tokenise
 
 SCENES_PER_DRAW = 1000
-FINAL_SCORES = ((20, 1.0), (20, 3.0), (20, 4.5), (4, 3.0), (2, 3.0), (1, 3.0))
+FINAL_SCORES = ((20, 1.0), (20, 2.0), (20, 3.0), (4, 2.0), (2, 2.0), (1, 2.0))
 """(steps, guidance) of the scores in run.json."""
 
 # What may differ between a run and its continuation: it changes no weight.
-RESUMABLE_CHANGES = frozenset(("out", "threads", "log_every", "checkpoint_every", *(
+RESUMABLE_CHANGES = frozenset(("out", "device", "threads", "log_every", "checkpoint_every", *(
     f"evaluate_{name}" for name in ("every", "captions", "steps", "guidance")
 )))  # fmt: skip
 
 
 def train_teacher(config: TeacherConfig, out: Path, *, resume: bool = True, progress: Progress | None = None) -> Path:
-    """Train the autoencoder, the flow and the decoder, and write a complete SanaPipeline to `out`; return `out`.
+    """Train autoencoder, text encoder, flow and decoder, and write a complete SanaPipeline to `out`; return `out`.
 
     Checkpoints and metrics lie in `out`/training. The same call goes on where a stopped one ended, and exactly.
     Raises UsageError when `out` holds a run with other settings, or a finished one and `resume` is false.
@@ -50,12 +51,13 @@ def train_teacher(config: TeacherConfig, out: Path, *, resume: bool = True, prog
 
     specs = sample_scenes(config.num_scenes, config.seed, "train")
     captions = [spec.caption for spec in specs]
-    pictures = _pictures(specs, config.seed, work / "pictures.safetensors", progress)
+    device = pick_device(config.device)
+    pictures = _pictures(specs, config.seed, work / "pictures.safetensors", progress).to(device)
     torch.manual_seed(config.seed)
     autoencoder = new_autoencoder(config.autoencoder_widths, config.autoencoder_layers, config.latent_channels)
-    autoencoder = autoencoder.to(memory_format=torch.channels_last)
+    autoencoder = autoencoder.to(device, memory_format=torch.channels_last)
     tokenizer = _tokenizer(captions, config.vocab_size, work / "tokenizer")
-    text_encoder = new_text_encoder(len(tokenizer), config.text_width, config.text_layers)
+    text_encoder = new_text_encoder(len(tokenizer), config.text_width, config.text_layers).to(device)
     transformer = new_transformer(
         width=config.width,
         layers=config.layers,
@@ -64,30 +66,37 @@ def train_teacher(config: TeacherConfig, out: Path, *, resume: bool = True, prog
         latent_channels=config.latent_channels,
         grid=RESOLUTION // config.downsampling,
         text_width=config.text_width,
-    )
+    ).to(device)
 
     seconds = {"autoencoder": run_stage(
         autoencoder_stage(config, autoencoder, pictures), work / "autoencoder", progress
     )}  # fmt: skip
     latents = encode_pictures(autoencoder.eval(), pictures)
     scale = float(latents.square().mean().rsqrt())
-    held_out = HeldOutScore(config, autoencoder, scale, partial(tokenise, tokenizer))
-    flow = flow_stage(config, transformer, text_encoder, latents * scale, tokenise(tokenizer, captions), held_out)
+    tokenised = tokenise(tokenizer, captions).to(device)
+    reading = text_stage(config, text_encoder, tokenised, scene_labels(specs).to(device))
+    seconds["text"] = run_stage(reading, work / "text", progress)
+    text_encoder.eval().requires_grad_(False)
+    held_out = HeldOutScore(
+        config, autoencoder, scale, lambda texts: encode_all(text_encoder, tokenise(tokenizer, texts).to(device))
+    )
+    flow = flow_stage(config, transformer, latents * scale, *encode_all(text_encoder, tokenised), held_out)
     seconds["flow"] = run_stage(flow, work / "flow", progress)
     decoder = decoder_stage(config, autoencoder.train(), pictures, latents)
     seconds["decoder"] = run_stage(decoder, work / "decoder", progress)
 
     autoencoder.eval()
+    transformer.eval()
     export_pipeline(
         out,
-        transformer=transformer.eval(),
-        text_encoder=text_encoder.eval(),
+        transformer=transformer,
+        text_encoder=text_encoder,
         tokenizer=tokenizer,
         autoencoder=autoencoder,
         scale=scale,
     )
     scores = [
-        {"steps": steps, "guidance": guidance, **held_out(transformer, text_encoder, steps=steps, guidance=guidance)}
+        {"steps": steps, "guidance": guidance, **held_out(transformer, steps=steps, guidance=guidance)}
         for steps, guidance in FINAL_SCORES
     ]
     images = config.flow_steps * config.flow_batch_size
