@@ -78,7 +78,7 @@ TEACHERS: dict[str, TeacherSpec] = {
             revision="bundled",
             family="sana",
             resolution=64,
-            guidance=4.5,
+            guidance=2.0,
             licence="Apache-2.0",
             summary="a small SANA on generated scenes, inside this package; needs no download",
         ),
