@@ -66,7 +66,7 @@ def _dry_run(invocation: Invocation, config: DistillConfig, method_config: Any) 
                 "resumes": folder.resumed and not folder.finished,
                 "num_parameters": estimate.num_parameters,
                 "memory_bytes": estimate.memory_bytes,
-                "seconds": round(estimate.seconds, 1),
+                "seconds": estimate.seconds,
             }
         )
         return 0

@@ -43,7 +43,7 @@ def _dry_run(invocation: Invocation, config: TeacherConfig, out: Path) -> None:
 
     estimate = estimate_training(config)
     if invocation.as_json:
-        cost = {"memory_bytes": estimate.memory_bytes, "seconds": round(estimate.seconds, 1)}
+        cost = {"memory_bytes": estimate.memory_bytes, "seconds": estimate.seconds}
         emit_json({"teacher": str(out), "config": to_dict(config), **cost})
         return
     emit_settings(to_dict(config), as_json=False)

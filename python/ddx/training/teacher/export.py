@@ -12,6 +12,7 @@ from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaPipeli
 from safetensors.torch import load_file, save_file
 from transformers import Gemma2Model, PreTrainedTokenizerFast
 
+from ddx.teachers.components import no_progress_bars
 from ddx.training.teacher.flow import FLOW_SHIFT
 
 PARTS = ("model_index.json", "scheduler", "text_encoder", "tokenizer", "transformer", "vae")
@@ -40,7 +41,8 @@ def export_pipeline(
     )
     staging = out.with_name(f".{out.name}.{os.getpid()}")
     shutil.rmtree(staging, ignore_errors=True)
-    pipeline.save_pretrained(staging, safe_serialization=True)
+    with no_progress_bars():
+        pipeline.save_pretrained(staging, safe_serialization=True)
     for path in staging.rglob("*.safetensors"):
         _store_half(path)
     for path in staging.rglob("config.json"):
