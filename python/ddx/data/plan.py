@@ -14,6 +14,7 @@ from ddx.data.core import core_errors
 from ddx.data.fingerprint import digest, source_digest
 from ddx.data.layout import SCHEMA, Sizes
 from ddx.data.ranks import Rank
+from ddx.device import find_device
 from ddx.errors import DdxError, UsageError
 from ddx.workspace import Workspace
 
@@ -93,7 +94,9 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Works
 
     rank = Rank.here()
     dtype = None if config.dtype == "auto" else config.dtype
-    teacher = load_teacher(config.teacher, device=rank.device(config.device), dtype=dtype, resolution=config.resolution)
+    teacher = load_teacher(
+        config.teacher, device=find_device(config.device, rank.local), dtype=dtype, resolution=config.resolution
+    )
     resolution = config.resolution or teacher.default_resolution
     fingerprint = dict(teacher.fingerprint(resolution))
     store = config.out or (workspace or Workspace()).store_path(sources[0], teacher.name, resolution)

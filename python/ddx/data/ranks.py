@@ -32,14 +32,6 @@ class Rank:
         """Whether this process creates and finishes the store."""
         return self.rank == 0
 
-    def device(self, name: str) -> str:
-        """The device called `name`; "auto" is this rank's GPU if there is one."""
-        import torch
-
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        return f"cuda:{self.local}" if name == "cuda" else name
-
 
 @contextmanager
 def only_writer(store: Path, rank: Rank) -> Iterator[None]:

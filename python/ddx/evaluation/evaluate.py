@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddx.config import to_dict
+from ddx.device import find_device
 from ddx.errors import DdxError
 from ddx.evaluation.config import EvaluateConfig
 from ddx.evaluation.diversity import prompt_variance
@@ -21,7 +22,6 @@ from ddx.evaluation.precision_recall import precision_recall
 from ddx.evaluation.scores import ATTRIBUTES, are_scenes, no_scores, scene_scores
 from ddx.progress import NullProgress, Progress
 from ddx.run_record import versions
-from ddx.sampling.device import drawing_device
 from ddx.sampling.prompts import read_prompts
 from ddx.workspace import Workspace
 
@@ -147,7 +147,7 @@ def open_both(config: EvaluateConfig, workspace: Workspace, progress: Progress) 
     if not name:
         raise DdxError(f"{folder} does not say which teacher it had", hint="name it with --teacher")
     return folder, load_teacher(
-        name, device=drawing_device(config.device), dtype=None if config.dtype == "auto" else config.dtype
+        name, device=find_device(config.device), dtype=None if config.dtype == "auto" else config.dtype
     )
 
 

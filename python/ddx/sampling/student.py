@@ -131,11 +131,11 @@ class StudentPipeline:
         import torch
         from diffusers import DiffusionPipeline
 
-        from ddx.sampling.device import drawing_device
+        from ddx.device import find_device
         from ddx.teachers.components import no_progress_bars
 
         self.files = StudentFolder(folder)
-        self.device = drawing_device(device)
+        self.device = find_device(device)
         dtypes = {part: getattr(torch, name) for part, name in self.files.component_dtypes(dtype).items()}
         try:
             with no_progress_bars():

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddx.errors import UsageError
+from ddx.device import find_device
 
 
 @dataclass(frozen=True)
@@ -59,27 +59,13 @@ class Ranks:
             dist.barrier()
 
 
-def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """Return the device called `name`; "auto" is this rank's GPU if there is one. UsageError if it is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"device = {name!r} is not a device", hint="--device cpu, cuda or cuda:1") from error
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise UsageError("device = cuda, but torch sees no GPU", hint="--device cpu, or run `ddx doctor`")
-        device = torch.device("cuda", local_rank if device.index is None else device.index)
-        torch.cuda.set_device(device)
-    return device
-
-
 @contextmanager
 def join(device: str = "auto") -> Iterator[Ranks]:
     """Join the other processes of this run, which `torchrun` names in the environment; alone without it."""
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    place = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    place = find_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
     if world == 1:
         yield Ranks(0, 1, place)
         return

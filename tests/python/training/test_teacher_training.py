@@ -226,9 +226,7 @@ def test_our_sampler_is_the_pipelines(trained: Path) -> None:
 
 def test_an_untrained_network_predicts_zero_and_ignores_the_text() -> None:
     torch.manual_seed(0)
-    network = new_transformer(
-        width=32, layers=1, head_width=16, mlp_ratio=2.0, latent_channels=4, grid=8, text_width=32
-    )
+    network = new_transformer(TeacherConfig(width=32, layers=1, head_width=16, latent_channels=4, text_width=32))
     for block in network.transformer_blocks:
         assert not block.attn2.to_out[0].weight.any()
     assert not network(torch.randn(1, 4, 8, 8), torch.randn(1, 3, 32), torch.tensor([500.0])).sample.any()
@@ -243,9 +241,7 @@ def test_muon_makes_updates_orthogonal() -> None:
 
 
 def test_muon_takes_hidden_matrices_only() -> None:
-    transformer = new_transformer(
-        width=64, layers=1, head_width=32, mlp_ratio=2.0, latent_channels=8, grid=8, text_width=64
-    )
+    transformer = new_transformer(TeacherConfig(width=64, layers=1, text_width=64))
     encoder = new_text_encoder(300, 64, 1)
     matrices, others = split_parameters(transformer, encoder)
     assert len(matrices) + len(others) == len([*transformer.parameters(), *encoder.parameters()])
@@ -285,9 +281,9 @@ def test_the_learning_rate_rises_holds_and_falls_to_zero() -> None:
     assert factors == pytest.approx([0.01, 1.0, 1.0, 0.5, 0.0])
 
 
-def test_the_committed_recipe_is_valid() -> None:
+def test_the_defaults_are_the_committed_recipe() -> None:
     config = build(TeacherConfig, read_yaml(ROOT / "python" / "ddx" / "presets" / "sana-tiny.yaml"))
-    assert config.downsampling == 8
+    assert config == TeacherConfig()
 
 
 @pytest.mark.parametrize(

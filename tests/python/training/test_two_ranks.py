@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import distill_runs as runs
+from ddx.device import find_device
 from ddx.errors import UsageError
-from ddx.training.distributed import pick_device
 
 
 def test_two_ranks_train_as_one_at_the_same_global_batch(teacher_folder: Path, store: Path, tmp_path: Path) -> None:
@@ -33,4 +33,4 @@ def test_two_ranks_train_as_one_at_the_same_global_batch(teacher_folder: Path, s
 
 def test_a_device_that_is_not_there_is_named() -> None:
     with pytest.raises(UsageError, match="gpu7"):
-        pick_device("gpu7")
+        find_device("gpu7")

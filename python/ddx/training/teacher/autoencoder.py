@@ -12,17 +12,19 @@ import torch.nn.functional as F
 from diffusers import AutoencoderDC
 from torch import Tensor
 
+from ddx.training.teacher.config import TeacherConfig
 
-def new_autoencoder(widths: tuple[int, ...], layers: tuple[int, ...], latent_channels: int) -> AutoencoderDC:
-    """Return an untrained AutoencoderDC that downsamples by 2 ** (len(widths) - 1).
+
+def new_autoencoder(config: TeacherConfig) -> AutoencoderDC:
+    """Return an untrained AutoencoderDC, its weights in channels-last order.
 
     Widths must double (the pixel-unshuffle shortcuts average or repeat whole groups); a first layer count of 0 puts
     the stem at half the resolution, where it costs a quarter.
     """
-    levels = len(widths)
-    return AutoencoderDC(
+    widths, layers, levels = config.autoencoder_widths, config.autoencoder_layers, len(config.autoencoder_widths)
+    autoencoder = AutoencoderDC(
         in_channels=3,
-        latent_channels=latent_channels,
+        latent_channels=config.latent_channels,
         encoder_block_types="ResBlock",
         decoder_block_types="ResBlock",
         encoder_block_out_channels=widths,
@@ -35,6 +37,7 @@ def new_autoencoder(widths: tuple[int, ...], layers: tuple[int, ...], latent_cha
         decoder_act_fns="silu",
         scaling_factor=1.0,
     )
+    return autoencoder.to(memory_format=torch.channels_last)
 
 
 def to_network_range(images: Tensor) -> Tensor:

@@ -28,19 +28,10 @@ def estimate_training(config: TeacherConfig) -> Estimate:
     latents = torch.randn(config.flow_batch_size, config.latent_channels, grid, grid)
     tokens = torch.randn(len(latents), TYPICAL_TOKENS, config.text_width)
     pictures = torch.zeros(config.autoencoder_batch_size, RESOLUTION, RESOLUTION, 3, dtype=torch.uint8)
-    autoencoder = new_autoencoder(config.autoencoder_widths, config.autoencoder_layers, config.latent_channels)
-    transformer = new_transformer(
-        width=config.width,
-        layers=config.layers,
-        head_width=config.head_width,
-        mlp_ratio=config.mlp_ratio,
-        latent_channels=config.latent_channels,
-        grid=grid,
-        text_width=config.text_width,
-    )
+    autoencoder, transformer = new_autoencoder(config), new_transformer(config)
     mask = torch.ones(tokens.shape[:2], dtype=torch.bool)
     flow = flow_stage(config, transformer, latents, tokens, mask, evaluate=lambda _: {})
-    first = autoencoder_stage(config, autoencoder.to(memory_format=torch.channels_last), pictures)
+    first = autoencoder_stage(config, autoencoder, pictures)
     # a step of the decoder alone is about half of one of both
     autoencoder_steps = config.autoencoder_steps + config.decoder_steps / 2
     seconds = autoencoder_steps * _seconds_of_a_step(first) + config.flow_steps * _seconds_of_a_step(flow)

@@ -1,4 +1,4 @@
-"""The flow-matching stage: the SANA transformer and its text encoder, trained together on cached latents.
+"""The flow-matching stage: the SANA transformer, trained on cached latents and the text of a frozen encoder.
 
 x_t = (1 - t) x0 + t eps, the network takes 1000 t and predicts the velocity eps - x0 (Xie et al. 2024).
 """
@@ -13,27 +13,28 @@ from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn
 
 from ddx.process import FlowProcess
+from ddx.scenes.render import RESOLUTION
+from ddx.training.teacher.config import TeacherConfig
 
 FLOW_SHIFT = 3.0
 """Shift of the sampling times towards noise, where a scene's layout is decided; SANA's own."""
 
 
-def new_transformer(
-    *, width: int, layers: int, head_width: int, mlp_ratio: float, latent_channels: int, grid: int, text_width: int
-) -> SanaTransformer2DModel:
+def new_transformer(config: TeacherConfig) -> SanaTransformer2DModel:
     """Return an untrained SANA transformer: every residual branch to the text and the output start at zero."""
+    heads = config.width // config.head_width
     transformer = SanaTransformer2DModel(
-        in_channels=latent_channels,
-        out_channels=latent_channels,
-        num_attention_heads=width // head_width,
-        attention_head_dim=head_width,
-        num_layers=layers,
-        num_cross_attention_heads=width // head_width,
-        cross_attention_head_dim=head_width,
-        cross_attention_dim=width,
-        caption_channels=text_width,
-        mlp_ratio=mlp_ratio,
-        sample_size=grid,
+        in_channels=config.latent_channels,
+        out_channels=config.latent_channels,
+        num_attention_heads=heads,
+        attention_head_dim=config.head_width,
+        num_layers=config.layers,
+        num_cross_attention_heads=heads,
+        cross_attention_head_dim=config.head_width,
+        cross_attention_dim=config.width,
+        caption_channels=config.text_width,
+        mlp_ratio=config.mlp_ratio,
+        sample_size=RESOLUTION // config.downsampling,
         patch_size=1,
         interpolation_scale=1.0,
     )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderDC, SanaTransformer2DModel
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from transformers import Gemma2Model
 
 from ddx.scenes.captions import sample_captions
@@ -103,10 +103,7 @@ def text_stage(config: TeacherConfig, text_encoder: Gemma2Model, captions: Token
     return Stage(
         name="text",
         network=network,
-        optimizers={
-            "muon": Muon(matrices, lr=config.text_learning_rate, weight_decay=config.weight_decay),
-            "adamw": AdamW([*others, *reader.parameters()], betas=(0.9, 0.99), weight_decay=0.0, fused=True),
-        },
+        optimizers=_muon_and_adamw(config, matrices, [*others, *reader.parameters()]),
         ema=EMA(network, decay=0.99, ramp_up=1.0),
         loss=loss,
         learning_rate=config.text_learning_rate,
@@ -133,7 +130,6 @@ def flow_stage(
     latents: scaled to unit variance [N, C, h, w]; tokens [N, L, D] and mask [N, L] of `encode_captions`, a row each.
     """
     rows = config.flow_batch_size
-    matrices, others = split_parameters(transformer)
     ema = EMA(transformer, decay=config.ema_decay, ramp_up=1.0)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -157,10 +153,7 @@ def flow_stage(
     return Stage(
         name="flow",
         network=transformer,
-        optimizers={
-            "muon": Muon(matrices, lr=config.flow_learning_rate, weight_decay=config.weight_decay),
-            "adamw": AdamW(others, betas=(0.9, 0.99), weight_decay=0.0, fused=True),
-        },
+        optimizers=_muon_and_adamw(config, *split_parameters(transformer)),
         ema=ema,
         loss=loss,
         learning_rate=config.flow_learning_rate,
@@ -174,6 +167,16 @@ def flow_stage(
         evaluate_every=config.evaluate_every,
         evaluate=evaluate_average,
     )
+
+
+def _muon_and_adamw(
+    config: TeacherConfig, matrices: list[nn.Parameter], others: list[nn.Parameter]
+) -> dict[str, Optimizer]:
+    """Return both optimisers; the stage sets their learning rate at every step."""
+    return {
+        "muon": Muon(matrices, lr=0.0, weight_decay=config.weight_decay),
+        "adamw": AdamW(others, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0, fused=True),
+    }
 
 
 def flow_schedule(config: TeacherConfig, step: int) -> float:

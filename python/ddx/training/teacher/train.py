@@ -10,12 +10,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from ddx.config import to_dict
+from ddx.device import find_device
 from ddx.errors import UsageError
 from ddx.progress import NullProgress, Progress
 from ddx.run_record import read_run, versions, write_run
 from ddx.scenes.captions import SceneSpec, sample_scenes
-from ddx.scenes.render import RESOLUTION, render
-from ddx.training.distributed import pick_device
+from ddx.scenes.render import render
 from ddx.training.teacher.autoencoder import encode_pictures, new_autoencoder
 from ddx.training.teacher.config import TeacherConfig
 from ddx.training.teacher.export import export_pipeline
@@ -51,22 +51,13 @@ def train_teacher(config: TeacherConfig, out: Path, *, resume: bool = True, prog
 
     specs = sample_scenes(config.num_scenes, config.seed, "train")
     captions = [spec.caption for spec in specs]
-    device = pick_device(config.device)
+    device = find_device(config.device)
     pictures = _pictures(specs, config.seed, work / "pictures.safetensors", progress).to(device)
     torch.manual_seed(config.seed)
-    autoencoder = new_autoencoder(config.autoencoder_widths, config.autoencoder_layers, config.latent_channels)
-    autoencoder = autoencoder.to(device, memory_format=torch.channels_last)
+    autoencoder = new_autoencoder(config).to(device)
     tokenizer = _tokenizer(captions, config.vocab_size, work / "tokenizer")
     text_encoder = new_text_encoder(len(tokenizer), config.text_width, config.text_layers).to(device)
-    transformer = new_transformer(
-        width=config.width,
-        layers=config.layers,
-        head_width=config.head_width,
-        mlp_ratio=config.mlp_ratio,
-        latent_channels=config.latent_channels,
-        grid=RESOLUTION // config.downsampling,
-        text_width=config.text_width,
-    ).to(device)
+    transformer = new_transformer(config).to(device)
 
     seconds = {"autoencoder": run_stage(
         autoencoder_stage(config, autoencoder, pictures), work / "autoencoder", progress

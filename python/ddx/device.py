@@ -1,4 +1,4 @@
-"""Where pictures are drawn."""
+"""Where to compute."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ if TYPE_CHECKING:
     import torch
 
 
-def drawing_device(name: str) -> torch.device:
-    """Return the device called `name`; "auto" is the GPU if there is one. UsageError for one that is not there."""
+def find_device(name: str, local_rank: int = 0) -> torch.device:
+    """Return the device called `name`; "auto" is the GPU if there is one, and a GPU without a number this rank's.
+
+    Raises UsageError for a name that torch does not know, and for a GPU where it sees none.
+    """
     import torch
 
     if name == "auto":
@@ -20,6 +23,8 @@ def drawing_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"device = {name!r} is not a device", hint="--device cpu, cuda or cuda:1") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type != "cuda":
+        return device
+    if not torch.cuda.is_available():
         raise UsageError(f"device = {name}, but torch sees no GPU", hint="--device cpu, or run `ddx doctor`")
-    return device
+    return torch.device("cuda", local_rank) if device.index is None else device
