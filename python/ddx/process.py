@@ -100,6 +100,15 @@ class Process(ABC):
             dtype=x_t.dtype,
         )
 
+    def flow_time(self, t: Tensor) -> Tensor:
+        """``sigma / (alpha + sigma)`` in [0, 1], float64: where the flow process has the same ratio.
+
+        There ``x_t / (alpha + sigma)`` moves with the slope ``eps - x0``, so one linear multistep rule on the
+        ``flow`` prediction serves every process.
+        """
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        return sigma / (alpha + sigma)
+
     def match(self, other: Process, t: Tensor) -> Tensor:
         """The time of this process with the signal-to-noise ratio that ``other`` has at ``t``, float64."""
         return self.time_at(other.angle(t))

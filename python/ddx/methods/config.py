@@ -15,6 +15,7 @@ class LCMConfig:
     solver_steps: int = option(50, "number N of grid intervals between noise and picture")
     solver_steps_start: int | None = option(None, "N at the start, doubled on the way (none: N throughout)")
     solver_substeps: int = option(1, "teacher solver steps within one grid interval")
+    solver_order: int = option(1, "1: DDIM, on flow Euler; 2: Adams-Bashforth from the second substep on")
     grid_shift: float = option(1.0, "shift k of the grid towards noise, k t / (1 + (k - 1) t)")
     guidance_min: float | None = option(None, "lowest guidance trained (none: 4 for flow, 6 for VP teachers)")
     guidance_max: float | None = option(None, "highest guidance trained (none: 6 for flow, 16 for VP)")
@@ -34,6 +35,8 @@ class LCMConfig:
     def __post_init__(self) -> None:
         for name in ("solver_steps", "solver_substeps"):
             _at_least(name, getattr(self, name), 1)
+        if self.solver_order not in (1, 2):
+            raise UsageError(f"solver_order = {self.solver_order} is not 1 or 2", hint="--solver-order 1 or 2")
         if self.solver_steps_start is not None and not 1 <= self.solver_steps_start <= self.solver_steps:
             raise UsageError(
                 f"solver_steps_start = {self.solver_steps_start} is not in 1 … solver_steps = {self.solver_steps}",

@@ -10,6 +10,7 @@ VP:    f = c_skip x_t + c_out x0(x_t, t)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -124,12 +125,25 @@ class LCM(Method[LCMConfig]):
     def teacher_step(
         self, x_t: Tensor, t: Tensor, r: Tensor, condition: Condition, null: Condition, guidance: Tensor | float
     ) -> Tensor:
-        """Return where the teacher's guided ODE takes x_t at time r, by `solver_substeps` equal solver steps."""
+        """Return where the teacher's guided ODE takes x_t at time r, by `solver_substeps` equal solver steps.
+
+        With order 2 each substep but the first extrapolates the slope from the one before (Adams-Bashforth).
+        """
         network, substeps, x = self.teacher.network(), self.config.solver_substeps, x_t
-        for step in range(substeps):
-            now, after = torch.lerp(t, r, step / substeps), torch.lerp(t, r, (step + 1) / substeps)
+        times = [torch.lerp(t, r, step / substeps) for step in range(substeps + 1)]
+        clock = [self.process.flow_time(time) for time in times]
+        before: Tensor | None = None
+        for step, (now, after) in enumerate(pairwise(times)):
             prediction = self.teacher.guided(network, x, now, condition, null, guidance)
-            x = self.process.solver_step(prediction, x, now, after, self.teacher.prediction)
+            slope = self.process.convert(prediction, x, now, self.teacher.prediction, "flow")
+            if before is not None and self.config.solver_order == 2:
+                ratio = (clock[step + 1] - clock[step]) / (clock[step] - clock[step - 1])
+                # an interval of no length, the last one of a grid of every timestep, has no ratio and needs none
+                corrected = slope + _rows(0.5 * ratio.nan_to_num(0.0), x) * (slope - before)
+            else:
+                corrected = slope
+            x = self.process.solver_step(corrected, x, now, after, "flow")
+            before = slope
         return x
 
     @torch.no_grad()

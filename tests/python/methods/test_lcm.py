@@ -184,11 +184,47 @@ def test_several_solver_substeps_come_closer_to_the_ode(tmp_path: Path) -> None:
     assert (step(4) - fine).norm() < 0.5 * (step(1) - fine).norm()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_error_of_the_solver_falls_by_its_order(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On normal data of variance s^2 the ODE is known: x keeps its ratio to the standard deviation of its time."""
+    teacher = make_teacher(kind, tmp_path / "pipeline")
+    batch, process, variance = make_batch(teacher), teacher.process, 0.25
+    t, r = (torch.full((4,), share * process.t_max).double() for share in (0.9, 0.3))
+
+    def spread(time: Tensor) -> Tensor:
+        return (process.alpha(time) ** 2 * variance + process.sigma(time) ** 2).sqrt()
+
+    def exact(network: object, x: Tensor, time: Tensor, *condition: object) -> Tensor:
+        x0 = (process.alpha(time) * variance / spread(time) ** 2)[:, None, None, None] * x
+        return process.convert(x0, x, time, "x0", teacher.prediction)
+
+    monkeypatch.setattr(teacher, "guided", exact)
+    x_t = batch.x0.double()
+    truth = (spread(r) / spread(t))[:, None, None, None] * x_t
+
+    def error(substeps: int, order: int) -> float:
+        method = LCM(LCMConfig(solver_substeps=substeps, solver_order=order), teacher)
+        return float((method.teacher_step(x_t, t, r, batch.condition, batch.null, 3.0) - truth).norm())
+
+    assert error(64, 1) / error(32, 1) == pytest.approx(1 / 2, rel=0.15)
+    assert error(64, 2) / error(32, 2) == pytest.approx(1 / 4, rel=0.15)
+    assert error(32, 2) < 0.2 * error(32, 1)
+
+
+def test_the_second_order_bears_an_interval_of_no_length(tmp_path: Path) -> None:
+    teacher = make_teacher("eps", tmp_path / "pipeline")
+    batch, zero = make_batch(teacher), torch.zeros(4).double()
+    method = LCM(LCMConfig(solver_substeps=3, solver_order=2), teacher)
+    stayed = method.teacher_step(batch.x0, zero, zero, batch.condition, batch.null, 3.0)
+    torch.testing.assert_close(stayed, batch.x0)
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
         ({"guidance_min": 5.0, "guidance_max": 4.0}, "guidance_min"),
         ({"solver_steps": 0}, "solver_steps"),
+        ({"solver_order": 3}, "solver_order"),
         ({"solver_steps": 8, "solver_steps_start": 16}, "solver_steps_start"),
         ({"target_decay": 1.0}, "target_decay"),
         ({"huber_c": 0.0}, "huber_c"),
