@@ -13,6 +13,7 @@ from ddx.data.config import PrecomputeConfig
 Example:
   ddx precompute laion.parquet
   ddx precompute 'part-*.parquet' --teacher sana-tiny --batch-size 16
+  ddx precompute '{00000..00099}.tar' --where "width >= 512" --limit 10000
 """
 )
 @click.argument("sources", nargs=-1, metavar="SOURCE...")
@@ -20,9 +21,9 @@ Example:
 def command(invocation: Invocation, sources: tuple[str, ...]) -> int:
     """Encode images and captions into a store of latents and embeddings.
 
-    SOURCE is a parquet file, a folder of them or a pattern; each row has a caption, and a URL, a path or the bytes
-    of an image. Rows that fail are recorded and skipped. The same command again goes on where it stopped; under
-    torchrun the processes share the work.
+    SOURCE is a parquet file, a WebDataset tar, a CSV, TSV or JSONL list, a folder of these or of images, or a
+    pattern; each row has a caption, and a URL, a path or the bytes of an image. Rows that fail are recorded and
+    skipped. The same command again goes on where it stopped; under torchrun the processes share the work.
     """
     from ddx.cli.console import emit, emit_json, emit_settings
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, final
 
@@ -22,10 +23,15 @@ class Buffer:
 
 @final
 class Input:
-    """Parquet files (each a file, a pattern, or a folder) with a caption and an image a row; reads footers only.
+    """Rows with a caption and an image: parquet files, WebDataset tars, CSV, TSV and JSONL lists, folders of images.
 
-    Columns that are not named are found by LAION's spellings and their relatives, in any case. Raises CoreError for a
-    missing file, an empty or broken one, or a missing column (the message lists the columns, the hint names the flag).
+    Each source is a file, a pattern (`*`, `{000..099}`) or a folder. Opening reads footers of parquet files, headers of
+    tars and lists once; images are not touched. Columns that are not named are found by LAION's spellings and their
+    relatives, in any case. `filter` is a condition on the columns, `unique` leaves out rows whose URL or path came
+    before, `limit` takes the first rows that are left, or with a `shuffle` seed random ones, in the order of the input.
+
+    Raises CoreError for a missing file, an empty or broken one, a missing column (the message lists the columns, the
+    hint names the flag), a filter that makes no sense, and when no row passes it.
     """
 
     def __new__(
@@ -37,7 +43,14 @@ class Input:
         path_column: str | None = None,
         caption_column: str | None = None,
         key_column: str | None = None,
+        filter: str | None = None,
+        unique: bool = False,
+        limit: int | None = None,
+        shuffle: int | None = None,
     ) -> Input: ...
+    @property
+    def files(self) -> list[Path]:
+        """The files in order; a folder of images is one of them."""
     @property
     def rows(self) -> int: ...
     @property

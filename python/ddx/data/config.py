@@ -23,6 +23,10 @@ class PrecomputeConfig:
     path_column: str | None = option(None, "column of local image paths (none: found by its name)", metavar="NAME")
     caption_column: str | None = option(None, "column of captions (none: found by its name)", metavar="NAME")
     key_column: str | None = option(None, "column that names a row (none: found by its name)", metavar="NAME")
+    where: str | None = option(None, "rows to take, such as: width >= 512 and aesthetic > 5", metavar="CONDITION")
+    dedup: str = option("none", "url: of rows with the same URL or path, take the first", choices=("none", "url"))
+    limit: int | None = option(None, "rows to take at most, the first ones (none: all)")
+    shuffle: int | None = option(None, "a seed: --limit takes random rows and not the first", metavar="SEED")
     max_pixels: int = option(100_000_000, "pixels that a picture may have; larger ones are never decoded")
     max_upscale: float = option(1.0, "how much a small picture may be enlarged; 1: not at all, it is skipped")
     concurrency: int = option(128, "requests in flight")
@@ -42,7 +46,14 @@ class PrecomputeConfig:
     device: str = option("auto", "where to encode (auto: the GPU if there is one)", metavar="DEVICE")
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "part_rows", "concurrency", "per_host"):
-            if getattr(self, name) < 1:
+        if self.shuffle is not None and self.limit is None:
+            raise UsageError(
+                f"shuffle = {self.shuffle} chooses which rows a limit takes, and there is none",
+                hint="add --limit; training draws its rows at random anyway",
+            )
+        if self.shuffle is not None and self.shuffle < 0:
+            raise UsageError(f"shuffle = {self.shuffle} is negative", hint="--shuffle 0 or more")
+        for name in ("batch_size", "part_rows", "concurrency", "per_host", "limit"):
+            if (value := getattr(self, name)) is not None and value < 1:
                 flag = "--" + name.replace("_", "-")
                 raise UsageError(f"{name} = {getattr(self, name)}: at least 1 is needed", hint=f"{flag} 1 or more")

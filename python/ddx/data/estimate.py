@@ -37,16 +37,12 @@ def estimate(config: PrecomputeConfig, sources: Sequence[str], workspace: Worksp
     row_bytes = channels * height * width * 2 + round_up(tokens) * (plan.sizes.text_width * 2 + 1)
     return {
         **to_dict(config),
-        "reads": f"{plan.sizes.rows} rows of {', '.join(plan.sources)} ({_roles(plan)})",
+        "reads": plan.reads,
         "writes": f"{plan.store}{' (exists; goes on with it)' if found else ''}, {plan.sizes.num_parts} parts",
         "estimated_disk_bytes": row_bytes * plan.sizes.rows,
         "estimated_memory_bytes": memory,
         "estimated_seconds": round(seconds_per_row * plan.sizes.rows / plan.rank.world, 1),
     }
-
-
-def _roles(plan: Plan) -> str:
-    return ", ".join(f"{role} from {column}" for role, column in plan.input.columns.items())
 
 
 def _measure(plan: Plan) -> tuple[float, int, int]:

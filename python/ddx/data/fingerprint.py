@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ddx.errors import UsageError
 
 WHOLE_FILE_BYTES = 64 << 20
-FOOTER_BYTES = 1 << 20
+END_BYTES = 1 << 20
 
 
 def digest(*mappings: Mapping[str, Any]) -> str:
@@ -20,19 +19,26 @@ def digest(*mappings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(mappings, sort_keys=True).encode()).hexdigest()
 
 
-def source_digest(sources: Sequence[str]) -> str:
-    """A hash of the input files, wherever they lie: whole small files, size and footer of large ones.
+def source_digest(files: Sequence[Path]) -> str:
+    """A hash of the input files, wherever they lie: whole small files, size and both ends of large ones.
 
-    A parquet footer holds the place, size and extremes of every column chunk, so other contents change it.
+    A parquet footer holds the place, size and extremes of every column chunk, so other contents change it. Of a folder
+    of images: their names and sizes.
     """
     total = hashlib.sha256()
-    for path in _files(sources):
+    for path in files:
+        if path.is_dir():
+            for file in sorted(path.rglob("*")):
+                if file.is_file():
+                    total.update(f"{file.relative_to(path)}:{file.stat().st_size};".encode())
+            continue
         size = path.stat().st_size
         total.update(f"{size};".encode())
-        with path.open("rb") as file:
+        with path.open("rb") as stream:
             if size > WHOLE_FILE_BYTES:
-                file.seek(size - FOOTER_BYTES)
-            while block := file.read(1 << 20):
+                total.update(stream.read(END_BYTES))
+                stream.seek(size - END_BYTES)
+            while block := stream.read(1 << 20):
                 total.update(block)
     return total.hexdigest()[:32]
 
@@ -45,14 +51,3 @@ def refuse_mismatch(store: Path, found: Mapping[str, Any], wanted: Mapping[str, 
                 f"{store} exists and was made with {key} = {found.get(key)}; this run has {wanted.get(key)}",
                 hint="give --out or --workspace for a second store, or repeat the settings; nothing was deleted",
             )
-
-
-def _files(sources: Sequence[str]) -> Iterator[Path]:
-    for source in sources:
-        path = Path(source).expanduser()
-        if path.is_dir():
-            yield from sorted(file for file in path.rglob("*.parquet") if file.is_file())
-        elif path.is_file():
-            yield path
-        else:
-            yield from sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())

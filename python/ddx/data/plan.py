@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ddx.teachers.base import Teacher
 
 COLUMNS = ("url_column", "image_column", "path_column", "caption_column", "key_column")
+SELECTION = ("where", "dedup", "limit", "shuffle")
 # Settings of PrecomputeConfig that the core's Ingest takes under the same name.
 INGEST = (
     *("part_rows", "batch_size", "max_pixels", "max_upscale", "concurrency", "per_host", "retries", "backoff_s"),
@@ -72,6 +73,12 @@ class Plan:
             "sources": list(self.sources),
         }
 
+    @property
+    def reads(self) -> str:
+        """The rows and where their parts are found, in words."""
+        roles = ", ".join(f"{role} from {column}" for role, column in self.input.columns.items())
+        return f"{self.sizes.rows} rows of {', '.join(self.sources)} ({roles})"
+
     def my_parts(self, done: set[int]) -> list[int]:
         """The missing parts that are this rank's."""
         mine = range(self.rank.rank, self.sizes.num_parts, self.rank.world)
@@ -84,10 +91,20 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Works
     Raises UsageError or DdxError for an input without rows or columns, and for an unknown or absent teacher.
     """
     if not sources:
-        raise UsageError("there is nothing to precompute", hint="ddx precompute FILE.parquet …")
+        raise UsageError(
+            "there is nothing to precompute",
+            hint="give a parquet file, tars, a CSV, TSV or JSONL list, or a folder",
+        )
     try:
         with core_errors():
-            source = Input(list(sources), **{name: getattr(config, name) for name in COLUMNS})
+            source = Input(
+                list(sources),
+                **{name: getattr(config, name) for name in COLUMNS},
+                filter=config.where,
+                unique=config.dedup == "url",
+                limit=config.limit,
+                shuffle=config.shuffle,
+            )
     except DdxError as error:
         raise UsageError(error.message, hint=error.hint) from error  # a source that does not open is a wrong argument
     from ddx.teachers.registry import load_teacher
@@ -108,7 +125,7 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Works
         max_tokens=int(fingerprint["max_sequence_length"]),
     )
     settings = {
-        "input": source_digest(sources),
+        "input": source_digest(source.files),
         "input_rows": source.rows,
         "columns": dict(source.columns),
         "part_rows": sizes.part_rows,
@@ -116,6 +133,8 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Works
         "dtype": str(teacher.dtype).removeprefix("torch."),
         "max_pixels": config.max_pixels,
         "max_upscale": config.max_upscale,
+        # Absent unless given, so that a store made before they existed is still the same.
+        **{name: value for name in SELECTION if (value := getattr(config, name)) not in (None, "none")},
     }
     return Plan(
         config=config,

@@ -52,6 +52,7 @@ def precompute(
     plan = make_plan(config, sources, workspace)
     if not plan.rank.is_first:
         progress = NullProgress()
+    progress.log(plan.reads)
     with only_writer(plan.store, plan.rank):
         plan, writer = open_writer(plan)
         done = {int(record["part"]): record for record in committed(writer, plan)}

@@ -8,9 +8,49 @@ pub enum Error {
     /// A path or pattern that matches no file.
     #[error("no such file: {0}")]
     NoSuchFile(String),
-    /// A folder or pattern without a single parquet file.
-    #[error("no parquet file in {0}")]
-    NoParquet(String),
+    /// A folder without a single file that could be an input.
+    #[error("no parquet, tar, CSV, TSV or JSONL file and no image in {0}")]
+    NothingUsable(String),
+    /// A file whose name says nothing.
+    #[error("{0}: not a kind of file that rows are read from")]
+    UnknownKind(PathBuf),
+    /// A file that is not readable as a tar.
+    #[error("{path}: not a readable tar: {reason}")]
+    NotATar {
+        /// The file.
+        path: PathBuf,
+        /// What the reader said.
+        reason: String,
+    },
+    /// A file that is not readable as a list.
+    #[error("{path}: not a readable list: {reason}")]
+    NotAList {
+        /// The file.
+        path: PathBuf,
+        /// What the reader said.
+        reason: String,
+    },
+    /// A filter that is no condition.
+    #[error("cannot read the filter {text:?}: {reason}{}", if rest.is_empty() { " at its end".to_owned() } else { format!(" at {rest:?}") })]
+    Filter {
+        /// The filter.
+        text: String,
+        /// What is left of it where it stops making sense.
+        rest: String,
+        /// What was expected there.
+        reason: String,
+    },
+    /// A filter that no row passes.
+    #[error("none of {rows} rows passes the filter {filter:?}")]
+    NothingPasses {
+        /// The filter.
+        filter: String,
+        /// How many rows there were.
+        rows: u64,
+    },
+    /// Duplicates by address, of images that have none.
+    #[error("images inside their rows have no URL or path to be compared by")]
+    NoAddress,
     /// A file that is not readable as parquet.
     #[error("{path}: not a readable parquet file: {reason}")]
     NotParquet {
@@ -155,9 +195,16 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::NoSuchFile(_) => "check the path; quote a pattern such as 'part-*.parquet'",
-            Self::NoParquet(_) => "give parquet files, a pattern, or a folder that holds *.parquet",
+            Self::NothingUsable(_) | Self::UnknownKind(_) => {
+                "give *.parquet, *.tar, *.csv, *.tsv or *.jsonl, a pattern, or a folder of these or of images"
+            }
+            Self::NotATar { .. } => "give a complete, uncompressed tar; a download may have been cut short",
+            Self::NotAList { .. } => "the name's ending tells the format: .csv, .tsv or .jsonl",
+            Self::Filter { .. } => "write it like: --where \"aesthetic >= 5.5 and width >= 512 and NSFW = 'UNLIKELY'\"",
+            Self::NothingPasses { .. } => "widen the filter; text is compared letter by letter, in quotes",
+            Self::NoAddress => "leave --dedup away",
             Self::NotParquet { .. } => "give a complete parquet file; a download may have been cut short",
-            Self::NoRows(_) => "give a parquet with at least one row",
+            Self::NoRows(_) => "give a file with at least one row",
             Self::NoCaptionColumn { .. } => "name the column with --caption-column",
             Self::NoImageColumn { .. } => "name the column with --url-column, --image-column or --path-column",
             Self::NoSuchColumn { .. } => "use one of the columns listed",
@@ -177,7 +224,15 @@ impl Error {
     /// Whether the caller asked for something impossible (exit code 2), rather than something failing (exit code 1).
     #[must_use]
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::NoSuchColumn { .. } | Self::SeveralImageColumns(_) | Self::Setting { .. })
+        matches!(
+            self,
+            Self::NoSuchColumn { .. }
+                | Self::SeveralImageColumns(_)
+                | Self::Setting { .. }
+                | Self::Filter { .. }
+                | Self::NothingPasses { .. }
+                | Self::NoAddress
+        )
     }
 }
 

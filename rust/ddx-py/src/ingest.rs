@@ -1,13 +1,14 @@
 //! Python face of `ddx_core::source` and `ddx_core::ingest`.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ddx_core::fetch::FetchConfig;
 use ddx_core::ingest::{Ingest as CoreIngest, IngestConfig, Item, PartEnd as CorePartEnd, Poll, RowRecord};
-use ddx_core::source::{ColumnChoice, ParquetSource, Source};
+use ddx_core::source::{ColumnChoice, Input as CoreInput, Selection, Source, pick, select};
 use pyo3::prelude::*;
 
 use crate::buffer::{Buffer, Element};
@@ -20,13 +21,18 @@ const PATIENCE: Duration = Duration::from_millis(100);
 #[pyclass(frozen, module = "ddx._core")]
 struct Input {
     source: Arc<dyn Source>,
+    files: Vec<PathBuf>,
 }
 
 #[pymethods]
 impl Input {
     #[new]
-    #[allow(clippy::needless_pass_by_value)] // what Python hands over is owned
-    #[pyo3(signature = (sources, *, url_column=None, image_column=None, path_column=None, caption_column=None, key_column=None))]
+    // The keyword arguments of one Python constructor; what Python hands over is owned.
+    #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)]
+    #[pyo3(signature = (
+        sources, *, url_column=None, image_column=None, path_column=None, caption_column=None, key_column=None,
+        filter=None, unique=false, limit=None, shuffle=None,
+    ))]
     fn new(
         py: Python<'_>,
         sources: Vec<String>,
@@ -35,6 +41,10 @@ impl Input {
         path_column: Option<String>,
         caption_column: Option<String>,
         key_column: Option<String>,
+        filter: Option<String>,
+        unique: bool,
+        limit: Option<u64>,
+        shuffle: Option<u64>,
     ) -> PyResult<Self> {
         let choice = ColumnChoice {
             url: url_column,
@@ -43,13 +53,31 @@ impl Input {
             caption: caption_column,
             key: key_column,
         };
-        let source = py.detach(|| ParquetSource::open(&sources, &choice)).map_err(to_python)?;
-        Ok(Self { source: Arc::new(source) })
+        let selection = Selection { filter, unique, limit, shuffle };
+        let open = || {
+            let input = CoreInput::open(&sources, &choice)?;
+            let files = input.files().map(Path::to_owned).collect();
+            Ok(Self { source: select(Arc::new(input), &selection)?, files })
+        };
+        py.detach(open).map_err(to_python)
+    }
+
+    /// The rows of these numbers, which rise.
+    #[allow(clippy::needless_pass_by_value)] // what Python hands over is owned
+    fn pick(&self, rows: Vec<u64>) -> PyResult<Self> {
+        let source = pick(self.source.clone(), &rows).map_err(to_python)?;
+        Ok(Self { source, files: self.files.clone() })
     }
 
     #[getter]
     fn rows(&self) -> u64 {
         self.source.num_rows()
+    }
+
+    /// The files in order; a folder of images is one of them.
+    #[getter]
+    fn files(&self) -> Vec<PathBuf> {
+        self.files.clone()
     }
 
     #[getter]
@@ -116,6 +144,11 @@ impl PartEnd {
     }
 
     #[getter]
+    fn source(&self) -> Vec<String> {
+        self.each(|record| record.source.clone())
+    }
+
+    #[getter]
     fn status(&self) -> Vec<String> {
         self.each(|record| record.status.slug().into_owned())
     }
@@ -168,9 +201,9 @@ impl Ingest {
     #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)]
     #[pyo3(signature = (
         input, *, resolution, part_rows, batch_size, parts,
-        concurrency=64, per_host=8, connect_timeout_s=10.0, idle_timeout_s=15.0, total_timeout_s=60.0,
+        concurrency=64, per_host=8, host_rate=None, connect_timeout_s=10.0, idle_timeout_s=15.0, total_timeout_s=60.0,
         max_body_bytes=64 << 20, retries=3, backoff_s=0.5, allow_private_hosts=false, respect_opt_out=true,
-        user_agent=None, max_pixels=100_000_000, max_upscale=1.0, prefetch_rows=None, decode_threads=None,
+        user_agent=None, max_pixels=100_000_000, max_upscale=1.0, verify_checksums=true, prefetch_rows=None, decode_threads=None,
         byte_budget=256 << 20, pixel_budget=128_000_000,
     ))]
     fn new(
@@ -182,6 +215,7 @@ impl Ingest {
         parts: Vec<u64>,
         concurrency: usize,
         per_host: usize,
+        host_rate: Option<f64>,
         connect_timeout_s: f64,
         idle_timeout_s: f64,
         total_timeout_s: f64,
@@ -193,6 +227,7 @@ impl Ingest {
         user_agent: Option<String>,
         max_pixels: u64,
         max_upscale: f64,
+        verify_checksums: bool,
         prefetch_rows: Option<usize>,
         decode_threads: Option<usize>,
         byte_budget: usize,
@@ -201,6 +236,7 @@ impl Ingest {
         let fetch = FetchConfig {
             concurrency,
             per_host,
+            host_interval: host_rate.map_or(Ok(Duration::ZERO), |rate| seconds("host_rate", 1.0 / rate))?,
             connect_timeout: seconds("connect_timeout_s", connect_timeout_s)?,
             idle_timeout: seconds("idle_timeout_s", idle_timeout_s)?,
             total_timeout: seconds("total_timeout_s", total_timeout_s)?,
@@ -221,6 +257,7 @@ impl Ingest {
             decode_threads: decode_threads.unwrap_or_else(available_threads),
             max_pixels,
             max_upscale,
+            verify_checksums,
             byte_budget,
             pixel_budget,
             fetch,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::slice;
 
-use ddx_core::store::{ArraySpec, BatchReader, Commit, Part, ReaderOptions, ShardData, StoreWriter};
+use ddx_core::store::{ArraySpec, BatchReader, Commit, Part, ReaderOptions, ShardData, StoreWriter, is_pending};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -53,7 +53,9 @@ impl PyStoreWriter {
     }
 
     /// Writes a part's shards and files, then its commit record. Returns the record as JSON.
-    #[pyo3(signature = (*, part, first_row, rows, ok, failed, shards, files))]
+    ///
+    /// `replace`: the part is done already; the old one counts until the new one is whole.
+    #[pyo3(signature = (*, part, first_row, rows, ok, failed, shards, files, replace=false))]
     #[allow(clippy::too_many_arguments)] // one keyword each in Python
     fn write_part(
         &self,
@@ -65,6 +67,7 @@ impl PyStoreWriter {
         failed: BTreeMap<String, u64>,
         shards: BTreeMap<String, Content>,
         files: BTreeMap<String, PyBuffer<u8>>,
+        replace: bool,
     ) -> PyResult<String> {
         let contents = shards
             .iter()
@@ -77,8 +80,17 @@ impl PyStoreWriter {
             .map(|(path, buffer)| Ok((path.clone(), contiguous(path, buffer)?)))
             .collect::<PyResult<Vec<_>>>()?;
         let part = Part { part, first_row, rows, ok, failed: &failed };
-        let commit = py.detach(|| self.inner.write_part(part, &contents, &others)).map_err(to_python)?;
+        let write = || match replace {
+            true => self.inner.replace_part(part, &contents, &others),
+            false => self.inner.write_part(part, &contents, &others),
+        };
+        let commit = py.detach(write).map_err(to_python)?;
         to_json(&commit)
+    }
+
+    /// Finishes replacements that were stopped half way; one process at a time.
+    fn finish_replacements(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.inner.finish_replacements()).map_err(to_python)
     }
 
     /// The records of the parts among `0..num_parts` that are done, as JSON each.
@@ -151,8 +163,15 @@ impl PyBatchReader {
     }
 }
 
+/// Whether a part of the store is being replaced, or was when a process stopped.
+#[pyfunction]
+fn is_being_replaced(path: PathBuf) -> bool {
+    is_pending(&path)
+}
+
 /// Adds the store's classes to `ddx._core`.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(is_being_replaced, module)?)?;
     module.add_class::<PyStoreWriter>()?;
     module.add_class::<PyBatchReader>()
 }

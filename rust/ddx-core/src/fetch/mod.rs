@@ -31,6 +31,8 @@ pub struct FetchConfig {
     pub concurrency: usize,
     /// Requests in flight to one host.
     pub per_host: usize,
+    /// Between two requests to one host.
+    pub host_interval: Duration,
     /// For the TCP and TLS handshakes.
     pub connect_timeout: Duration,
     /// Between two pieces of an answer.
@@ -94,7 +96,7 @@ impl Fetcher {
             .user_agent(&config.user_agent)
             .build()
             .map_err(|error| start(error.to_string()))?;
-        let slots = Slots::new(config.concurrency, config.per_host);
+        let slots = Slots::new(config.concurrency, config.per_host, config.host_interval);
         Ok(Self { client, config: Arc::new(config), rule, slots, budget })
     }
 

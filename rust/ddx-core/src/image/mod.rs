@@ -11,6 +11,9 @@ pub use crop::{CropBox, Resizer, cover_crop};
 pub use decode::{Header, decode, read_header};
 pub use sniff::{Format, sniff};
 
+/// What the names of images end in, in lower case.
+pub const EXTENSIONS: [&str; 9] = ["jpg", "jpeg", "jfif", "png", "apng", "webp", "gif", "bmp", "avif"];
+
 /// 8-bit RGB in C order with what still has to be done to it: colours in the space of `profile`.
 #[derive(Clone, Debug)]
 pub struct Picture {

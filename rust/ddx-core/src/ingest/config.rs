@@ -21,6 +21,8 @@ pub struct IngestConfig {
     pub max_pixels: u64,
     /// How much a picture may be enlarged; 1 is not at all.
     pub max_upscale: f64,
+    /// Whether bytes are held against the checksums that the input gives.
+    pub verify_checksums: bool,
     /// Encoded bytes in memory at a time.
     pub byte_budget: usize,
     /// Decoded pixels in memory at a time.

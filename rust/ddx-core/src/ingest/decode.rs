@@ -1,23 +1,25 @@
 //! The decoding threads: encoded bytes to a picture of the wanted size.
 
 use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
-use sha2::{Digest, Sha256};
 
 use super::{Outcome, PIXEL_PIECE, RowRecord, RowStatus, Shared};
 use crate::fetch::{Body, FetchError};
 use crate::image::{Resizer, cover_crop, decode, read_header};
+use crate::source::{Checksum, sha256};
 
 /// A row on its way to a decoder.
 pub(super) struct Job {
     pub sequence: u64,
     pub record: RowRecord,
+    /// What the bytes must hash to.
+    pub checksum: Option<Checksum>,
     pub payload: Payload,
 }
 
@@ -26,7 +28,11 @@ pub(super) enum Payload {
     /// It failed already.
     None,
     Body(Body),
-    File(PathBuf),
+    /// A local file, or so many bytes from an offset in it.
+    File {
+        path: PathBuf,
+        within: Option<(u64, u64)>,
+    },
 }
 
 pub(super) struct Worker {
@@ -42,15 +48,15 @@ impl Worker {
     }
 
     pub fn run(mut self) {
-        while let Ok(Job { sequence, record, payload }) = self.jobs.recv() {
+        while let Ok(Job { sequence, record, checksum, payload }) = self.jobs.recv() {
             if self.shared.is_closed() {
                 return;
             }
             let (record, image) = match payload {
                 Payload::None => (record, None),
-                Payload::Body(body) => self.decode(record, body),
-                Payload::File(path) => match self.read_file(&path) {
-                    Ok(bytes) => self.decode(record, Body { bytes, budget: None }),
+                Payload::Body(body) => self.decode(record, checksum, body),
+                Payload::File { path, within } => match self.read_file(&path, within) {
+                    Ok(bytes) => self.decode(record, checksum, Body { bytes, budget: None }),
                     Err((status, detail)) => (record.failed(status, &detail), None),
                 },
             };
@@ -60,7 +66,7 @@ impl Worker {
         }
     }
 
-    fn read_file(&self, path: &Path) -> Result<Bytes, (RowStatus, String)> {
+    fn read_file(&self, path: &Path, within: Option<(u64, u64)>) -> Result<Bytes, (RowStatus, String)> {
         let failed = |error: &std::io::Error| match error.kind() {
             ErrorKind::NotFound => (RowStatus::MissingFile, format!("{}: no such file", path.display())),
             _ => (RowStatus::UnreadableFile, format!("{}: {error}", path.display())),
@@ -71,19 +77,31 @@ impl Worker {
         }
         let limit = self.shared.config.fetch.max_body_bytes;
         let mut bytes = Vec::new();
-        let file = File::open(path).map_err(|error| failed(&error))?;
-        file.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(|error| failed(&error))?;
+        let mut file = File::open(path).map_err(|error| failed(&error))?;
+        let (offset, length) = within.unwrap_or((0, u64::MAX));
+        file.seek(SeekFrom::Start(offset)).map_err(|error| failed(&error))?;
+        file.take(length.min(limit as u64 + 1)).read_to_end(&mut bytes).map_err(|error| failed(&error))?;
         if bytes.len() > limit {
             return Err((RowStatus::TooLarge, FetchError::TooLarge(limit).to_string()));
         }
         Ok(Bytes::from(bytes))
     }
 
-    fn decode(&mut self, mut record: RowRecord, body: Body) -> (RowRecord, Option<Vec<u8>>) {
+    fn decode(
+        &mut self,
+        mut record: RowRecord,
+        checksum: Option<Checksum>,
+        body: Body,
+    ) -> (RowRecord, Option<Vec<u8>>) {
         let config = &self.shared.config;
         self.shared.stats.bytes.fetch_add(body.bytes.len() as u64, Ordering::Relaxed);
         if !body.bytes.is_empty() {
-            record.sha256 = Some(Sha256::digest(&body.bytes).into());
+            let digest = sha256(&body.bytes);
+            record.sha256 = Some(digest);
+            if checksum.is_some_and(|expected| !expected.matches(&body.bytes, &digest)) {
+                let detail = "the bytes are not those that the checksum in the input was taken of";
+                return (record.failed(RowStatus::WrongChecksum, &detail), None);
+            }
         }
         let header = match read_header(&body.bytes, config.max_pixels) {
             Ok(header) => header,

@@ -10,7 +10,7 @@ use super::decode::{Job, Payload};
 use super::{RowRecord, RowStatus, Shared};
 use crate::fetch::{BUDGET_PIECE, Body, FetchError, Fetcher};
 use crate::panics::caught;
-use crate::source::{ImageRef, Row, Source};
+use crate::source::{ImageRef, Row, Source, numbered};
 
 pub(super) struct Reader {
     pub shared: Arc<Shared>,
@@ -41,14 +41,14 @@ impl Reader {
             Err(error) => reason = error.to_string(),
             Ok(mut rows) => loop {
                 match caught(|| rows.next()) {
-                    Ok(Some(Ok(row))) => self.send(row, *sequence)?,
+                    Ok(Some(Ok(row))) => self.send(row, next, *sequence)?,
                     Ok(Some(Err(error))) => {
                         reason = error.to_string();
                         break;
                     }
                     Ok(None) => break,
                     Err(message) => {
-                        reason = format!("the parquet reader {message}");
+                        reason = format!("the reader {message}");
                         break;
                     }
                 }
@@ -59,8 +59,8 @@ impl Reader {
         // What cannot be read is recorded row by row, like any other failure, and the next part goes on.
         for row in next..range.end {
             self.enter_window()?;
-            let record = RowRecord::new(format!("{row:09}"), None).failed(RowStatus::UnreadableSource, &reason);
-            self.pass_on(*sequence, record, Payload::None)?;
+            let record = RowRecord::new(numbered(row), None).failed(RowStatus::UnreadableSource, &reason);
+            self.give_up(*sequence, record)?;
             *sequence += 1;
         }
         Ok(())
@@ -72,57 +72,81 @@ impl Reader {
         Ok(())
     }
 
-    fn pass_on(&self, sequence: u64, record: RowRecord, payload: Payload) -> Result<(), Closed> {
-        self.jobs.send(Job { sequence, record, payload }).map_err(|_| Closed)
+    /// A row that needs no decoding: it has failed.
+    fn give_up(&self, sequence: u64, record: RowRecord) -> Result<(), Closed> {
+        self.pass_on(Job { sequence, record, checksum: None, payload: Payload::None })
     }
 
-    fn send(&self, row: Row, sequence: u64) -> Result<(), Closed> {
+    fn pass_on(&self, job: Job) -> Result<(), Closed> {
+        self.jobs.send(job).map_err(|_| Closed)
+    }
+
+    fn send(&self, row: Row, number: u64, sequence: u64) -> Result<(), Closed> {
         self.enter_window()?;
-        let Row { key, caption, image } = row;
+        let Row { key, caption, image, checksum } = row;
         let without_caption = caption.is_none();
-        let record = RowRecord::new(key, caption);
+        let mut record = RowRecord::new(key.unwrap_or_else(|| numbered(number)), caption);
+        record.source = match &image {
+            Some(ImageRef::Url(url)) => url.clone(),
+            Some(ImageRef::Path(path) | ImageRef::Range { path, .. }) => path.to_string_lossy().into_owned(),
+            Some(ImageRef::Bytes(_) | ImageRef::Broken(_)) | None => String::new(),
+        };
+        let checksum = checksum.filter(|_| self.shared.config.verify_checksums);
         let image = match image {
+            Some(ImageRef::Broken(reason)) => {
+                let record = record.failed(RowStatus::UnreadableSource, &reason);
+                return self.give_up(sequence, record);
+            }
             _ if without_caption => {
                 let record = record.failed(RowStatus::NoCaption, &"the caption is null or blank");
-                return self.pass_on(sequence, record, Payload::None);
+                return self.give_up(sequence, record);
             }
             None => {
                 let record = record.failed(RowStatus::NoImage, &"the image's cell is null or empty");
-                return self.pass_on(sequence, record, Payload::None);
+                return self.give_up(sequence, record);
             }
             Some(image) => image,
         };
         match image {
             ImageRef::Url(url) => {
-                self.fetch(url, sequence, record);
+                self.fetch(url, Job { sequence, record, checksum, payload: Payload::None });
                 Ok(())
             }
-            ImageRef::Path(path) => self.pass_on(sequence, record, Payload::File(path)),
-            ImageRef::Bytes(bytes) => self.embedded(bytes, sequence, record),
+            ImageRef::Path(path) => {
+                let payload = Payload::File { path, within: None };
+                self.pass_on(Job { sequence, record, checksum, payload })
+            }
+            ImageRef::Range { path, offset, length } => {
+                let payload = Payload::File { path, within: Some((offset, length)) };
+                self.pass_on(Job { sequence, record, checksum, payload })
+            }
+            ImageRef::Bytes(bytes) => self.embedded(bytes, Job { sequence, record, checksum, payload: Payload::None }),
+            ImageRef::Broken(_) => Ok(()), // passed on above
         }
     }
 
-    fn embedded(&self, bytes: Bytes, sequence: u64, record: RowRecord) -> Result<(), Closed> {
+    fn embedded(&self, bytes: Bytes, job: Job) -> Result<(), Closed> {
         let limit = self.shared.config.fetch.max_body_bytes;
         if bytes.len() > limit {
-            let record = record.failed(RowStatus::TooLarge, &FetchError::TooLarge(limit));
-            return self.pass_on(sequence, record, Payload::None);
+            let record = job.record.failed(RowStatus::TooLarge, &FetchError::TooLarge(limit));
+            return self.give_up(job.sequence, record);
         }
         let pieces = bytes.len().div_ceil(BUDGET_PIECE) as u32;
         let budget = self.shared.handle.block_on(self.shared.bytes.clone().acquire_many_owned(pieces));
         let budget = Some(budget.map_err(|_| Closed)?);
-        self.pass_on(sequence, record, Payload::Body(Body { bytes, budget }))
+        self.pass_on(Job { payload: Payload::Body(Body { bytes, budget }), ..job })
     }
 
-    fn fetch(&self, url: String, sequence: u64, record: RowRecord) {
+    /// Fetches in the background; `job` then goes on with what came.
+    fn fetch(&self, url: String, job: Job) {
         let (fetcher, jobs) = (self.fetcher.clone(), self.jobs.clone());
         self.shared.handle.spawn(async move {
-            let (record, payload) = match fetcher.fetch(&url).await {
-                Ok(body) => (record, Payload::Body(body)),
-                Err(error) => (record.failed(RowStatus::from(&error), &error), Payload::None),
+            let job = match fetcher.fetch(&url).await {
+                Ok(body) => Job { payload: Payload::Body(body), ..job },
+                Err(error) => Job { record: job.record.failed(RowStatus::from(&error), &error), ..job },
             };
             // Nobody listens any more if the run was closed.
-            let _ = jobs.send(Job { sequence, record, payload });
+            let _ = jobs.send(job);
         });
     }
 }

@@ -42,6 +42,8 @@ pub enum RowStatus {
     TooLarge,
     /// No bytes.
     Empty,
+    /// Other bytes than those that the data set names by their hash.
+    WrongChecksum,
     /// Bytes of something else.
     NotAnImage,
     /// A format without a decoder.
@@ -76,6 +78,7 @@ impl RowStatus {
             Self::OptedOut => "opted_out",
             Self::TooLarge => "too_large",
             Self::Empty => "empty",
+            Self::WrongChecksum => "wrong_checksum",
             Self::NotAnImage => "not_an_image",
             Self::UnsupportedFormat => "unsupported_format",
             Self::TooManyPixels => "too_many_pixels",
@@ -123,6 +126,8 @@ pub struct RowRecord {
     pub key: String,
     /// Its caption; empty where there is none.
     pub caption: String,
+    /// Its image's URL or file; empty if the bytes are in the row.
+    pub source: String,
     /// How it ended.
     pub status: RowStatus,
     /// The reason in words; empty if ok.
@@ -143,6 +148,7 @@ impl RowRecord {
         Self {
             key,
             caption: caption.unwrap_or_default(),
+            source: String::new(),
             status: RowStatus::Ok,
             detail: String::new(),
             width: 0,

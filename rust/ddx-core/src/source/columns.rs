@@ -1,5 +1,6 @@
 //! Which column is which: LAION's spellings and their relatives, whatever their case.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use arrow_schema::{DataType, Field, Schema};
@@ -23,6 +24,7 @@ const URL_NAMES: [&str; 5] = ["url", "image_url", "img_url", "uri", "link"];
 const IMAGE_NAMES: [&str; 7] = ["image", "jpg", "jpeg", "png", "webp", "img", "bytes"];
 const IMAGE_BYTES_NAMES: [&str; 3] = ["image_bytes", "img_bytes", "image_data"];
 const PATH_NAMES: [&str; 7] = ["path", "image_path", "file_name", "filename", "filepath", "file", "file_path"];
+const CHECKSUM_NAMES: [&str; 2] = ["sha256", "md5"];
 const KEY_NAMES: [&str; 5] = ["key", "sample_id", "image_id", "id", "__key__"];
 
 /// What the images of a source are.
@@ -70,6 +72,29 @@ pub(super) struct Columns {
     pub image: usize,
     pub image_kind: ImageKind,
     pub key: Option<usize>,
+    pub checksum: Option<usize>,
+}
+
+impl Columns {
+    /// The names of the columns by role; `name` gives the one of an index.
+    pub fn names(&self, name: impl Fn(usize) -> String) -> BTreeMap<&'static str, String> {
+        let mut names = BTreeMap::from([("caption", name(self.caption)), ("image", name(self.image))]);
+        if let Some(key) = self.key {
+            names.insert("key", name(key));
+        }
+        if let Some(checksum) = self.checksum {
+            names.insert("checksum", name(checksum));
+        }
+        names
+    }
+}
+
+/// Finds the column of captions alone.
+///
+/// # Errors
+/// If there is none, or the one that was named is missing or of a useless type.
+pub(super) fn find_caption(path: &Path, schema: &Schema, choice: &ColumnChoice) -> Result<usize> {
+    Table { path, schema }.caption(choice)
 }
 
 /// Finds the columns of a file.
@@ -79,17 +104,14 @@ pub(super) struct Columns {
 pub(super) fn find_columns(path: &Path, schema: &Schema, choice: &ColumnChoice) -> Result<Columns> {
     let table = Table { path, schema };
     let (image, image_kind) = table.image(choice)?;
-    let caption = match &choice.caption {
-        Some(name) => table.named(name, "captions", "string", is_text)?,
-        None => table
-            .first(&CAPTION_NAMES, is_text)
-            .ok_or_else(|| Error::NoCaptionColumn { path: path.to_owned(), columns: table.names() })?,
-    };
+    let caption = table.caption(choice)?;
     let key = match &choice.key {
         Some(name) => Some(table.named(name, "keys", "string or integer", is_key)?),
         None => table.first(&KEY_NAMES, is_key),
     };
-    Ok(Columns { caption, image, image_kind, key })
+    // LAION's integer `hash` is none of the content's.
+    let checksum = table.first(&CHECKSUM_NAMES, is_text);
+    Ok(Columns { caption, image, image_kind, key, checksum })
 }
 
 struct Table<'a> {
@@ -98,6 +120,15 @@ struct Table<'a> {
 }
 
 impl Table<'_> {
+    fn caption(&self, choice: &ColumnChoice) -> Result<usize> {
+        match &choice.caption {
+            Some(name) => self.named(name, "captions", "string", is_text),
+            None => self
+                .first(&CAPTION_NAMES, is_text)
+                .ok_or_else(|| Error::NoCaptionColumn { path: self.path.to_owned(), columns: self.names() }),
+        }
+    }
+
     fn image(&self, choice: &ColumnChoice) -> Result<(usize, ImageKind)> {
         let named: Vec<&String> = [&choice.url, &choice.image, &choice.path].into_iter().flatten().collect();
         if named.len() > 1 {

@@ -1,93 +1,201 @@
-//! Files, patterns and folders to a list of parquet files.
+//! Files, patterns and folders to a list of files of known kinds.
 
 use std::path::{Path, PathBuf};
 
+use super::list::ListFormat;
+use crate::image::EXTENSIONS;
 use crate::{Error, Result};
 
-/// The parquet files that `sources` name: each a file, a pattern, or a folder (searched recursively); the files of one
+/// What a file is, by its name.
+#[derive(Debug, PartialEq)]
+pub(super) enum FileKind {
+    Parquet,
+    List(ListFormat),
+    Tar,
+    /// A folder, and the images in it and below.
+    ImageFolder(Vec<PathBuf>),
+}
+
+#[derive(Debug, PartialEq)]
+pub(super) struct Found {
+    pub path: PathBuf,
+    pub kind: FileKind,
+}
+
+/// The files that `sources` name: each a file, a pattern, or a folder (searched recursively); the files of one
 /// pattern or folder are sorted by path, so that the order of rows is the same on every machine.
 ///
+/// A folder that holds several kinds gives the first of: tars, parquet files, lists, images. Beside the tars of
+/// img2dataset lie parquet files with the same rows, and beside a list that names images, those images.
+///
 /// # Errors
-/// If a name matches nothing.
-pub fn parquet_files(sources: &[String]) -> Result<Vec<PathBuf>> {
+/// If a name matches nothing, or a file is of no known kind.
+pub(super) fn discover(sources: &[String]) -> Result<Vec<Found>> {
     let mut files = Vec::new();
     for source in sources {
-        let path = Path::new(source);
-        if path.is_file() {
-            files.push(path.to_owned());
-        } else if path.is_dir() {
-            let mut found = Vec::new();
-            collect_folder(path, &mut found)?;
-            if found.is_empty() {
-                return Err(Error::NoParquet(source.clone()));
+        for path in expand(source)? {
+            if path.is_dir() {
+                files.append(&mut in_folder(path)?);
+            } else {
+                let kind = file_kind(&path).ok_or_else(|| Error::UnknownKind(path.clone()))?;
+                files.push(Found { path, kind });
             }
-            found.sort();
-            files.append(&mut found);
-        } else {
-            files.append(&mut expand_pattern(source)?);
         }
     }
     if files.is_empty() {
-        return Err(Error::NoParquet("an empty list of sources".to_owned()));
+        return Err(Error::NothingUsable("an empty list of sources".to_owned()));
     }
     Ok(files)
 }
 
-fn collect_folder(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+/// One name to the files and folders that it means.
+fn expand(source: &str) -> Result<Vec<PathBuf>> {
+    let path = Path::new(source);
+    if path.exists() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut found = Vec::new();
+    for pattern in braces(source) {
+        if Path::new(&pattern).exists() {
+            found.push(PathBuf::from(pattern));
+            continue;
+        }
+        if !pattern.contains(['*', '?', '[']) {
+            return Err(Error::NoSuchFile(pattern));
+        }
+        let matches = glob::glob(&pattern).map_err(|_| Error::NoSuchFile(pattern.clone()))?;
+        let mut files: Vec<PathBuf> = matches.filter_map(std::result::Result::ok).collect();
+        // What lies beside data and is none (reports, licences) is not meant by a star.
+        files.retain(|path| path.is_dir() || file_kind(path).is_some());
+        if files.is_empty() {
+            return Err(Error::NoSuchFile(pattern));
+        }
+        files.sort();
+        found.append(&mut files);
+    }
+    Ok(found)
+}
+
+/// `{00..12}` to its numbers, as WebDataset writes its shards; the first number's digits give the width.
+fn braces(source: &str) -> Vec<String> {
+    let range = || -> Option<Vec<String>> {
+        let (before, rest) = source.split_once('{')?;
+        let (inside, after) = rest.split_once('}')?;
+        let (first, last) = inside.split_once("..")?;
+        let width = first.len();
+        let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
+        Some((first..=last).flat_map(|number| braces(&format!("{before}{number:0width$}{after}"))).collect())
+    };
+    range().unwrap_or_else(|| vec![source.to_owned()])
+}
+
+fn in_folder(folder: PathBuf) -> Result<Vec<Found>> {
+    let mut all = Vec::new();
+    collect(&folder, &mut all)?;
+    all.sort();
+    let rank = |kind: &FileKind| match kind {
+        FileKind::Tar => 0,
+        FileKind::Parquet => 1,
+        FileKind::List(_) | FileKind::ImageFolder(_) => 2,
+    };
+    let known: Vec<Found> =
+        all.iter().filter_map(|path| file_kind(path).map(|kind| Found { path: path.clone(), kind })).collect();
+    if let Some(best) = known.iter().map(|found| rank(&found.kind)).min() {
+        return Ok(known.into_iter().filter(|found| rank(&found.kind) == best).collect());
+    }
+    all.retain(|path| has_extension(path, &EXTENSIONS));
+    if all.is_empty() {
+        return Err(Error::NothingUsable(folder.display().to_string()));
+    }
+    Ok(vec![Found { path: folder, kind: FileKind::ImageFolder(all) }])
+}
+
+fn collect(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     for entry in std::fs::read_dir(folder).map_err(|error| Error::io(folder, error))? {
         let entry = entry.map_err(|error| Error::io(folder, error))?;
         let path = entry.path();
+        let is_hidden = entry.file_name().to_string_lossy().starts_with(['.', '_']);
         // A link to a folder is not followed: it may lead back up.
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            collect_folder(&path, found)?;
-        } else if is_parquet(&path) {
+            if !is_hidden {
+                collect(&path, found)?;
+            }
+        } else if !is_hidden {
             found.push(path);
         }
     }
     Ok(())
 }
 
-fn is_parquet(path: &Path) -> bool {
-    let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(['.', '_']));
-    let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
-    !hidden && matches!(extension.as_deref(), Some("parquet" | "parq" | "pq"))
+fn file_kind(path: &Path) -> Option<FileKind> {
+    let is = |names: &[&str]| has_extension(path, names);
+    if is(&["parquet", "parq", "pq"]) {
+        Some(FileKind::Parquet)
+    } else if is(&["tar"]) {
+        Some(FileKind::Tar)
+    } else if is(&["csv"]) {
+        Some(FileKind::List(ListFormat::Csv))
+    } else if is(&["tsv"]) {
+        Some(FileKind::List(ListFormat::Tsv))
+    } else if is(&["jsonl", "ndjson"]) {
+        Some(FileKind::List(ListFormat::Jsonl))
+    } else {
+        None
+    }
 }
 
-fn expand_pattern(pattern: &str) -> Result<Vec<PathBuf>> {
-    if !pattern.contains(['*', '?', '[']) {
-        return Err(Error::NoSuchFile(pattern.to_owned()));
-    }
-    let matches = glob::glob(pattern).map_err(|_| Error::NoSuchFile(pattern.to_owned()))?;
-    let mut files: Vec<PathBuf> = matches.filter_map(std::result::Result::ok).filter(|path| path.is_file()).collect();
-    if files.is_empty() {
-        return Err(Error::NoSuchFile(pattern.to_owned()));
-    }
-    files.sort();
-    Ok(files)
+fn has_extension(path: &Path, names: &[&str]) -> bool {
+    let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
+    extension.is_some_and(|extension| names.contains(&extension.as_str()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// A folder with empty files of these names.
+    fn folder_of(names: &[&str]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for name in names {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, b"").unwrap();
+        }
+        folder
+    }
+
+    fn names(folder: &tempfile::TempDir, sources: &[&str]) -> Result<Vec<String>> {
+        let sources: Vec<String> =
+            sources.iter().map(|source| folder.path().join(source).to_string_lossy().into_owned()).collect();
+        let name = |found: Found| found.path.strip_prefix(folder.path()).unwrap().to_string_lossy().into_owned();
+        Ok(discover(&sources)?.into_iter().map(name).collect())
+    }
+
     #[test]
     fn folders_patterns_and_files_are_sorted_and_hidden_files_skipped() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("b")).unwrap();
-        for name in ["2.parquet", "1.PARQUET", "b/0.pq", "_metadata.parquet", "notes.txt"] {
-            std::fs::write(folder.path().join(name), b"").unwrap();
-        }
-        let root = folder.path().to_string_lossy().into_owned();
-        let names = |sources: &[String]| -> Vec<String> {
-            let files = parquet_files(sources).unwrap();
-            files.iter().map(|path| path.strip_prefix(&root).unwrap().to_string_lossy().into_owned()).collect()
-        };
-        assert_eq!(names(std::slice::from_ref(&root)), ["1.PARQUET", "2.parquet", "b/0.pq"]);
-        assert_eq!(
-            names(&[format!("{root}/2.parquet"), format!("{root}/?.*")]),
-            ["2.parquet", "1.PARQUET", "2.parquet"]
-        );
-        let missing = parquet_files(&[format!("{root}/nothing.parquet")]).unwrap_err();
+        let folder = folder_of(&["2.parquet", "1.PARQUET", "b/0.pq", "_metadata.parquet", ".x/3.parquet", "notes.txt"]);
+        assert_eq!(names(&folder, &[""]).unwrap(), ["1.PARQUET", "2.parquet", "b/0.pq"]);
+        assert_eq!(names(&folder, &["2.parquet", "?.*"]).unwrap(), ["2.parquet", "1.PARQUET", "2.parquet"]);
+        let missing = names(&folder, &["nothing.parquet"]).unwrap_err();
         assert!(missing.to_string().contains("nothing.parquet"), "{missing}");
+        let unknown = names(&folder, &["notes.txt"]).unwrap_err();
+        assert!(unknown.to_string().contains("notes.txt") && unknown.hint().unwrap().contains("tar"), "{unknown}");
+    }
+
+    #[test]
+    fn shards_are_named_by_a_range_of_numbers() {
+        let folder = folder_of(&["00008.tar", "00009.tar", "00010.tar", "00011.tar"]);
+        assert_eq!(names(&folder, &["{00009..00010}.tar"]).unwrap(), ["00009.tar", "00010.tar"]);
+        let missing = names(&folder, &["{00010..00012}.tar"]).unwrap_err();
+        assert!(missing.to_string().contains("00012.tar"), "{missing}");
+    }
+
+    #[test]
+    fn tars_win_over_the_parquet_files_beside_them_and_lists_over_the_images_they_name() {
+        let folder = folder_of(&["0.tar", "0.parquet", "0_stats.json", "lists/m.jsonl", "lists/a.jpg", "i/b/c.PNG"]);
+        assert_eq!(names(&folder, &[""]).unwrap(), ["0.tar"]);
+        assert_eq!(names(&folder, &["lists"]).unwrap(), ["lists/m.jsonl"]);
+        let found = discover(&[folder.path().join("i").to_string_lossy().into_owned()]).unwrap();
+        assert_eq!(found[0].kind, FileKind::ImageFolder(vec![folder.path().join("i/b/c.PNG")]));
     }
 }

@@ -1,12 +1,20 @@
 //! Where rows come from: a caption and an image that is a URL, bytes, or a file.
 //!
 //! A [`Source`] has a fixed number of rows in a fixed order and can be read from any row on, so that a part of the
-//! store is always the same rows, and a resumed run reads only what it still needs. Parquet is the first kind; another
-//! kind of input is another implementation of the trait.
+//! store is always the same rows, and a resumed run reads only what it still needs. Each kind of file is an
+//! implementation of the trait; [`Input`] strings them together and [`select`] leaves rows out.
 
+mod checksum;
 mod columns;
 mod discover;
+mod filter;
+mod folder;
+mod input;
+mod list;
 mod parquet;
+mod select;
+mod value;
+mod webdataset;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -14,20 +22,31 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 
+pub use checksum::{Checksum, sha256};
 pub use columns::{ColumnChoice, ImageKind};
-pub use parquet::ParquetSource;
+pub use input::Input;
+pub use select::{Selection, pick, select};
+pub use value::Value;
 
 use crate::Result;
 
 /// One row of the input.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// The row's name: its key column, or else its number in nine digits.
-    pub key: String,
+    /// The row's name; `None` where the input has none, and its number stands for it.
+    pub key: Option<String>,
     /// The caption, trimmed; `None` when it is null or blank.
     pub caption: Option<String>,
     /// Where the image is; `None` when the cell is null or empty.
     pub image: Option<ImageRef>,
+    /// What the image's bytes must hash to, if the input says so.
+    pub checksum: Option<Checksum>,
+}
+
+/// What a row without a name is called.
+#[must_use]
+pub fn numbered(row: u64) -> String {
+    format!("{row:09}")
 }
 
 /// Where a row's image is.
@@ -39,10 +58,24 @@ pub enum ImageRef {
     Bytes(Bytes),
     /// A local file.
     Path(PathBuf),
+    /// Bytes within a local file, such as a member of a tar.
+    Range {
+        /// The file.
+        path: PathBuf,
+        /// Where they begin.
+        offset: u64,
+        /// How many they are.
+        length: u64,
+    },
+    /// The row itself cannot be read, for this reason.
+    Broken(String),
 }
 
 /// Rows in the order of the source; an item is an error when the rest of the range cannot be read.
 pub type Rows<'a> = Box<dyn Iterator<Item = Result<Row>> + Send + 'a>;
+
+/// The cells of some columns, row by row; an item is an error when the rest cannot be read.
+pub type Cells<'a> = Box<dyn Iterator<Item = Result<Vec<Value>>> + Send + 'a>;
 
 /// A fixed sequence of rows with access to any range.
 pub trait Source: Send + Sync {
@@ -54,6 +87,12 @@ pub trait Source: Send + Sync {
     /// # Errors
     /// If the files behind the source cannot be opened.
     fn rows(&self, range: Range<u64>) -> Result<Rows<'_>>;
+
+    /// The cells of the named columns in every row, for filters; no image is read.
+    ///
+    /// # Errors
+    /// If a column is missing, or the files behind the source cannot be opened.
+    fn cells(&self, columns: &[String]) -> Result<Cells<'_>>;
 
     /// What the images of this source are.
     fn image_kind(&self) -> ImageKind;

@@ -1,4 +1,4 @@
-//! Parquet files as a [`Source`]: any range of rows, a few rows in memory at a time.
+//! A parquet file: any range of rows, a few of them in memory at a time.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -6,8 +6,9 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use arrow_array::cast::AsArray;
-use arrow_array::types::{Int32Type, Int64Type, UInt32Type, UInt64Type};
+use arrow_array::types::{Float64Type, Int32Type, Int64Type, UInt32Type, UInt64Type};
 use arrow_array::{Array, ArrayRef, RecordBatch, StructArray};
+use arrow_cast::cast;
 use arrow_schema::DataType;
 use bytes::Bytes;
 use parquet::arrow::ProjectionMask;
@@ -16,8 +17,7 @@ use parquet::arrow::arrow_reader::{
 };
 
 use super::columns::{Columns, find_columns};
-use super::discover::parquet_files;
-use super::{ColumnChoice, ImageKind, ImageRef, Row, Rows, Source};
+use super::{Cells, Checksum, ColumnChoice, ImageKind, ImageRef, Row, Rows, Source, Value};
 use crate::{Error, Result};
 
 /// Rows of URLs or paths that are decoded at a time.
@@ -25,78 +25,102 @@ const TEXT_ROWS_AT_A_TIME: usize = 1024;
 /// Rows of embedded images that are decoded at a time: an image can have many megabytes.
 const IMAGE_ROWS_AT_A_TIME: usize = 8;
 
-/// Several parquet files, one after the other.
-pub struct ParquetSource {
-    files: Vec<ParquetFile>,
-    num_rows: u64,
-    image_kind: ImageKind,
-}
-
-struct ParquetFile {
+/// One parquet file.
+pub(super) struct ParquetFile {
     path: PathBuf,
-    first_row: u64,
+    num_rows: u64,
     metadata: ArrowReaderMetadata,
     columns: Columns,
 }
 
-impl ParquetSource {
-    /// Opens the files that `sources` name and finds their columns; only the footers are read.
+impl ParquetFile {
+    /// Reads the footer and finds the columns.
     ///
     /// # Errors
-    /// If a name matches nothing, a file is no parquet, a column is missing, or there is no row at all.
-    pub fn open(sources: &[String], choice: &ColumnChoice) -> Result<Self> {
-        let mut files: Vec<ParquetFile> = Vec::new();
-        let mut num_rows = 0;
-        for path in parquet_files(sources)? {
-            let metadata = read_footer(&path)?;
-            let columns = find_columns(&path, metadata.schema(), choice)?;
-            let rows = metadata.metadata().file_metadata().num_rows().max(0) as u64;
-            files.push(ParquetFile { path, first_row: num_rows, metadata, columns });
-            num_rows += rows;
-        }
-        if num_rows == 0 {
-            return Err(Error::NoRows(sources.join(", ")));
-        }
-        let image_kind = files[0].columns.image_kind;
-        Ok(Self { files, num_rows, image_kind })
+    /// If the file is no parquet, or a column is missing.
+    pub fn open(path: &Path, choice: &ColumnChoice) -> Result<Self> {
+        let metadata = read_footer(path)?;
+        let columns = find_columns(path, metadata.schema(), choice)?;
+        let num_rows = metadata.metadata().file_metadata().num_rows().max(0) as u64;
+        Ok(Self { path: path.to_owned(), num_rows, metadata, columns })
+    }
+
+    /// Batches of a range of rows, with these of the top-level columns.
+    fn read(
+        &self,
+        range: &Range<u64>,
+        columns: impl IntoIterator<Item = usize>,
+        batch_size: usize,
+    ) -> Result<ParquetRecordBatchReader> {
+        let handle = File::open(&self.path).map_err(|error| Error::io(&self.path, error))?;
+        let (groups, skip) = row_groups(&self.metadata, range.start, range.end);
+        let mask = ProjectionMask::roots(self.metadata.parquet_schema(), columns);
+        ParquetRecordBatchReaderBuilder::new_with_metadata(handle, self.metadata.clone())
+            .with_row_groups(groups)
+            .with_projection(mask)
+            .with_batch_size(batch_size)
+            .with_offset(skip as usize)
+            .with_limit((range.end - range.start) as usize)
+            .build()
+            .map_err(|error| unreadable(&self.path, &error))
+    }
+
+    /// The cells of these columns, row by row.
+    fn cells_of(&self, batch: &RecordBatch, indexes: &[usize]) -> Vec<Result<Vec<Value>>> {
+        let columns: Vec<Vec<Value>> = indexes
+            .iter()
+            .map(|&index| match batch.column_by_name(self.column_name(index)) {
+                Some(array) => values(array),
+                None => vec![Value::Null; batch.num_rows()],
+            })
+            .collect();
+        (0..batch.num_rows()).map(|row| Ok(columns.iter().map(|column| column[row].clone()).collect())).collect()
+    }
+
+    fn column_name(&self, index: usize) -> &str {
+        self.metadata.schema().field(index).name()
     }
 }
 
-impl Source for ParquetSource {
+impl Source for ParquetFile {
     fn num_rows(&self) -> u64 {
         self.num_rows
     }
 
     fn rows(&self, range: Range<u64>) -> Result<Rows<'_>> {
-        let end = range.end.min(self.num_rows);
-        let mut pieces = Vec::new();
-        for (index, file) in self.files.iter().enumerate() {
-            let file_end = self.files.get(index + 1).map_or(self.num_rows, |next| next.first_row);
-            let piece = range.start.max(file.first_row)..end.min(file_end);
-            if !piece.is_empty() {
-                pieces.push((file, piece));
-            }
-        }
-        // A file is opened when its first row is asked for, and closed before the next one.
-        Ok(Box::new(pieces.into_iter().flat_map(|(file, piece)| match FileRows::open(file, piece) {
-            Ok(rows) => Box::new(rows) as Rows<'_>,
-            Err(error) => Box::new(std::iter::once(Err(error))) as Rows<'_>,
+        let columns = &self.columns;
+        let wanted = [Some(columns.caption), Some(columns.image), columns.key, columns.checksum].into_iter().flatten();
+        let batch_size = match columns.image_kind {
+            ImageKind::Bytes => IMAGE_ROWS_AT_A_TIME,
+            ImageKind::Url | ImageKind::Path => TEXT_ROWS_AT_A_TIME,
+        };
+        let reader = self.read(&range, wanted, batch_size)?;
+        Ok(Box::new(FileRows { file: self, reader, batch: None, failed: false }))
+    }
+
+    fn cells(&self, columns: &[String]) -> Result<Cells<'_>> {
+        let fields = self.metadata.schema().fields();
+        let index = |name: &String| {
+            let exact = fields.iter().position(|field| field.name() == name);
+            exact.or_else(|| fields.iter().position(|field| field.name().eq_ignore_ascii_case(name))).ok_or_else(|| {
+                let names: Vec<&str> = fields.iter().map(|field| field.name().as_str()).collect();
+                Error::NoSuchColumn { path: self.path.clone(), column: name.clone(), columns: names.join(", ") }
+            })
+        };
+        let indexes: Vec<usize> = columns.iter().map(index).collect::<Result<_>>()?;
+        let reader = self.read(&(0..self.num_rows), indexes.iter().copied(), TEXT_ROWS_AT_A_TIME)?;
+        Ok(Box::new(reader.flat_map(move |batch| match batch {
+            Ok(batch) => self.cells_of(&batch, &indexes),
+            Err(error) => vec![Err(unreadable(&self.path, &error))],
         })))
     }
 
     fn image_kind(&self) -> ImageKind {
-        self.image_kind
+        self.columns.image_kind
     }
 
     fn columns(&self) -> BTreeMap<&'static str, String> {
-        let file = &self.files[0];
-        let name = |index: usize| file.metadata.schema().field(index).name().clone();
-        let mut columns =
-            BTreeMap::from([("caption", name(file.columns.caption)), ("image", name(file.columns.image))]);
-        if let Some(key) = file.columns.key {
-            columns.insert("key", name(key));
-        }
-        columns
+        self.columns.names(|index| self.column_name(index).to_owned())
     }
 }
 
@@ -109,39 +133,6 @@ fn read_footer(path: &Path) -> Result<ArrowReaderMetadata> {
 
 fn unreadable(path: &Path, error: &dyn std::fmt::Display) -> Error {
     Error::NotParquet { path: path.to_owned(), reason: error.to_string() }
-}
-
-/// The rows of a range of one file.
-struct FileRows<'a> {
-    file: &'a ParquetFile,
-    reader: ParquetRecordBatchReader,
-    /// The batch at hand and the next row in it.
-    batch: Option<(RecordBatch, usize)>,
-    next_row: u64,
-    failed: bool,
-}
-
-impl<'a> FileRows<'a> {
-    fn open(file: &'a ParquetFile, range: Range<u64>) -> Result<Self> {
-        let handle = File::open(&file.path).map_err(|error| Error::io(&file.path, error))?;
-        let (groups, skip) = row_groups(&file.metadata, range.start - file.first_row, range.end - file.first_row);
-        let columns = &file.columns;
-        let wanted = [Some(columns.caption), Some(columns.image), columns.key].into_iter().flatten();
-        let mask = ProjectionMask::roots(file.metadata.parquet_schema(), wanted);
-        let batch_size = match columns.image_kind {
-            ImageKind::Bytes => IMAGE_ROWS_AT_A_TIME,
-            ImageKind::Url | ImageKind::Path => TEXT_ROWS_AT_A_TIME,
-        };
-        let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(handle, file.metadata.clone())
-            .with_row_groups(groups)
-            .with_projection(mask)
-            .with_batch_size(batch_size)
-            .with_offset(skip as usize)
-            .with_limit((range.end - range.start) as usize)
-            .build()
-            .map_err(|error| unreadable(&file.path, &error))?;
-        Ok(Self { file, reader, batch: None, next_row: range.start, failed: false })
-    }
 }
 
 /// The row groups that hold a range of a file's rows, and how many rows of the first of them come before it.
@@ -160,6 +151,15 @@ fn row_groups(metadata: &ArrowReaderMetadata, start: u64, end: u64) -> (Vec<usiz
     (groups, skip)
 }
 
+/// The rows of a range, one at a time; after an error nothing comes.
+struct FileRows<'a> {
+    file: &'a ParquetFile,
+    reader: ParquetRecordBatchReader,
+    /// The batch at hand and the next row in it.
+    batch: Option<(RecordBatch, usize)>,
+    failed: bool,
+}
+
 impl Iterator for FileRows<'_> {
     type Item = Result<Row>;
 
@@ -171,9 +171,8 @@ impl Iterator for FileRows<'_> {
             if let Some((batch, index)) = &mut self.batch
                 && *index < batch.num_rows()
             {
-                let row = read_row(self.file, batch, *index, self.next_row);
+                let row = read_row(self.file, batch, *index);
                 *index += 1;
-                self.next_row += 1;
                 return Some(Ok(row));
             }
             match self.reader.next()? {
@@ -187,13 +186,29 @@ impl Iterator for FileRows<'_> {
     }
 }
 
-fn read_row(file: &ParquetFile, batch: &RecordBatch, index: usize, row: u64) -> Row {
-    let schema = file.metadata.schema();
-    let column = |root: usize| batch.column_by_name(schema.field(root).name());
+fn read_row(file: &ParquetFile, batch: &RecordBatch, index: usize) -> Row {
+    let column = |root: usize| batch.column_by_name(file.column_name(root));
     let caption = column(file.columns.caption).and_then(|array| text_at(array, index));
     let key = file.columns.key.and_then(|root| column(root).and_then(|array| key_at(array, index)));
     let image = column(file.columns.image).and_then(|array| image_at(file, array, index));
-    Row { key: key.unwrap_or_else(|| format!("{row:09}")), caption, image }
+    let checksum = file.columns.checksum.and_then(|root| column(root).and_then(|array| text_at(array, index)));
+    Row { key, caption, image, checksum: checksum.as_deref().and_then(Checksum::parse) }
+}
+
+/// A column for filters: numbers of any kind, text, booleans; everything else is null.
+fn values(array: &ArrayRef) -> Vec<Value> {
+    let rows = 0..array.len();
+    let there = |row: usize, value: &dyn Fn() -> Value| if array.is_null(row) { Value::Null } else { value() };
+    if let Some(flags) = array.as_boolean_opt() {
+        return rows.map(|row| there(row, &|| Value::Bool(flags.value(row)))).collect();
+    }
+    if array.data_type().is_numeric()
+        && let Ok(numbers) = cast(array, &DataType::Float64)
+    {
+        let numbers = numbers.as_primitive::<Float64Type>();
+        return rows.map(|row| there(row, &|| Value::Number(numbers.value(row)))).collect();
+    }
+    rows.map(|row| text_at(array, row).map_or(Value::Null, Value::Text)).collect()
 }
 
 /// The text of a cell, trimmed; `None` when null or blank.

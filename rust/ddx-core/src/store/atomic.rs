@@ -57,7 +57,7 @@ fn temporary_path(path: &Path) -> PathBuf {
 }
 
 /// A rename is durable once its folder is.
-fn sync_folder(path: &Path) -> Result<()> {
+pub(super) fn sync_folder(path: &Path) -> Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(parent).and_then(|folder| folder.sync_all()).map_err(|source| Error::write(parent, source))
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::metadata::{ArraySpec, GROUP_FILE};
-use super::{COMMIT_FOLDER, Commit, atomic, shard};
+use super::{COMMIT_FOLDER, Commit, atomic, replace, shard};
 use crate::error::{Error, Result};
 
 /// What one shard holds: the contents of chunks `ids` (None: the first ones) one after another.
@@ -104,12 +104,20 @@ impl StoreWriter {
     /// # Errors
     /// When the data do not fit the array, or the disk refuses.
     pub fn write_shard(&self, shard: u64, content: ShardData<'_>) -> Result<(String, u64)> {
+        self.write_shard_under(&self.root, shard, content)
+    }
+
+    fn write_shard_under(&self, base: &Path, shard: u64, content: ShardData<'_>) -> Result<(String, u64)> {
         let array = self.array(content.array)?;
         if shard >= array.num_shards() {
             return Err(Error::store(format!("{} has {} shards, not {shard}", array.path, array.num_shards()), None));
         }
         let path = array.shard_path(shard);
-        let size = atomic::write(&self.root.join(&path), |out| {
+        let target = base.join(&path);
+        if let Some(parent) = target.parent() {
+            atomic::create_folder(parent)?;
+        }
+        let size = atomic::write(&target, |out| {
             shard::write(out, array.chunks_per_shard(), array.chunk_bytes(), content.ids, content.data)
         })?;
         Ok((path, size))
@@ -120,19 +128,53 @@ impl StoreWriter {
     /// # Errors
     /// When the data do not fit, or the disk refuses; the part then does not count, and can be written again.
     pub fn write_part(&self, part: Part<'_>, shards: &[ShardData<'_>], files: &[(String, &[u8])]) -> Result<Commit> {
+        let commit = self.write_files(&self.root, part, shards, files)?;
+        write_json(&self.root.join(Commit::path(part.part)), &to_json(&commit)?)?;
+        Ok(commit)
+    }
+
+    /// Writes a part that is done anew. The old one counts until the new one is whole, whenever the process stops.
+    ///
+    /// # Errors
+    /// When the data do not fit, or the disk refuses; the old part then still counts.
+    pub fn replace_part(&self, part: Part<'_>, shards: &[ShardData<'_>], files: &[(String, &[u8])]) -> Result<Commit> {
+        replace::clear(&self.root, part.part)?;
+        let commit = self.write_files(&replace::folder(&self.root, part.part), part, shards, files)?;
+        let record = replace::record(&self.root, part.part);
+        write_json(&record, &to_json(&commit)?)?;
+        replace::finish(&self.root, &record)?;
+        Ok(commit)
+    }
+
+    /// Finishes replacements that were stopped half way. One process at a time may do this.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn finish_replacements(&self) -> Result<()> {
+        replace::finish_all(&self.root)
+    }
+
+    /// Writes a part's shards and files below `base`; the record of them counts once it is in its place.
+    fn write_files(
+        &self,
+        base: &Path,
+        part: Part<'_>,
+        shards: &[ShardData<'_>],
+        files: &[(String, &[u8])],
+    ) -> Result<Commit> {
         let mut sizes = BTreeMap::new();
         for &content in shards {
-            let (path, size) = self.write_shard(part.part, content)?;
+            let (path, size) = self.write_shard_under(base, part.part, content)?;
             sizes.insert(path, size);
         }
         for (path, bytes) in files {
-            let target = self.root.join(path);
+            let target = base.join(path);
             if let Some(parent) = target.parent() {
                 atomic::create_folder(parent)?;
             }
             sizes.insert(path.clone(), atomic::write(&target, |out| out.write_all(bytes))?);
         }
-        let commit = Commit {
+        Ok(Commit {
             part: part.part,
             first_row: part.first_row,
             rows: part.rows,
@@ -140,10 +182,7 @@ impl StoreWriter {
             failed: part.failed.clone(),
             fingerprint: self.fingerprint.clone(),
             files: sizes,
-        };
-        let record = serde_json::to_value(&commit).map_err(|error| Error::store(error.to_string(), None))?;
-        write_json(&self.root.join(Commit::path(part.part)), &record)?;
-        Ok(commit)
+        })
     }
 
     /// Records of the parts among `0..num_parts` that are done.
@@ -182,7 +221,11 @@ fn group_metadata(attributes: &Map<String, Value>) -> Value {
     json!({"zarr_format": 3, "node_type": "group", "attributes": attributes})
 }
 
-fn write_json(path: &Path, value: &Value) -> Result<()> {
+fn to_json(commit: &Commit) -> Result<Value> {
+    serde_json::to_value(commit).map_err(|error| Error::store(error.to_string(), None))
+}
+
+pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
     if let Some(parent) = path.parent() {
         atomic::create_folder(parent)?;
     }
@@ -217,19 +260,47 @@ pub(super) mod tests {
         writer.write_part(part, &[shard], &[("_ddx/errors/0".into(), b"{}\n")]).unwrap()
     }
 
+    /// Both rows of a part that had one.
+    fn replace(writer: &StoreWriter, part: u64) -> Commit {
+        let failed = BTreeMap::new();
+        let part = Part { part, first_row: 2 * part, rows: 2, ok: 2, failed: &failed };
+        let shard = ShardData { array: "latents", ids: None, data: &[8; 16] };
+        writer.replace_part(part, &[shard], &[("_ddx/errors/0".into(), b"")]).unwrap()
+    }
+
     #[test]
-    fn a_part_counts_while_its_files_are_whole_and_its_fingerprint_is_equal() {
+    fn a_replaced_part_is_the_new_one() {
         let folder = tempfile::tempdir().unwrap();
-        let root = folder.path().join("a.zarr");
         let arrays = vec![array("latents", &[5, 4], 2, 1, DataType::Float16)];
-        let writer = StoreWriter::create(&root, arrays, &Map::new(), "one", &[]).unwrap();
-        assert!(writer.committed(3).is_empty());
-        let commit = write(&writer, 1);
+        let writer = StoreWriter::create(folder.path(), arrays, &Map::new(), "one", &[]).unwrap();
+        write(&writer, 1);
+        let commit = replace(&writer, 1);
         assert_eq!(writer.committed(3), slice::from_ref(&commit));
-        assert_eq!(StoreWriter::open(&root, "one").unwrap().committed(3), [commit]);
-        assert!(StoreWriter::open(&root, "two").unwrap().committed(3).is_empty());
-        fs::write(root.join("latents/c.1.0"), b"short").unwrap();
-        assert!(writer.committed(3).is_empty());
+        assert_eq!(fs::metadata(folder.path().join("_ddx/errors/0")).unwrap().len(), 0);
+        assert!(!folder.path().join("_ddx/next").exists());
+    }
+
+    #[test]
+    fn a_replacement_that_was_cut_short_is_finished_or_does_not_count() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let arrays = vec![array("latents", &[5, 4], 2, 1, DataType::Float16)];
+        let writer = StoreWriter::create(root, arrays, &Map::new(), "one", &[]).unwrap();
+        let old = write(&writer, 1);
+        let part = Part { part: 1, first_row: 2, rows: 2, ok: 2, failed: &BTreeMap::new() };
+        let shard = ShardData { array: "latents", ids: None, data: &[8; 16] };
+        // Stopped before the record: the old part counts, and the next attempt starts anew.
+        let next = writer.write_files(&replace::folder(root, 1), part, &[shard], &[("x".into(), b"new")]).unwrap();
+        writer.finish_replacements().unwrap();
+        assert_eq!(writer.committed(3), [old]);
+        assert!(!replace::is_pending(root) && !root.join("x").exists());
+        // Stopped after the record and one rename: the new one counts once it is finished.
+        write_json(&replace::record(root, 1), &to_json(&next).unwrap()).unwrap();
+        fs::rename(replace::folder(root, 1).join("x"), root.join("x")).unwrap();
+        assert!(replace::is_pending(root));
+        writer.finish_replacements().unwrap();
+        assert_eq!(writer.committed(3), [next]);
+        assert!(!replace::is_pending(root) && !root.join("_ddx/next").exists());
     }
 
     #[test]

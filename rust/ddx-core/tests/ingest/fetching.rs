@@ -14,6 +14,7 @@ pub fn config() -> FetchConfig {
     FetchConfig {
         concurrency: 16,
         per_host: 16,
+        host_interval: Duration::ZERO,
         connect_timeout: Duration::from_secs(2),
         idle_timeout: Duration::from_secs(2),
         total_timeout: Duration::from_secs(4),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ddx_core::ingest::{Batch, Ingest, IngestConfig, Item, PartEnd, Poll};
-use ddx_core::source::{ColumnChoice, ParquetSource};
+use ddx_core::source::{ColumnChoice, Input};
 
 use crate::fetching;
 use crate::images::{gradient, jpeg};
@@ -22,6 +22,7 @@ fn config() -> IngestConfig {
         decode_threads: 2,
         max_pixels: 1_000_000,
         max_upscale: 1.0,
+        verify_checksums: true,
         byte_budget: 200_000,
         pixel_budget: 1_000_000,
         fetch: fetching::config(),
@@ -29,7 +30,7 @@ fn config() -> IngestConfig {
 }
 
 fn start(parquet: &Path, parts: &[u64], config: IngestConfig) -> ddx_core::Result<Ingest> {
-    let source = ParquetSource::open(&[parquet.to_string_lossy().into_owned()], &ColumnChoice::default())?;
+    let source = Input::open(&[parquet.to_string_lossy().into_owned()], &ColumnChoice::default())?;
     Ingest::start(Arc::new(source), parts, config)
 }
 

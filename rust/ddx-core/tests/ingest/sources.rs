@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arrow_array::{ArrayRef, BinaryArray, Int64Array, RecordBatch, StringArray, StructArray};
 use arrow_schema::{DataType, Field};
 use bytes::Bytes;
-use ddx_core::source::{ColumnChoice, ImageKind, ImageRef, ParquetSource, Row, Source};
+use ddx_core::source::{ColumnChoice, ImageKind, ImageRef, Input, Row, Source};
 use parquet::arrow::ArrowWriter;
 use parquet::file::properties::WriterProperties;
 
@@ -24,11 +24,11 @@ pub fn texts(texts: impl IntoIterator<Item = Option<String>>) -> ArrayRef {
     Arc::new(texts.into_iter().collect::<StringArray>())
 }
 
-fn open(path: &Path, choice: &ColumnChoice) -> ddx_core::Result<ParquetSource> {
-    ParquetSource::open(&[path.to_string_lossy().into_owned()], choice)
+fn open(path: &Path, choice: &ColumnChoice) -> ddx_core::Result<Input> {
+    Input::open(&[path.to_string_lossy().into_owned()], choice)
 }
 
-fn rows(source: &ParquetSource, range: std::ops::Range<u64>) -> Vec<Row> {
+fn rows(source: &Input, range: std::ops::Range<u64>) -> Vec<Row> {
     source.rows(range).unwrap().map(Result::unwrap).collect()
 }
 
@@ -49,7 +49,7 @@ fn any_range_over_files_and_row_groups_is_the_same_rows() {
     for (row, found) in all.iter().enumerate() {
         assert_eq!(found.caption.as_deref(), Some(format!("caption {row}").as_str()));
         assert_eq!(found.image, Some(ImageRef::Url(format!("http://x/{row}"))));
-        assert_eq!(found.key, format!("{row:09}"));
+        assert_eq!(found.key, Some(format!("{row:09}")));
     }
     for start in [0, 6, 7, 13, 24, 25, 26, 39] {
         for end in [start, start + 1, start + 8, 40, 99] {
@@ -84,7 +84,7 @@ fn embedded_bytes_paths_keys_and_gaps_are_read() {
     assert_eq!(images, [Some(one.clone()), Some(two.clone()), None, None]);
     let captions: Vec<_> = found.iter().map(|row| row.caption.as_deref()).collect();
     assert_eq!(captions, [Some("a"), Some("b"), None, None]);
-    let keys: Vec<_> = found.iter().map(|row| row.key.as_str()).collect();
+    let keys: Vec<_> = found.iter().map(|row| row.key.as_deref().unwrap()).collect();
     assert_eq!(keys, ["11", "12", "000000002", "14"]);
 
     let choice = ColumnChoice { image: Some("raw".into()), ..Default::default() };

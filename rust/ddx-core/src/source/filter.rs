@@ -1,0 +1,398 @@
+//! `--where "aesthetic >= 5.5 and width >= 512"`: a small language of comparisons, with SQL's idea of nothing.
+//!
+//! ```text
+//! either     = both ("or" both)*
+//! both       = one ("and" one)*
+//! one        = "not" one | "(" either ")" | operand comparison?
+//! comparison = ("=" | "==" | "!=" | "<>" | "<" | "<=" | ">" | ">=") operand
+//!            | "not"? "in" "(" operand ("," operand)* ")" | "is" "not"? "null"
+//! operand    = column | number | 'text' | "text" | true | false
+//! ```
+//!
+//! A comparison with nothing is neither true nor false, and a row is taken only if the whole is true.
+
+use super::Value;
+use crate::{Error, Result};
+
+/// A condition on the cells of a row.
+#[derive(Debug)]
+pub(super) struct Filter {
+    condition: Condition,
+    columns: Vec<String>,
+}
+
+#[derive(Debug)]
+enum Condition {
+    Or(Vec<Condition>),
+    And(Vec<Condition>),
+    Not(Box<Condition>),
+    Compare(Comparison, Operand, Operand),
+    In(Operand, Vec<Operand>),
+    IsNull(Operand),
+    /// An operand that is true or false itself.
+    Is(Operand),
+}
+
+#[derive(Debug)]
+enum Operand {
+    /// An index into the filter's columns.
+    Column(usize),
+    Literal(Value),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Comparison {
+    Equal,
+    NotEqual,
+    Less,
+    AtMost,
+    More,
+    AtLeast,
+}
+
+impl Filter {
+    /// Reads a condition.
+    ///
+    /// # Errors
+    /// If the text is no condition; the message says where it stops being one.
+    pub fn parse(text: &str) -> Result<Self> {
+        let tokens = tokens(text)?;
+        let mut parser = Parser { text, tokens, at: 0, columns: Vec::new() };
+        let condition = parser.either()?;
+        if parser.at < parser.tokens.len() {
+            return Err(parser.unexpected("`and`, `or` or the end"));
+        }
+        Ok(Self { condition, columns: parser.columns })
+    }
+
+    /// The columns that it speaks of.
+    pub fn columns(&self) -> &[String] {
+        &self.columns
+    }
+
+    /// Whether a row is taken; `cells` are those of [`columns`](Self::columns).
+    pub fn takes(&self, cells: &[Value]) -> bool {
+        holds(&self.condition, cells) == Some(true)
+    }
+}
+
+/// True, false, or not to be said.
+fn holds(condition: &Condition, cells: &[Value]) -> Option<bool> {
+    let value = |operand: &'_ Operand| match operand {
+        Operand::Column(index) => cells[*index].clone(),
+        Operand::Literal(value) => value.clone(),
+    };
+    match condition {
+        Condition::Or(parts) => decide(parts, cells, true),
+        Condition::And(parts) => decide(parts, cells, false),
+        Condition::Not(part) => holds(part, cells).map(|known| !known),
+        Condition::Compare(comparison, left, right) => compare(*comparison, &value(left), &value(right)),
+        Condition::In(left, rights) => {
+            let left = value(left);
+            let found: Vec<_> = rights.iter().map(|right| compare(Comparison::Equal, &left, &value(right))).collect();
+            if found.contains(&Some(true)) {
+                Some(true)
+            } else if found.contains(&None) {
+                None
+            } else {
+                Some(false)
+            }
+        }
+        Condition::IsNull(operand) => Some(value(operand) == Value::Null),
+        Condition::Is(operand) => match value(operand) {
+            Value::Bool(known) => Some(known),
+            Value::Text(text) if text.eq_ignore_ascii_case("true") => Some(true),
+            Value::Text(text) if text.eq_ignore_ascii_case("false") => Some(false),
+            Value::Number(number) => Some(number != 0.0),
+            Value::Text(_) | Value::Null => None,
+        },
+    }
+}
+
+/// `or` for `decisive = true`, `and` for false: one part that is decisive decides, then one that cannot be said.
+fn decide(parts: &[Condition], cells: &[Value], decisive: bool) -> Option<bool> {
+    let mut result = Some(!decisive);
+    for part in parts {
+        match holds(part, cells) {
+            Some(known) if known == decisive => return Some(decisive),
+            Some(_) => {}
+            None => result = None,
+        }
+    }
+    result
+}
+
+/// Numbers compare as numbers, also where a list spells them as text; texts as texts; anything else cannot be said.
+fn compare(comparison: Comparison, left: &Value, right: &Value) -> Option<bool> {
+    use std::cmp::Ordering::{Equal, Greater, Less};
+    let ordering = match (left, right) {
+        (Value::Null, _) | (_, Value::Null) => return None,
+        (Value::Bool(left), Value::Bool(right)) => left.cmp(right),
+        (Value::Text(left), Value::Text(right)) => left.cmp(right),
+        (Value::Bool(flag), Value::Text(text)) | (Value::Text(text), Value::Bool(flag)) => {
+            if text.eq_ignore_ascii_case(if *flag { "true" } else { "false" }) { Equal } else { Less }
+        }
+        _ => left.number()?.partial_cmp(&right.number()?)?,
+    };
+    Some(match comparison {
+        Comparison::Equal => ordering == Equal,
+        Comparison::NotEqual => ordering != Equal,
+        Comparison::Less => ordering == Less,
+        Comparison::AtMost => ordering != Greater,
+        Comparison::More => ordering == Greater,
+        Comparison::AtLeast => ordering != Less,
+    })
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Token {
+    /// A name or a word of the language; `true` if it was written in backticks.
+    Word(String, bool),
+    Literal(Value),
+    Compare(Comparison),
+    Open,
+    Close,
+    Comma,
+}
+
+fn failed(text: &str, at: usize, reason: &str) -> Error {
+    Error::Filter {
+        text: text.to_owned(),
+        rest: text.get(at..).unwrap_or_default().to_owned(),
+        reason: reason.to_owned(),
+    }
+}
+
+/// The tokens and where each begins.
+fn tokens(text: &str) -> Result<Vec<(usize, Token)>> {
+    const SYMBOLS: [(&str, Token); 11] = [
+        ("==", Token::Compare(Comparison::Equal)),
+        ("!=", Token::Compare(Comparison::NotEqual)),
+        ("<>", Token::Compare(Comparison::NotEqual)),
+        ("<=", Token::Compare(Comparison::AtMost)),
+        (">=", Token::Compare(Comparison::AtLeast)),
+        ("=", Token::Compare(Comparison::Equal)),
+        ("<", Token::Compare(Comparison::Less)),
+        (">", Token::Compare(Comparison::More)),
+        ("(", Token::Open),
+        (")", Token::Close),
+        (",", Token::Comma),
+    ];
+    let (mut found, mut at) = (Vec::new(), 0);
+    while let Some(first) = text[at..].chars().next() {
+        let rest = &text[at..];
+        let (token, length) = if first.is_whitespace() {
+            at += first.len_utf8();
+            continue;
+        } else if let Some((symbol, token)) = SYMBOLS.iter().find(|(symbol, _)| rest.starts_with(symbol)) {
+            (token.clone(), symbol.len())
+        } else if matches!(first, '\'' | '"' | '`') {
+            let end = rest[1..].find(first).ok_or_else(|| failed(text, at, "a quote that is not closed"))?;
+            let inside = rest[1..=end].to_owned();
+            let token = if first == '`' { Token::Word(inside, true) } else { Token::Literal(Value::Text(inside)) };
+            (token, end + 2)
+        } else {
+            let length = rest.find(|c: char| !is_word(c)).unwrap_or(rest.len());
+            if length == 0 {
+                return Err(failed(text, at, "an unknown sign"));
+            }
+            let word = &rest[..length];
+            let token = match word.parse::<f64>() {
+                Ok(number) if !word.starts_with(char::is_alphabetic) => Token::Literal(Value::Number(number)),
+                _ if word.eq_ignore_ascii_case("true") => Token::Literal(Value::Bool(true)),
+                _ if word.eq_ignore_ascii_case("false") => Token::Literal(Value::Bool(false)),
+                _ => Token::Word(word.to_owned(), false),
+            };
+            (token, length)
+        };
+        found.push((at, token));
+        at += length;
+    }
+    Ok(found)
+}
+
+fn is_word(c: char) -> bool {
+    c.is_alphanumeric() || matches!(c, '_' | '.' | '-' | '+')
+}
+
+struct Parser<'a> {
+    text: &'a str,
+    tokens: Vec<(usize, Token)>,
+    at: usize,
+    columns: Vec<String>,
+}
+
+impl Parser<'_> {
+    fn peek(&self) -> Option<&Token> {
+        self.tokens.get(self.at).map(|(_, token)| token)
+    }
+
+    fn unexpected(&self, wanted: &str) -> Error {
+        let place = self.tokens.get(self.at).map_or(self.text.len(), |(place, _)| *place);
+        failed(self.text, place, &format!("{wanted} is needed"))
+    }
+
+    /// Steps over a token if it is the next one.
+    fn eat(&mut self, token: &Token) -> bool {
+        let is_next = self.peek() == Some(token);
+        self.at += usize::from(is_next);
+        is_next
+    }
+
+    /// Steps over a word of the language if it is the next one.
+    fn eat_word(&mut self, word: &str) -> bool {
+        let is_next = matches!(self.peek(), Some(Token::Word(found, false)) if found.eq_ignore_ascii_case(word));
+        self.at += usize::from(is_next);
+        is_next
+    }
+
+    fn either(&mut self) -> Result<Condition> {
+        let mut parts = vec![self.both()?];
+        while self.eat_word("or") {
+            parts.push(self.both()?);
+        }
+        Ok(if parts.len() == 1 { parts.remove(0) } else { Condition::Or(parts) })
+    }
+
+    fn both(&mut self) -> Result<Condition> {
+        let mut parts = vec![self.one()?];
+        while self.eat_word("and") {
+            parts.push(self.one()?);
+        }
+        Ok(if parts.len() == 1 { parts.remove(0) } else { Condition::And(parts) })
+    }
+
+    fn one(&mut self) -> Result<Condition> {
+        if self.eat_word("not") {
+            return Ok(Condition::Not(Box::new(self.one()?)));
+        }
+        if self.eat(&Token::Open) {
+            let inside = self.either()?;
+            return if self.eat(&Token::Close) { Ok(inside) } else { Err(self.unexpected("a closing parenthesis")) };
+        }
+        let left = self.operand()?;
+        if let Some(&Token::Compare(comparison)) = self.peek() {
+            self.at += 1;
+            return Ok(Condition::Compare(comparison, left, self.operand()?));
+        }
+        if self.eat_word("is") {
+            let negated = self.eat_word("not");
+            if !self.eat_word("null") {
+                return Err(self.unexpected("`null`"));
+            }
+            return Ok(negate(negated, Condition::IsNull(left)));
+        }
+        let negated = self.eat_word("not");
+        if self.eat_word("in") {
+            return Ok(negate(negated, Condition::In(left, self.operands()?)));
+        }
+        if negated {
+            return Err(self.unexpected("`in`"));
+        }
+        Ok(Condition::Is(left))
+    }
+
+    fn operands(&mut self) -> Result<Vec<Operand>> {
+        if !self.eat(&Token::Open) {
+            return Err(self.unexpected("an opening parenthesis"));
+        }
+        let mut operands = vec![self.operand()?];
+        while self.eat(&Token::Comma) {
+            operands.push(self.operand()?);
+        }
+        if self.eat(&Token::Close) { Ok(operands) } else { Err(self.unexpected("a comma or a closing parenthesis")) }
+    }
+
+    fn operand(&mut self) -> Result<Operand> {
+        match self.peek().cloned() {
+            Some(Token::Literal(value)) => {
+                self.at += 1;
+                Ok(Operand::Literal(value))
+            }
+            Some(Token::Word(name, quoted)) if quoted || !is_reserved(&name) => {
+                self.at += 1;
+                let known = self.columns.iter().position(|column| *column == name);
+                let index = known.unwrap_or_else(|| {
+                    self.columns.push(name);
+                    self.columns.len() - 1
+                });
+                Ok(Operand::Column(index))
+            }
+            _ => Err(self.unexpected("a column, a number or a text in quotes")),
+        }
+    }
+}
+
+fn negate(really: bool, condition: Condition) -> Condition {
+    if really { Condition::Not(Box::new(condition)) } else { condition }
+}
+
+fn is_reserved(word: &str) -> bool {
+    ["and", "or", "not", "in", "is", "null"].iter().any(|reserved| word.eq_ignore_ascii_case(reserved))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether the filter takes a row with width 640, aesthetic 5.5, NSFW "UNLIKELY", `my col` "7", and no height.
+    fn takes(text: &str) -> bool {
+        let filter = Filter::parse(text).unwrap();
+        let cell = |name: &String| match name.as_str() {
+            "width" => Value::Number(640.0),
+            "aesthetic" => Value::Number(5.5),
+            "NSFW" => Value::Text("UNLIKELY".to_owned()),
+            "my col" => Value::Text("7".to_owned()),
+            "good" => Value::Bool(true),
+            "height" => Value::Null,
+            other => panic!("{other}"),
+        };
+        let cells: Vec<Value> = filter.columns().iter().map(cell).collect();
+        filter.takes(&cells)
+    }
+
+    #[test]
+    fn comparisons_and_words_mean_what_they_say() {
+        for text in [
+            "aesthetic >= 5.5 and width >= 512",
+            "width = 640 AND NOT aesthetic < 5",
+            "NSFW == 'UNLIKELY' or width < 0",
+            "(width < 0 or width > 600) and NSFW != \"NSFW\"",
+            "NSFW in ('LIKELY', 'UNLIKELY')",
+            "NSFW not in ('LIKELY')",
+            "`my col` > 6.9 and -1 < width and width <> 1e3",
+            "good and height is null and width is not null",
+        ] {
+            assert!(takes(text), "{text}");
+        }
+        for text in ["width < 640", "NSFW = 'unlikely'", "not good", "width in (1, 2)", "width = 640 and aesthetic > 6"]
+        {
+            assert!(!takes(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_is_neither_more_nor_less() {
+        for text in ["height > 5", "not height > 5", "height in (1)", "height not in (1)", "NSFW > 5", "height"] {
+            assert!(!takes(text), "{text}");
+        }
+        assert!(takes("height > 5 or width = 640"));
+    }
+
+    #[test]
+    fn a_mistake_is_shown_where_it_is() {
+        for (text, rest, reason) in [
+            ("width >", "", "a column, a number"),
+            ("width > 5 height", "height", "`and`, `or` or the end"),
+            ("(width > 5", "", "closing parenthesis"),
+            ("width & 5", "& 5", "unknown sign"),
+            ("NSFW = 'x", "'x", "not closed"),
+            ("width is 5", "5", "`null`"),
+            ("", "", "a column"),
+        ] {
+            let Err(Error::Filter { rest: found, reason: why, .. }) = Filter::parse(text) else { panic!("{text}") };
+            assert_eq!(found, rest, "{text}");
+            assert!(why.contains(reason), "{text}: {why}");
+        }
+    }
+}

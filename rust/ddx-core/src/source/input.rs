@@ -1,0 +1,101 @@
+//! Everything that the user named, one file after the other, as one source.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use super::discover::{FileKind, discover};
+use super::folder::ImageFolder;
+use super::list::ListFile;
+use super::parquet::ParquetFile;
+use super::webdataset::TarFile;
+use super::{Cells, ColumnChoice, ImageKind, Row, Rows, Source, numbered};
+use crate::{Error, Result};
+
+/// The files of an input and their rows, in the order in which they were named.
+pub struct Input {
+    files: Vec<File>,
+    num_rows: u64,
+}
+
+struct File {
+    path: PathBuf,
+    first_row: u64,
+    rows: Box<dyn Source>,
+}
+
+impl Input {
+    /// Opens what `sources` name (files, patterns, folders) and finds the columns; images are not read.
+    ///
+    /// # Errors
+    /// If a name matches nothing, a file cannot be read as what it is, a column is missing, or there is no row at all.
+    pub fn open(sources: &[String], choice: &ColumnChoice) -> Result<Self> {
+        let (mut files, mut num_rows) = (Vec::new(), 0);
+        for found in discover(sources)? {
+            let rows: Box<dyn Source> = match found.kind {
+                FileKind::Parquet => Box::new(ParquetFile::open(&found.path, choice)?),
+                FileKind::List(format) => Box::new(ListFile::open(&found.path, format, choice)?),
+                FileKind::Tar => Box::new(TarFile::open(&found.path, choice)?),
+                FileKind::ImageFolder(images) => Box::new(ImageFolder::new(&found.path, images, choice)?),
+            };
+            let first_row = num_rows;
+            num_rows += rows.num_rows();
+            files.push(File { path: found.path, first_row, rows });
+        }
+        if num_rows == 0 {
+            return Err(Error::NoRows(sources.join(", ")));
+        }
+        Ok(Self { files, num_rows })
+    }
+
+    /// The files in order; a folder of images is one of them.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|file| file.path.as_path())
+    }
+
+    fn first(&self) -> &dyn Source {
+        self.files[0].rows.as_ref()
+    }
+}
+
+impl Source for Input {
+    fn num_rows(&self) -> u64 {
+        self.num_rows
+    }
+
+    fn rows(&self, range: Range<u64>) -> Result<Rows<'_>> {
+        let end = range.end.min(self.num_rows);
+        let pieces = self.files.iter().filter_map(move |file| {
+            let file_end = file.first_row + file.rows.num_rows();
+            let piece = range.start.max(file.first_row)..end.min(file_end);
+            (!piece.is_empty()).then_some((file, piece))
+        });
+        // A file is opened when its first row is asked for, and closed before the next one.
+        Ok(Box::new(pieces.flat_map(|(file, piece)| {
+            let within = piece.start - file.first_row..piece.end - file.first_row;
+            match file.rows.rows(within) {
+                Ok(rows) => Box::new(rows.zip(piece).map(|(row, number)| row.map(|row| named(row, number)))),
+                Err(error) => Box::new(std::iter::once(Err(error))) as Rows<'_>,
+            }
+        })))
+    }
+
+    fn cells(&self, columns: &[String]) -> Result<Cells<'_>> {
+        let cells: Vec<Cells<'_>> = self.files.iter().map(|file| file.rows.cells(columns)).collect::<Result<_>>()?;
+        Ok(Box::new(cells.into_iter().flatten()))
+    }
+
+    fn image_kind(&self) -> ImageKind {
+        self.first().image_kind()
+    }
+
+    fn columns(&self) -> BTreeMap<&'static str, String> {
+        self.first().columns()
+    }
+}
+
+/// A row without a name is called by its number in the whole input.
+fn named(mut row: Row, number: u64) -> Row {
+    row.key.get_or_insert_with(|| numbered(number));
+    row
+}

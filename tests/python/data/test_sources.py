@@ -1,0 +1,165 @@
+"""Every kind of input, with the same pictures and captions, ends in the same latents and embeddings."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddx.cli import main
+from ddx.data.config import PrecomputeConfig
+from ddx.data.precompute import precompute
+from ddx.data.store import Store
+from ddx.errors import UsageError
+
+NUM = 6
+CAPTIONS = [f"picture number {number}, with a\tgrey edge" for number in range(NUM)]
+
+
+def png(number: int) -> bytes:
+    random = np.random.default_rng(number)
+    pixels = random.integers(0, 256, (80 + number, 70, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_images(folder: Path) -> list[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"{number:03d}.png" for number in range(NUM)]
+    for number, name in enumerate(names):
+        (folder / name).write_bytes(png(number))
+    return names
+
+
+def image_folder(folder: Path) -> Path:
+    for name, caption in zip(write_images(folder / "images" / "deep"), CAPTIONS, strict=True):
+        (folder / "images" / "deep" / name).with_suffix(".txt").write_text(caption + "\n")
+    return folder / "images"
+
+
+def csv_of_paths(folder: Path) -> Path:
+    names = write_images(folder / "pictures")
+    with (folder / "list.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file_name", "caption"])
+        writer.writerows([f"pictures/{name}", caption] for name, caption in zip(names, CAPTIONS, strict=True))
+    return folder / "list.csv"
+
+
+def jsonl_beside_images(folder: Path) -> Path:
+    """What the `datasets` library calls an image folder."""
+    names = write_images(folder / "hub")
+    lines = [json.dumps({"file_name": n, "text": c}) for n, c in zip(names, CAPTIONS, strict=True)]
+    (folder / "hub" / "metadata.jsonl").write_text("\n".join(lines))
+    return folder / "hub"
+
+
+def tars(folder: Path) -> Path:
+    """Two shards; the second has its captions in JSON."""
+    for shard, numbers in enumerate((range(4), range(4, NUM))):
+        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
+            for number in numbers:
+                text = json.dumps({"caption": CAPTIONS[number]}) if shard else CAPTIONS[number]
+                for extension, content in (("json" if shard else "txt", text.encode()), ("png", png(number))):
+                    member = tarfile.TarInfo(f"{number:09d}.{extension}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return folder / "{00000..00001}.tar"
+
+
+@pytest.fixture(scope="module")
+def make(teacher_folder: Path) -> Callable[..., Store]:
+    def make(sources: Sequence[Path], out: Path, **settings: object) -> Store:
+        config = PrecomputeConfig(
+            teacher=str(teacher_folder), device="cpu", batch_size=2, part_rows=4, out=out, max_upscale=2.0, **settings
+        )
+        return Store(precompute(config, [str(source) for source in sources]))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def reference(make: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("reference")
+    return make([image_folder(folder)], folder / "store.zarr")
+
+
+@pytest.mark.parametrize("write", [csv_of_paths, jsonl_beside_images, tars])
+def test_every_kind_of_input_gives_the_same_arrays(
+    write: Callable[[Path], Path], make: Callable[..., Store], reference: Store, tmp_path: Path
+) -> None:
+    store = make([write(tmp_path)], tmp_path / "store.zarr")
+    assert store.rows_table()["caption"].to_pylist() == CAPTIONS
+    assert store.num_ok == NUM
+    for name in ("latents", "text/tokens", "text/offset", "text/length"):
+        np.testing.assert_array_equal(store.array(name), reference.array(name), name)
+
+
+def test_rows_are_chosen_by_their_metadata(make: Callable[..., Store], reference: Store, tmp_path: Path) -> None:
+    names = write_images(tmp_path / "p")
+    lines = ["path\ttext\twidth"]
+    for number in (0, 1, 1, 2, 3, 4, 5):
+        lines.append(f"p/{names[number]}\t{CAPTIONS[number].replace(chr(9), ' ')}\t{number * 100}")
+    (tmp_path / "list.tsv").write_text("\n".join(lines))
+    store = make(
+        [tmp_path / "list.tsv"], tmp_path / "s.zarr", where="width >= 100 and width != 300", dedup="url", limit=3
+    )
+    assert store.rows_table()["key"].to_pylist() == ["000000001", "000000003", "000000005"]
+    np.testing.assert_array_equal(store.array("latents")[:3], reference.array("latents")[[1, 2, 4]])
+    with pytest.raises(UsageError, match="limit"):  # another selection is another store
+        make([tmp_path / "list.tsv"], tmp_path / "s.zarr", where="width >= 100 and width != 300", dedup="url")
+
+
+def test_a_tar_that_is_cut_short_keeps_what_it_has(make: Callable[..., Store], tmp_path: Path) -> None:
+    tars(tmp_path)
+    whole = (tmp_path / "00000.tar").read_bytes()
+    (tmp_path / "00000.tar").write_bytes(whole[: len(whole) // 2])
+    table = make([tmp_path], tmp_path / "store.zarr").rows_table()
+    status = table["status"].to_pylist()
+    assert status[-2:] == ["ok", "ok"]  # those of the second tar
+    assert "unreadable_source" in status and status.count("ok") >= 3
+    assert "cut short" in table["detail"].to_pylist()[status.index("unreadable_source")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said", "cure"),
+    [
+        (["list.tsv", "--where", "width >"], "cannot read the filter", "--where"),
+        (["list.tsv", "--where", "height > 5"], 'no column "height" among: path, text, width', "one of the columns"),
+        (["list.tsv", "--where", "width > 5000"], "none of 1 rows passes", "widen"),
+        (["list.tsv", "--shuffle", "1"], "shuffle = 1", "--limit"),
+        (["list.tsv", "--limit", "0"], "limit = 0", "--limit 1"),
+        (["list.tsv", "--dedup", "sha"], "sha", "url"),
+        (["notes.doc"], "not a kind of file", "*.parquet"),
+        (["empty"], "no image in", "*.parquet"),
+        (["broken.tar"], "not a readable tar", "download"),
+        (["broken.jsonl"], "not JSON", ".jsonl"),
+        (["{00000..00003}.tar"], "no such file: 00000.tar", "check the path"),
+    ],
+)
+def test_wrong_input_is_one_line_and_its_cure(
+    arguments: list[str],
+    said: str,
+    cure: str,
+    teacher_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("list.tsv").write_text("path\ttext\twidth\na.png\ta dog\t640\n")
+    Path("notes.doc").write_text("x")
+    Path("empty").mkdir()
+    Path("broken.tar").write_text("hello " * 300)
+    Path("broken.jsonl").write_text("hello\n")
+    assert main.run(["precompute", *arguments, "--teacher", str(teacher_folder), "--device", "cpu"]) == 2
+    printed = capsys.readouterr().err
+    assert said in printed and cure in printed.partition("hint:")[2], printed
