@@ -53,6 +53,8 @@ class Input:
         """The files in order; a folder of images is one of them."""
     @property
     def rows(self) -> int: ...
+    def pick(self, rows: Sequence[int]) -> Input:
+        """The input with these rows alone, whose numbers rise."""
     @property
     def columns(self) -> dict[str, str]:
         """The column of each role: `caption`, `image` and, where there is one, `key`."""
@@ -85,16 +87,19 @@ class PartEnd:
     @property
     def num_rows(self) -> int: ...
     @property
-    def keys(self) -> list[str]: ...
+    def key(self) -> list[str]: ...
     @property
-    def captions(self) -> list[str]: ...
+    def caption(self) -> list[str]: ...
+    @property
+    def source(self) -> list[str]:
+        """The image's URL or file; empty where it lay in the row itself."""
     @property
     def status(self) -> list[str]:
         """`ok`, or a reason.
 
         `no_caption`, `no_image`, `unreadable_source`; `missing_file`, `unreadable_file`; `bad_url`, `refused_address`,
         `dns`, `connect`, `timeout`, `reset`, `http_<code>`, `redirects`, `opted_out`; `too_large`, `empty`,
-        `not_an_image`, `unsupported_format`, `too_many_pixels`, `too_small`, `decode`.
+        `wrong_checksum`, `not_an_image`, `unsupported_format`, `too_many_pixels`, `too_small`, `decode`.
         """
     @property
     def detail(self) -> list[str]:
@@ -133,6 +138,7 @@ class Ingest(Iterator[Batch | PartEnd]):
         parts: Sequence[int],
         concurrency: int = 64,
         per_host: int = 8,
+        host_rate: float | None = None,
         connect_timeout_s: float = 10.0,
         idle_timeout_s: float = 15.0,
         total_timeout_s: float = 60.0,
@@ -144,6 +150,7 @@ class Ingest(Iterator[Batch | PartEnd]):
         user_agent: str | None = None,
         max_pixels: int = 100_000_000,
         max_upscale: float = 1.0,
+        verify_checksums: bool = True,
         prefetch_rows: int | None = None,
         decode_threads: int | None = None,
         byte_budget: int = 268_435_456,
@@ -186,9 +193,13 @@ class StoreWriter:
         failed: Mapping[str, int],
         shards: Mapping[str, tuple[Sequence[int] | None, Any]],
         files: Mapping[str, Any],
+        replace: bool = False,
     ) -> str:
         """Write shard `part` of each array in `shards` (numbers of the chunks that exist, None for the first ones; and
-        their bytes), then `files` by path, then the commit record, which is returned as JSON."""
+        their bytes), then `files` by path, then the commit record, which is returned as JSON. `replace`: the part is
+        done, and counts as it is until the new one is whole."""
+    def finish_replacements(self) -> None:
+        """Finish what a stopped process was replacing; several processes may do so at once."""
     def committed(self, num_parts: int) -> list[str]:
         """The records, as JSON, of the parts that are done: equal fingerprint, every file of its size."""
 

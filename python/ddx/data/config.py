@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ddx.config import option
-from ddx.errors import UsageError
+from ddx.errors import UsageError, nearest
+
+# Why a row may fail, as `rows.parquet` says it.
+STATUSES = (
+    *("no_caption", "no_image", "unreadable_source", "missing_file", "unreadable_file", "bad_url", "refused_address"),
+    *("dns", "connect", "timeout", "reset", *(f"http_{code}" for code in range(300, 600)), "redirects", "opted_out"),
+    *("too_large", "empty", "wrong_checksum", "not_an_image", "unsupported_format", "too_many_pixels", "too_small"),
+    *("decode", "non_finite", "float16_range"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +40,7 @@ class PrecomputeConfig:
     max_upscale: float = option(1.0, "how much a small picture may be enlarged; 1: not at all, it is skipped")
     concurrency: int = option(128, "requests in flight")
     per_host: int = option(16, "requests in flight to one host")
+    host_rate: float | None = option(None, "requests a second to one host at most (none: as many as are answered)")
     retries: int = option(3, "further tries after a timeout, a reset, 429 or 5xx")
     connect_timeout_s: float = option(10.0, "seconds to wait for a connection")
     idle_timeout_s: float = option(10.0, "seconds to wait for the next bytes of a body")
@@ -39,7 +49,9 @@ class PrecomputeConfig:
     backoff_s: float = option(0.5, "seconds before the first further try; they double, with jitter")
     respect_opt_out: bool = option(True, "skip pictures whose server says `X-Robots-Tag: noai` or the like")
     allow_private_hosts: bool = option(False, "allow URLs that point at loopback and private addresses")
+    verify_checksums: bool = option(True, "skip pictures that differ from the row's md5 or sha256, if it has one")
     user_agent: str | None = option(None, "the User-Agent header (none: ddx's own)")
+    retry: tuple[str, ...] = option((), "take rows up again that failed so, such as timeout or 'http_5*'; all: any")
     prefetch_rows: int | None = option(None, "rows that are fetched and decoded ahead (none: enough for the above)")
     decode_threads: int | None = option(None, "threads that decode (none: one a core)")
     dtype: str = option("auto", "what encoders compute in (auto: bf16 on a GPU)", choices=("auto", "float32", "bf16"))
@@ -56,4 +68,11 @@ class PrecomputeConfig:
         for name in ("batch_size", "part_rows", "concurrency", "per_host", "limit"):
             if (value := getattr(self, name)) is not None and value < 1:
                 flag = "--" + name.replace("_", "-")
-                raise UsageError(f"{name} = {getattr(self, name)}: at least 1 is needed", hint=f"{flag} 1 or more")
+                raise UsageError(f"{name} = {value}: at least 1 is needed", hint=f"{flag} 1 or more")
+        for pattern in self.retry:
+            if pattern != "all" and not any(fnmatchcase(status, pattern) for status in STATUSES):
+                near = nearest(pattern, STATUSES)
+                cure = f"did you mean `{near}`?" if near else "statuses are " + ", ".join(STATUSES)
+                raise UsageError(f"retry = {pattern}: no row fails like that", hint=cure)
+        if self.host_rate is not None and not self.host_rate > 0:
+            raise UsageError(f"host_rate = {self.host_rate} is not above 0", hint="--host-rate 2 is two a second")

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddx._core import StoreWriter
 from ddx.data.core import core_errors
-from ddx.data.encode import Captions, pack
+from ddx.data.encode import Captions, Text, as_text, pack
 from ddx.data.fingerprint import refuse_mismatch
 from ddx.data.layout import array_specs, whole_spec
 from ddx.data.part_writer import raw
 from ddx.data.plan import Plan, with_pooled
 from ddx.errors import DdxError, UsageError
+
+if TYPE_CHECKING:
+    from ddx.teachers.condition import Condition
 
 SECONDS_BETWEEN_LOOKS = 0.2
 
@@ -53,22 +56,14 @@ def open_writer(plan: Plan) -> tuple[Plan, StoreWriter]:
 def _create(plan: Plan) -> tuple[Plan, StoreWriter]:
     teacher = plan.teacher
     prompts = list(teacher.validation_prompts)
-    null = pack([teacher.null_condition().to("cpu")])
-    validation = pack([condition.to("cpu") for condition in teacher.encode_text(prompts)])
-    for captions in (null, validation):
-        if captions.failed:
-            reason = next(iter(captions.failed.values()))
-            raise DdxError(
-                f"the text encoder of {teacher.name} gives {reason} values in {plan.settings['dtype']}",
-                hint="try --dtype float32",
-            )
-    plan = with_pooled(plan, None if null.pooled is None else null.pooled.shape[1])
+    null, *texts = (_text(plan, condition) for condition in (teacher.null_condition(), *teacher.encode_text(prompts)))
+    plan = with_pooled(plan, None if null.pooled is None else len(null.pooled))
     arrays = {
-        "text/null": null.tokens[: int(null.length[0])],
-        **_validation_arrays(validation),
+        "text/null": null.tokens,
+        **_validation_arrays(pack(texts)),
     }
     if null.pooled is not None:
-        arrays["text/null_pooled"] = null.pooled
+        arrays["text/null_pooled"] = null.pooled[None]
     specs = array_specs(plan.sizes)
     for path, array in arrays.items():
         names = ("token", "channel") if array.ndim == 2 else ("prompt",)
@@ -84,6 +79,16 @@ def _create(plan: Plan) -> tuple[Plan, StoreWriter]:
             {path: raw(array) for path, array in arrays.items()},
         )
     return plan, writer
+
+
+def _text(plan: Plan, condition: Condition) -> Text:
+    text = as_text(condition.to("cpu"))
+    if isinstance(text, str):
+        raise DdxError(
+            f"the text encoder of {plan.teacher.name} gives {text} values in {plan.settings['dtype']}",
+            hint="try --dtype float32",
+        )
+    return text
 
 
 def _validation_arrays(validation: Captions) -> dict[str, Any]:

@@ -6,8 +6,8 @@ Every batch has the shape it would have in any other run, so a row's bytes do no
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +28,15 @@ CAPTIONS_AT_ONCE = 256
 Array = np.ndarray[Any, Any]
 
 
-@dataclass
+@dataclass(frozen=True)
+class Text:
+    """An encoded caption: float16 tokens `[L, D]`, and the pooled embedding `[K]` of families that have one."""
+
+    tokens: Array
+    pooled: Array | None
+
+
+@dataclass(frozen=True)
 class Captions:
     """Ragged tokens in whole chunks: float16 `[T, D]`, and of each caption its first token and its length."""
 
@@ -36,13 +44,6 @@ class Captions:
     offset: Array
     length: Array
     pooled: Array | None
-    failed: dict[int, str] = field(default_factory=dict)
-
-    def without_failed(self) -> Captions:
-        """The captions that can be stored; the others have no tokens anyway."""
-        keep = [index for index in range(len(self.length)) if index not in self.failed]
-        pooled = None if self.pooled is None else self.pooled[keep]
-        return Captions(self.tokens, self.offset[keep], self.length[keep], pooled)
 
 
 class LatentBatches:
@@ -88,44 +89,36 @@ def unfit(largest: float) -> str | None:
     return OUT_OF_RANGE if largest > FLOAT16_MAX else None
 
 
-def encode_captions(teacher: Teacher, captions: Sequence[str]) -> Captions:
-    """Encode captions; one whose embedding cannot be stored has length 0 and is in `failed`."""
-    conditions: list[Condition] = []
-    pieces = [captions[start : start + CAPTIONS_AT_ONCE] for start in range(0, len(captions), CAPTIONS_AT_ONCE)]
-    for piece in pieces:
-        conditions += [condition.to("cpu", torch.float32) for condition in teacher.encode_text(piece)]
-    return pack(conditions)
+def encode_captions(teacher: Teacher, captions: Sequence[str]) -> list[Text | str]:
+    """Encode captions; of one whose embedding cannot be stored, the reason."""
+    texts: list[Text | str] = []
+    for start in range(0, len(captions), CAPTIONS_AT_ONCE):
+        conditions = teacher.encode_text(captions[start : start + CAPTIONS_AT_ONCE])
+        texts += [as_text(condition.to("cpu", torch.float32)) for condition in conditions]
+    return texts
 
 
-def pack(conditions: Iterable[Condition]) -> Captions:
-    """One-row conditions as ragged float16 tokens, each starting on a chunk boundary."""
-    chosen, offsets, lengths, pooled, failed = [], [], [], [], {}
-    start = 0
-    for index, condition in enumerate(conditions):
-        tokens = condition.tokens[0][condition.mask[0]].float().numpy()
-        largest = float(np.abs(tokens).max()) if len(tokens) else np.nan
-        if condition.pooled is not None:
-            pooled.append(condition.pooled[0].float().numpy())
-            largest = max(largest, float(np.abs(pooled[-1]).max()))
-        reason = unfit(largest)
-        if reason is not None:
-            failed[index] = reason
-            tokens = tokens[:0]
-        chosen.append(tokens)
-        offsets.append(start)
-        lengths.append(len(tokens))
-        start += round_up(len(tokens))
-    width = chosen[0].shape[1] if chosen else 0
-    packed = np.zeros((start, width), np.float16)
-    for offset, tokens in zip(offsets, chosen, strict=True):
-        packed[offset : offset + len(tokens)] = tokens
-    return Captions(
-        tokens=packed,
-        offset=np.array(offsets, np.int64),
-        length=np.array(lengths, np.int32),
-        pooled=np.stack(pooled).astype(np.float16) if pooled else None,
-        failed=failed,
-    )
+def as_text(condition: Condition) -> Text | str:
+    """A one-row condition as it is stored, or the reason why it cannot be."""
+    tokens = condition.tokens[0][condition.mask[0]].float().numpy()
+    largest = float(np.abs(tokens).max()) if len(tokens) else np.nan
+    pooled = None if condition.pooled is None else condition.pooled[0].float().numpy()
+    if pooled is not None:
+        largest = max(largest, float(np.abs(pooled).max()))
+    reason = unfit(largest)
+    return reason or Text(tokens.astype(np.float16), None if pooled is None else pooled.astype(np.float16))
+
+
+def pack(texts: Sequence[Text]) -> Captions:
+    """Put captions one after another, each starting on a chunk boundary."""
+    length = np.array([len(text.tokens) for text in texts], np.int32)
+    end = np.cumsum([round_up(int(num)) for num in length], dtype=np.int64)
+    offset = np.concatenate([np.zeros(1, np.int64), end[:-1]]) if len(texts) else np.zeros(0, np.int64)
+    tokens = np.zeros((int(end[-1]), texts[0].tokens.shape[1]) if texts else (0, 0), np.float16)
+    for start, text in zip(offset, texts, strict=True):
+        tokens[start : start + len(text.tokens)] = text.tokens
+    pooled = [text.pooled for text in texts if text.pooled is not None]
+    return Captions(tokens, offset, length, np.stack(pooled) if pooled else None)
 
 
 def overhead(lengths: Array) -> float | None:

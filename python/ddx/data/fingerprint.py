@@ -45,7 +45,9 @@ def source_digest(files: Sequence[Path]) -> str:
 
 def refuse_mismatch(store: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise UsageError that names the first key in which an existing store differs from what is asked for."""
-    for key in dict.fromkeys((*wanted, *found)):
+    # A setting that only one of them has explains more than the number of rows that follows from it.
+    one_sided = wanted.keys() ^ found.keys()
+    for key in (*sorted(one_sided), *wanted):
         if found.get(key) != wanted.get(key):
             raise UsageError(
                 f"{store} exists and was made with {key} = {found.get(key)}; this run has {wanted.get(key)}",

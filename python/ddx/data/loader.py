@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ddx._core import BatchReader
 from ddx.data.core import core_errors
+from ddx.data.ranks import READERS, claim
 from ddx.data.store import Store
 from ddx.errors import DdxError
 from ddx.teachers.condition import Condition
@@ -53,6 +55,9 @@ class Loader:
     ) -> None:
         self.store = store if isinstance(store, Store) else Store(store)
         self.store.require_complete()
+        self._lock = ExitStack()  # rows may not be taken up again meanwhile: captions would change places
+        if not self._lock.enter_context(claim(self.store.path, READERS, shared=True)):
+            raise DdxError(f"{self.store.path} is being changed", hint="wait until `ddx precompute --retry` has ended")
         self._pin = torch.cuda.is_available()
         with core_errors():
             self._reader: BatchReader | None = BatchReader(
@@ -91,6 +96,7 @@ class Loader:
     def close(self) -> None:
         """Stop the reading threads."""
         self._reader = None
+        self._lock.close()
 
     def _tensor(self, buffer: Any) -> Tensor:
         tensor = torch.from_numpy(np.asarray(buffer))

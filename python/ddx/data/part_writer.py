@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import queue
 import threading
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ddx.data.core import core_errors
-from ddx.data.encode import Array, Captions
+from ddx.data.encode import Array
 from ddx.data.layout import Sizes
-from ddx.data.rows import PartRows, errors_path, piece_path
+from ddx.data.part import Part
+from ddx.data.rows import errors_path, piece_path
 
 if TYPE_CHECKING:
     from ddx._core import StoreWriter
@@ -22,21 +22,14 @@ if TYPE_CHECKING:
 WAITING_PARTS = 1
 
 
-@dataclass
-class Part:
-    """Everything that a part's files are made of. `latents` and `captions` are those of the ok rows, in row order."""
-
-    number: int
-    rows: PartRows
-    latents: list[Array]
-    captions: Captions
-
-
 class PartWriter:
-    """A queue and its thread. The first failure is raised by the next call, in the caller's thread."""
+    """A queue and its thread. The first failure is raised by the next call, in the caller's thread.
 
-    def __init__(self, writer: StoreWriter, sizes: Sizes) -> None:
-        self.writer, self.sizes = writer, sizes
+    `replace`: the parts are done already, and count as they are until the new ones are whole.
+    """
+
+    def __init__(self, writer: StoreWriter, sizes: Sizes, *, replace: bool = False) -> None:
+        self.writer, self.sizes, self.replace = writer, sizes, replace
         self.written = 0
         self._queue: queue.Queue[Part | None] = queue.Queue(WAITING_PARTS)
         self._error: BaseException | None = None
@@ -76,20 +69,6 @@ class PartWriter:
                 self._error = error
 
     def _write(self, part: Part) -> None:
-        ok, captions, sizes = part.rows.ok, part.captions, self.sizes
-        offset = np.full(sizes.part_rows, -1, np.int64)
-        length = np.zeros(sizes.part_rows, np.int32)
-        offset[ok] = captions.offset + part.number * sizes.part_tokens
-        length[ok] = captions.length
-        latents = np.stack(part.latents) if part.latents else np.empty(0, np.float16)
-        shards = {
-            "latents": (ok, raw(latents)),
-            "text/tokens": (None, raw(captions.tokens)),
-            "text/offset": (None, raw(offset)),
-            "text/length": (None, raw(length)),
-        }
-        if sizes.pooled_width:
-            shards["text/pooled"] = (ok, raw(captions.pooled if captions.pooled is not None else np.empty(0)))
         files = {piece_path(part.number): part.rows.parquet()}
         if errors := part.rows.errors():
             files[errors_path(part.number)] = errors
@@ -97,10 +76,11 @@ class PartWriter:
             part=part.number,
             first_row=part.rows.first_row,
             rows=len(part.rows.status),
-            ok=len(ok),
+            ok=len(part.rows.ok),
             failed=part.rows.counts(),
-            shards=shards,
+            shards={name: (ids, raw(data)) for name, (ids, data) in part.shards(self.sizes).items()},
             files=files,
+            replace=self.replace,
         )
 
 

@@ -25,7 +25,8 @@ COLUMNS = ("url_column", "image_column", "path_column", "caption_column", "key_c
 SELECTION = ("where", "dedup", "limit", "shuffle")
 # Settings of PrecomputeConfig that the core's Ingest takes under the same name.
 INGEST = (
-    *("part_rows", "batch_size", "max_pixels", "max_upscale", "concurrency", "per_host", "retries", "backoff_s"),
+    *("batch_size", "max_pixels", "max_upscale", "verify_checksums", "concurrency", "per_host", "host_rate"),
+    *("retries", "backoff_s"),
     *("connect_timeout_s", "idle_timeout_s", "total_timeout_s", "max_body_bytes", "allow_private_hosts"),
     *("respect_opt_out", "user_agent", "prefetch_rows", "decode_threads"),
 )
@@ -79,10 +80,9 @@ class Plan:
         roles = ", ".join(f"{role} from {column}" for role, column in self.input.columns.items())
         return f"{self.sizes.rows} rows of {', '.join(self.sources)} ({roles})"
 
-    def my_parts(self, done: set[int]) -> list[int]:
-        """The missing parts that are this rank's."""
-        mine = range(self.rank.rank, self.sizes.num_parts, self.rank.world)
-        return [part for part in mine if part not in done]
+    def share(self, rank: int) -> range:
+        """The parts of a rank."""
+        return range(rank, self.sizes.num_parts, self.rank.world)
 
 
 def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Workspace | None = None) -> Plan:
@@ -93,7 +93,7 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Works
     if not sources:
         raise UsageError(
             "there is nothing to precompute",
-            hint="give a parquet file, tars, a CSV, TSV or JSONL list, or a folder",
+            hint="for example `ddx precompute laion.parquet`; tars, CSV, TSV and JSONL lists and folders are read too",
         )
     try:
         with core_errors():
@@ -135,6 +135,7 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Works
         "max_upscale": config.max_upscale,
         # Absent unless given, so that a store made before they existed is still the same.
         **{name: value for name in SELECTION if (value := getattr(config, name)) not in (None, "none")},
+        **({} if config.verify_checksums else {"verify_checksums": False}),
     }
     return Plan(
         config=config,

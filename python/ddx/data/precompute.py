@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ddx._core import Batch, Ingest
 from ddx.config import to_dict
 from ddx.data import rows as row_table
 from ddx.data.config import PrecomputeConfig
 from ddx.data.core import core_errors
 from ddx.data.create import open_writer
-from ddx.data.encode import LatentBatches, encode_captions
-from ddx.data.part_writer import Part, PartWriter
-from ddx.data.plan import INGEST, Plan, make_plan
-from ddx.data.ranks import cannot_write, only_writer
-from ddx.data.rows import PartRows
+from ddx.data.encode_parts import encoded_parts
+from ddx.data.part_writer import PartWriter
+from ddx.data.plan import Plan, make_plan
+from ddx.data.ranks import already_written, cannot_write, claim, share_lock
+from ddx.data.retry import any_retries, retry_rows
 from ddx.errors import DdxError
 from ddx.progress import NullProgress
 from ddx.run_record import versions, write_run
@@ -43,7 +41,7 @@ def precompute(
     """Encode every row of the sources, and return the path of the complete store.
 
     A row that fails is recorded and skipped. A part that is committed is kept: after a stop the same call goes on with
-    the rest. Under torchrun the ranks take disjoint parts, and the first one completes the store.
+    the rest. Under torchrun the ranks take disjoint parts, and those of a rank that is gone are taken over.
 
     Raises UsageError when the store at that place was made with other settings (naming the first), DdxError when the
     input, the teacher or the disk fails. KeyboardInterrupt leaves what is finished.
@@ -53,16 +51,20 @@ def precompute(
     if not plan.rank.is_first:
         progress = NullProgress()
     progress.log(plan.reads)
-    with only_writer(plan.store, plan.rank):
+    with _writes_alone(plan) as mine:
         plan, writer = open_writer(plan)
-        done = {int(record["part"]): record for record in committed(writer, plan)}
-        parts = plan.my_parts(set(done))
-        if done:
+        with core_errors():
+            writer.finish_replacements()
+        done = {int(record["part"]) for record in committed(writer, plan)}
+        if 0 < len(done) < plan.sizes.num_parts:
             progress.log(f"{plan.store} has {len(done)} of {plan.sizes.num_parts} parts; going on with the rest")
-        if parts:
-            _run_parts(plan, writer, parts, progress)
-        if plan.rank.is_first:
-            _complete(plan, writer, progress)
+        if mine:
+            _run_parts(plan, writer, plan.share(plan.rank.rank), progress)
+    while len(committed(writer, plan)) < plan.sizes.num_parts:
+        _help(plan, writer, progress)
+    if config.retry:
+        retry_rows(plan, writer, progress)
+    _complete(plan, writer, progress)
     return plan.store
 
 
@@ -71,31 +73,27 @@ def committed(writer: StoreWriter, plan: Plan) -> list[dict[str, Any]]:
     return [json.loads(record) for record in writer.committed(plan.sizes.num_parts)]
 
 
-def _run_parts(plan: Plan, writer: StoreWriter, parts: list[int], progress: Progress) -> None:
-    """Encode and write `parts`. What is complete when this ends, however it ends, is on disk."""
-    settings = {name: getattr(plan.config, name) for name in INGEST}
-    settings["part_rows"] = plan.sizes.part_rows
-    num_rows = sum(len(plan.sizes.part_range(part)) for part in parts)
-    progress.start("precompute", num_rows, "rows")
-    with core_errors():
-        ingest = Ingest(plan.input, resolution=plan.resolution, parts=parts, **settings)
-    counts = {"ok": 0, "failed": 0}
+@contextmanager
+def _writes_alone(plan: Plan) -> Iterator[bool]:
+    """Hold this rank's share of the parts; false when another rank has taken it over already."""
+    with claim(plan.store, share_lock(plan.rank.rank)) as held:
+        if not held and plan.rank.world == 1:
+            raise already_written(plan.store)
+        yield held
+
+
+def _run_parts(plan: Plan, writer: StoreWriter, share: Sequence[int], progress: Progress) -> None:
+    """Encode and write what is missing of a share. What is complete when this ends, however it ends, is on disk."""
+    done = {int(record["part"]) for record in committed(writer, plan)}
+    parts = [part for part in share if part not in done]
+    if not parts:
+        return
+    progress.start("precompute", sum(len(plan.sizes.part_range(part)) for part in parts), "rows")
     part_writer = PartWriter(writer, plan.sizes)
     try:
-        with part_writer, ingest, core_errors():
-            latents = LatentBatches(plan.teacher)
-            for item in ingest:
-                if isinstance(item, Batch):
-                    latents.add(item.rows, _tensor(item.images))
-                    progress.advance(item.count)
-                    continue
-                skipped = sum(status != row_table.OK for status in item.status)
-                part = _finish_part(plan, item, latents)
+        with part_writer:
+            for part in encoded_parts(plan, plan.input, parts, progress):
                 part_writer.put(part)
-                num_ok = len(part.rows.ok)
-                counts["ok"] += num_ok
-                counts["failed"] += len(part.rows.status) - num_ok
-                progress.advance(skipped, **counts)
     except KeyboardInterrupt:
         progress.finish()
         progress.log(f"stopped after {part_writer.written} of {len(parts)} parts; the same command goes on")
@@ -103,68 +101,44 @@ def _run_parts(plan: Plan, writer: StoreWriter, parts: list[int], progress: Prog
     progress.finish()
 
 
-def _tensor(buffer: Any) -> Any:
-    import torch
-
-    return torch.from_numpy(np.asarray(buffer))
-
-
-def _finish_part(plan: Plan, end: Any, latents: LatentBatches) -> Part:
-    """Encode the captions of the rows whose pictures are fine, and put the part together."""
-    rows = PartRows(
-        first_row=end.first_row,
-        keys=end.keys,
-        captions=end.captions,
-        status=end.status,
-        detail=end.detail,
-        width=end.width,
-        height=end.height,
-        crop=end.crop,
-        hash=end.hash,
-    )
-    encoded, failed = latents.take()
-    for row, reason in failed.items():
-        rows.fail(row - rows.first_row, reason, "the picture's latents")
-    places = rows.ok
-    captions = encode_captions(plan.teacher, [rows.captions[place] for place in places])
-    for index, reason in captions.failed.items():
-        rows.fail(places[index], reason, "the caption's embedding")
-    return Part(
-        number=end.part,
-        rows=rows,
-        latents=[encoded[rows.first_row + place] for place in rows.ok],
-        captions=captions.without_failed(),
-    )
+def _help(plan: Plan, writer: StoreWriter, progress: Progress) -> None:
+    """Take over the share of a rank that is gone; wait a little if all are at work."""
+    if plan.rank.world == 1:
+        raise DdxError(
+            f"{plan.store} lost parts while it was being made",
+            hint="does something else write there? run the same command again",
+        )
+    for rank in range(plan.rank.world):
+        with claim(plan.store, share_lock(rank)) as held:
+            if held:
+                _run_parts(plan, writer, plan.share(rank), progress)
+    time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def _complete(plan: Plan, writer: StoreWriter, progress: Progress) -> None:
-    """Wait for the other ranks' parts, join the rows, and record the run."""
-    while len(records := committed(writer, plan)) < plan.sizes.num_parts:
-        if plan.rank.world == 1:
-            raise DdxError(
-                f"{plan.store} lost {plan.sizes.num_parts - len(records)} parts while it was being made",
-                hint="does something else write there? run the same command again",
-            )
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-    if (plan.store / row_table.FILE_NAME).is_file():
-        progress.log(f"{plan.store} is complete")
-        return
-    ok, failed = summary_of(records)
-    record = {
-        "kind": "store",
-        "teacher": plan.teacher.name,
-        "config": to_dict(plan.config),
-        "sources": list(plan.sources),
-        "rows": plan.sizes.rows,
-        "ok": ok,
-        "failed": failed,
-        "versions": versions(),
-    }
-    try:
-        write_run(plan.store, record, finished=True)
-        row_table.join(plan.store, range(plan.sizes.num_parts))
-    except OSError as error:
-        raise cannot_write(plan.store, error) from error
+    """Join the rows and record the run, unless another rank has done so, or will when it has ended its retries."""
+    with claim(plan.store, "complete", wait=True):
+        if any_retries(plan):
+            return
+        if row_table.is_joined(plan.store, plan.sizes.num_parts):
+            progress.log(f"{plan.store} is complete")
+            return
+        ok, failed = summary_of(committed(writer, plan))
+        record = {
+            "kind": "store",
+            "teacher": plan.teacher.name,
+            "config": to_dict(plan.config),
+            "sources": list(plan.sources),
+            "rows": plan.sizes.rows,
+            "ok": ok,
+            "failed": failed,
+            "versions": versions(),
+        }
+        try:
+            write_run(plan.store, record, finished=True)
+            row_table.join(plan.store, range(plan.sizes.num_parts))
+        except OSError as error:
+            raise cannot_write(plan.store, error) from error
     bad = ", ".join(f"{count} {reason}" for reason, count in failed.items())
     progress.log(f"{ok} of {plan.sizes.rows} rows are in {plan.store}" + (f"; skipped: {bad}" if bad else ""))
 

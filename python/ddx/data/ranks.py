@@ -12,6 +12,8 @@ from pathlib import Path
 
 from ddx.errors import DdxError
 
+READERS = "readers"  # the lock that whoever reads a store's shards holds, shared
+
 
 @dataclass(frozen=True)
 class Rank:
@@ -29,33 +31,46 @@ class Rank:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process creates and finishes the store."""
+        """Whether this process creates the store and speaks for all."""
         return self.rank == 0
 
 
 @contextmanager
-def only_writer(store: Path, rank: Rank) -> Iterator[None]:
-    """Hold the store for this rank; two equal commands at once would overwrite each other's temporary files.
+def claim(store: Path, name: str, *, shared: bool = False, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock of the store, and say whether it is held; it ends with its process, however that ends.
 
-    Raises DdxError when another process holds it. The lock ends with its process, however that ends.
+    Any number of processes may hold it `shared`. `wait`: until whoever has it is done. On a file system without locks,
+    or one that is read only, it counts as held: atomic writes still keep every file whole.
     """
-    path = store / "_ddx" / f"writer-{rank.rank}.lock"
+    path = store / "_ddx" / f"{name}.lock"
+    mode = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.open("w")
+        file = path.open("a")
     except OSError as error:
-        raise cannot_write(store, error) from error
-    with lock as file:
+        if not shared:
+            raise cannot_write(store, error) from error
+        yield True
+        return
+    with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, mode)
+            held = True
         except BlockingIOError:
-            raise DdxError(f"another process is writing {store}", hint="wait for it, or stop it") from None
+            held = False
         except OSError:
-            pass  # a file system without locks; atomic writes still keep every file whole
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+            held = True
+        yield held
+
+
+def share_lock(rank: int) -> str:
+    """The lock of whoever writes the parts of a rank."""
+    return f"writer-{rank}"
+
+
+def already_written(store: Path) -> DdxError:
+    """The error for two equal commands at once."""
+    return DdxError(f"another process is writing {store}", hint="wait for it, or stop it")
 
 
 def cannot_write(store: Path, error: OSError) -> DdxError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -19,6 +20,7 @@ SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
         ("key", pa.string()),
+        ("source", pa.string()),
         ("caption", pa.string()),
         ("status", pa.string()),
         ("detail", pa.string()),
@@ -32,17 +34,24 @@ SCHEMA = pa.schema(
 
 @dataclass
 class PartRows:
-    """The rows of one part, failed ones included, in input order."""
+    """The rows of one part, failed ones included, in input order; the lists are columns of rows.parquet."""
 
     first_row: int
-    keys: list[str]
-    captions: list[str]
+    key: list[str]
+    source: list[str]
+    caption: list[str]
     status: list[str]
     detail: list[str]
     width: list[int]
     height: list[int]
     crop: list[Sequence[float] | None]
     hash: list[str]
+
+    @classmethod
+    def read(cls, store: Path, part: int) -> PartRows:
+        """The rows of a part that is done."""
+        table = pq.read_table(store / piece_path(part), schema=SCHEMA)
+        return cls(table["row"][0].as_py(), *(table[name].to_pylist() for name in COLUMNS))
 
     @property
     def ok(self) -> list[int]:
@@ -53,6 +62,11 @@ class PartRows:
         """Record that a row did not make it."""
         self.status[place], self.detail[place] = status, detail
 
+    def take(self, place: int, other: PartRows, other_place: int) -> None:
+        """Replace what is known of one row by what `other` knows of it."""
+        for name in COLUMNS:
+            getattr(self, name)[place] = getattr(other, name)[other_place]
+
     def counts(self) -> dict[str, int]:
         """Failed rows by reason."""
         reasons = sorted(status for status in self.status if status != OK)
@@ -60,20 +74,9 @@ class PartRows:
 
     def parquet(self) -> bytes:
         """The piece of rows.parquet."""
-        table = pa.Table.from_pydict(
-            {
-                "row": range(self.first_row, self.first_row + len(self.status)),
-                "key": self.keys,
-                "caption": self.captions,
-                "status": self.status,
-                "detail": self.detail,
-                "width": self.width,
-                "height": self.height,
-                "crop": self.crop,
-                "hash": self.hash,
-            },
-            schema=SCHEMA,
-        )
+        columns = {name: getattr(self, name) for name in COLUMNS}
+        numbers = range(self.first_row, self.first_row + len(self.status))
+        table = pa.Table.from_pydict({"row": numbers, **columns}, schema=SCHEMA)
         out = io.BytesIO()
         pq.write_table(table, out, compression="zstd")
         return out.getvalue()
@@ -81,11 +84,14 @@ class PartRows:
     def errors(self) -> bytes:
         """The failed rows, one JSON object a line."""
         lines: list[dict[str, Any]] = [
-            {"row": self.first_row + place, "key": self.keys[place], "status": status, "detail": self.detail[place]}
+            {"row": self.first_row + place, "key": self.key[place], "status": status, "detail": self.detail[place]}
             for place, status in enumerate(self.status)
             if status != OK
         ]
         return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(PartRows) if field.name != "first_row")
 
 
 def piece_path(part: int) -> str:
@@ -96,6 +102,15 @@ def piece_path(part: int) -> str:
 def errors_path(part: int) -> str:
     """Where a part lists its failed rows, inside the store."""
     return f"_ddx/errors/{part}"
+
+
+def is_joined(store: Path, num_parts: int) -> bool:
+    """Whether rows.parquet is there and no part was written after it."""
+    try:
+        joined = (store / FILE_NAME).stat().st_mtime_ns
+    except FileNotFoundError:
+        return False
+    return all((store / piece_path(part)).stat().st_mtime_ns < joined for part in range(num_parts))
 
 
 def join(store: Path, parts: Iterable[int]) -> Path:
@@ -110,9 +125,14 @@ def join(store: Path, parts: Iterable[int]) -> Path:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(store, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(store)
     return path
+
+
+def sync_folder(folder: Path) -> None:
+    """Make what was created, renamed or removed in a folder last."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -134,12 +134,12 @@ impl PartEnd {
     }
 
     #[getter]
-    fn keys(&self) -> Vec<String> {
+    fn key(&self) -> Vec<String> {
         self.each(|record| record.key.clone())
     }
 
     #[getter]
-    fn captions(&self) -> Vec<String> {
+    fn caption(&self) -> Vec<String> {
         self.each(|record| record.caption.clone())
     }
 

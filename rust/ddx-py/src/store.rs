@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::slice;
 
-use ddx_core::store::{ArraySpec, BatchReader, Commit, Part, ReaderOptions, ShardData, StoreWriter, is_pending};
+use ddx_core::store::{ArraySpec, BatchReader, Commit, Part, ReaderOptions, ShardData, StoreWriter};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -80,15 +80,18 @@ impl PyStoreWriter {
             .map(|(path, buffer)| Ok((path.clone(), contiguous(path, buffer)?)))
             .collect::<PyResult<Vec<_>>>()?;
         let part = Part { part, first_row, rows, ok, failed: &failed };
-        let write = || match replace {
-            true => self.inner.replace_part(part, &contents, &others),
-            false => self.inner.write_part(part, &contents, &others),
+        let write = || {
+            if replace {
+                self.inner.replace_part(part, &contents, &others)
+            } else {
+                self.inner.write_part(part, &contents, &others)
+            }
         };
         let commit = py.detach(write).map_err(to_python)?;
         to_json(&commit)
     }
 
-    /// Finishes replacements that were stopped half way; one process at a time.
+    /// Finishes replacements that were stopped half way; several processes may do so at once.
     fn finish_replacements(&self, py: Python<'_>) -> PyResult<()> {
         py.detach(|| self.inner.finish_replacements()).map_err(to_python)
     }
@@ -163,15 +166,8 @@ impl PyBatchReader {
     }
 }
 
-/// Whether a part of the store is being replaced, or was when a process stopped.
-#[pyfunction]
-fn is_being_replaced(path: PathBuf) -> bool {
-    is_pending(&path)
-}
-
 /// Adds the store's classes to `ddx._core`.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_function(wrap_pyfunction!(is_being_replaced, module)?)?;
     module.add_class::<PyStoreWriter>()?;
     module.add_class::<PyBatchReader>()
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -41,9 +41,14 @@ def ddx() -> Iterator[Ddx]:
     """Start `ddx …` as a process; whatever still runs at the end of the test is killed."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: object, launcher: tuple[str, ...] = (), **options: object) -> subprocess.Popen[str]:
+    def start(
+        *arguments: object,
+        launcher: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
+        **options: object,
+    ) -> subprocess.Popen[str]:
         line = [sys.executable, *launcher, "-m", "ddx.cli.main", *map(str, arguments)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = environment or {**os.environ, "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(
             line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
         )

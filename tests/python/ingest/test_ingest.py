@@ -128,7 +128,7 @@ def test_batches_have_one_shape_and_outlive_the_ingest(tmp_path: Path) -> None:
     assert status == [wrong.get(row, "ok") for row in range(21)]
     assert [row for batch in batches for row in batch.rows] == [row for row in range(21) if row not in wrong]
     assert [(end.part, end.first_row, end.num_rows) for end in ends] == [(0, 0, 16), (1, 16, 5)]
-    assert ends[1].captions == [f"row {row}" for row in range(16, 21)]
+    assert ends[1].caption == [f"row {row}" for row in range(16, 21)]
     again, _ = run(path, decode_threads=1, prefetch_rows=1)
     assert [np.asarray(batch.images).tobytes() for batch in again] == [array.tobytes() for array in arrays]
 
@@ -140,7 +140,7 @@ def test_urls_of_a_server_with_broken_answers(tmp_path: Path) -> None:
         assert [name == "ok" for name in status] == list(laion.ok)
         assert sum(batch.count for batch in batches) == laion.num_ok
         assert "http_404" in status and "decode" in status and "not_an_image" in status and "empty" in status
-        assert ends[0].keys[:2] == ["0", "1"]
+        assert ends[0].key[:2] == ["0", "1"]
         _, refused = run(laion.parquet)  # loopback is a private host
     assert {status for end in refused for status in end.status} == {"refused_address"}
 

@@ -76,7 +76,7 @@ fn expand(source: &str) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// `{00..12}` to its numbers, as WebDataset writes its shards; the first number's digits give the width.
+/// `{00..12}` to its numbers, as `WebDataset` writes its shards; the first number's digits give the width.
 fn braces(source: &str) -> Vec<String> {
     let range = || -> Option<Vec<String>> {
         let (before, rest) = source.split_once('{')?;

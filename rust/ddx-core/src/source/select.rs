@@ -245,8 +245,8 @@ mod tests {
     fn source(num: u64) -> (tempfile::TempDir, Arc<dyn Source>) {
         let folder = tempfile::tempdir().unwrap();
         for (file, rows) in [("a.csv", 0..num / 2), ("b.csv", num / 2..num)] {
-            let lines: String = rows.map(|row| format!("http://x/{},caption,{row}\n", row % 10)).collect();
-            std::fs::write(folder.path().join(file), format!("url,text,width\n{lines}")).unwrap();
+            let lines: Vec<_> = rows.map(|row| format!("http://x/{},caption,{row}", row % 10)).collect();
+            std::fs::write(folder.path().join(file), format!("url,text,width\n{}\n", lines.join("\n"))).unwrap();
         }
         let input = Input::open(&[folder.path().to_string_lossy().into_owned()], &ColumnChoice::default()).unwrap();
         (folder, Arc::new(input))

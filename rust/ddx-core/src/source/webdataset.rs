@@ -1,4 +1,4 @@
-//! WebDataset tars: neighbouring members of one name are a row, told apart by their extensions.
+//! `WebDataset` tars: neighbouring members of one name are a row, told apart by their extensions.
 //!
 //! Nothing is unpacked. Images are read where they lie, by the threads that decode them.
 

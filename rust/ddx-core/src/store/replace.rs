@@ -24,14 +24,7 @@ pub(super) fn record(root: &Path, part: u64) -> PathBuf {
     folder(root, part).with_extension(RECORD_EXTENSION)
 }
 
-/// Whether a replacement was recorded and not finished: the part's files may be of two kinds.
-#[must_use]
-pub fn is_pending(root: &Path) -> bool {
-    let is_record = |entry: fs::DirEntry| entry.path().extension().is_some_and(|name| name == RECORD_EXTENSION);
-    fs::read_dir(root.join(NEXT_FOLDER)).is_ok_and(|entries| entries.flatten().any(is_record))
-}
-
-/// Finishes every replacement that was recorded. One process at a time may do this.
+/// Finishes every replacement that was recorded, also one that another process is finishing right now.
 pub(super) fn finish_all(root: &Path) -> Result<()> {
     let next = root.join(NEXT_FOLDER);
     let entries = match fs::read_dir(&next) {
@@ -58,12 +51,19 @@ pub(super) fn clear(root: &Path, part: u64) -> Result<()> {
 
 /// Puts the files of a record in place, then the record itself.
 pub(super) fn finish(root: &Path, record: &Path) -> Result<()> {
-    let text = fs::read(record).map_err(|error| Error::io(record, error))?;
+    let text = match fs::read(record) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()), // another process was faster
+        Err(error) => return Err(Error::io(record, error)),
+    };
     let commit: Commit = serde_json::from_slice(&text)
         .map_err(|error| Error::Damaged { path: record.to_owned(), reason: error.to_string() })?;
     put_in_place(root, &commit)?;
-    fs::remove_file(record).map_err(|error| Error::write(record, error))?;
     clear(root, commit.part)?;
+    match fs::remove_file(record) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::write(record, error)),
+        _ => {}
+    }
     let _ = fs::remove_dir(root.join(NEXT_FOLDER)); // goes when nobody else's part is in it
     Ok(())
 }

@@ -146,7 +146,7 @@ impl StoreWriter {
         Ok(commit)
     }
 
-    /// Finishes replacements that were stopped half way. One process at a time may do this.
+    /// Finishes replacements that were stopped half way; several processes may do so at once.
     ///
     /// # Errors
     /// When the disk refuses.
@@ -293,14 +293,14 @@ pub(super) mod tests {
         let next = writer.write_files(&replace::folder(root, 1), part, &[shard], &[("x".into(), b"new")]).unwrap();
         writer.finish_replacements().unwrap();
         assert_eq!(writer.committed(3), [old]);
-        assert!(!replace::is_pending(root) && !root.join("x").exists());
+        assert!(!replace::record(root, 1).exists() && !root.join("x").exists());
         // Stopped after the record and one rename: the new one counts once it is finished.
         write_json(&replace::record(root, 1), &to_json(&next).unwrap()).unwrap();
         fs::rename(replace::folder(root, 1).join("x"), root.join("x")).unwrap();
-        assert!(replace::is_pending(root));
+        assert!(replace::record(root, 1).exists());
         writer.finish_replacements().unwrap();
         assert_eq!(writer.committed(3), [next]);
-        assert!(!replace::is_pending(root) && !root.join("_ddx/next").exists());
+        assert!(!replace::record(root, 1).exists() && !root.join("_ddx/next").exists());
     }
 
     #[test]

@@ -86,6 +86,40 @@ fn quick() -> IngestConfig {
 }
 
 #[test]
+fn hostile_answers_all_end_in_a_status_before_the_deadline() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(HashMap::new());
+    let cases = [
+        ("endless", "too_large"),
+        ("drip", "timeout"),
+        ("stall", "timeout"),
+        ("silent", "timeout"),
+        ("cut", "reset"),
+        ("huge", "too_large"),
+        ("loop", "redirects"),
+        ("to-metadata", "refused_address"),
+        ("to-file", "bad_url"),
+        ("away", "http_503"),
+        ("gzip", "not_an_image"),
+        ("noai", "opted_out"),
+    ];
+    let mut urls: Vec<_> = cases.iter().map(|(path, _)| Some(server.url(path))).collect();
+    urls.push(Some(server.url("ok").replace("http:", "https:"))); // no TLS there
+    let captions = texts(urls.iter().map(|_| Some("caption".to_owned())));
+    let parquet = folder.path().join("a.parquet");
+    write_parquet(&parquet, vec![("url", texts(urls)), ("caption", captions)], 6);
+    let mut config = quick();
+    config.part_rows = 13;
+    config.fetch.total_timeout = Duration::from_secs(2);
+    let began = Instant::now();
+    let (_, ends) = run(&parquet, &[0], config);
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    let found: Vec<_> = ends[0].records.iter().map(|record| record.status.slug().into_owned()).collect();
+    let expected: Vec<_> = cases.iter().map(|(_, status)| *status).chain(["connect"]).collect();
+    assert_eq!(found, expected);
+}
+
+#[test]
 fn every_row_has_a_status_and_batches_are_full_and_in_order() {
     let folder = tempfile::tempdir().unwrap();
     let (_server, parquet) = mixed(folder.path());

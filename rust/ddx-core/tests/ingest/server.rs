@@ -23,16 +23,14 @@ impl Server {
         let port = listener.local_addr().unwrap().port();
         let hits: Arc<Mutex<HashMap<String, usize>>> = Arc::default();
         let most_at_once = Arc::new(AtomicUsize::new(0));
-        let (counts, most, pictures) = (hits.clone(), most_at_once.clone(), Arc::new(pictures));
-        let now = Arc::new(AtomicUsize::new(0));
+        let (counts, pictures) = (hits.clone(), Arc::new(pictures));
+        let crowd = Arc::new(Crowd { now: AtomicUsize::new(0), most: most_at_once.clone() });
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (counts, pictures, most, now) = (counts.clone(), pictures.clone(), most.clone(), now.clone());
+                let (counts, pictures, crowd) = (counts.clone(), pictures.clone(), crowd.clone());
                 std::thread::spawn(move || {
-                    most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                     // A client that hangs up early is part of the tests.
-                    let _ = answer(stream, port, &counts, &pictures);
-                    now.fetch_sub(1, Ordering::SeqCst);
+                    let _ = answer(stream, port, &counts, &crowd, &pictures);
                 });
             }
         });
@@ -48,10 +46,17 @@ impl Server {
     }
 }
 
+/// Requests for `slow-ok` that wait for their answer.
+struct Crowd {
+    now: AtomicUsize,
+    most: Arc<AtomicUsize>,
+}
+
 fn answer(
     mut stream: TcpStream,
     port: u16,
     counts: &Mutex<HashMap<String, usize>>,
+    crowd: &Crowd,
     pictures: &HashMap<String, Vec<u8>>,
 ) -> std::io::Result<()> {
     let mut request = BufReader::new(stream.try_clone()?);
@@ -76,7 +81,9 @@ fn answer(
     };
     match path.as_str() {
         "slow-ok" => {
+            crowd.most.fetch_max(crowd.now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
             std::thread::sleep(Duration::from_millis(100));
+            crowd.now.fetch_sub(1, Ordering::SeqCst); // before the answer: after it, the next one may be here already
             stream.write_all(&sized("200 OK", "", BODY))
         }
         "flaky" if hits <= 2 => stream.write_all(&sized("503 Busy", "", b"")),
@@ -109,6 +116,8 @@ fn answer(
         }
         "huge" => stream.write_all(head("200 OK", "Content-Length: 999999999999\r\n").as_bytes()),
         "cut" => stream.write_all(&[head("200 OK", "Content-Length: 100\r\n").as_bytes(), b"half"].concat()),
+        // For a client that would inflate it, though it did not ask for that.
+        "gzip" => stream.write_all(&sized("200 OK", "Content-Encoding: gzip\r\n", &[0x1f, 0x8b, 8, 0, 0, 0])),
         "noai" => stream.write_all(&sized("200 OK", "X-Robots-Tag: noindex, noai\r\n", BODY)),
         "to-ok" => stream.write_all(&sized("302 Found", "Location: /ok\r\n", b"")),
         "to-name" => {

@@ -1,0 +1,195 @@
+"""Rows that failed are taken up again by their status, and the store becomes what it would have been."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from ddx.cli import main
+from ddx.data.config import PrecomputeConfig
+from ddx.data.loader import Loader
+from ddx.data.precompute import precompute
+from ddx.data.retry import matches
+from ddx.data.store import Store
+from ddx.errors import DdxError
+from stores import finish, shard_bytes
+
+NUM_ROWS = 14
+FAILS = {1: 404, 2: 500, 5: 500, 9: 503, 10: 404}  # no failure among the last rows: their part stays as it is
+
+
+@dataclass
+class Server:
+    """Pictures over HTTP; `status` of a row other than 200 is what it answers instead."""
+
+    url: str = ""
+    status: dict[int, int] = field(default_factory=dict)
+    asked: list[int] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    state = Server()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            row = int(self.path.strip("/"))
+            state.asked.append(row)
+            buffer = io.BytesIO()
+            Image.linear_gradient("L").rotate(15 * row).resize((80 + row, 90)).convert("RGB").save(buffer, "PNG")
+            self.send_response(state.status.get(row, 200))
+            self.end_headers()
+            self.wfile.write(buffer.getvalue())
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        state.url = f"http://127.0.0.1:{listening.server_port}"
+        yield state
+        listening.shutdown()
+
+
+@pytest.fixture(scope="module")
+def source(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("urls") / "urls.parquet"
+    texts = [f"a cat {'and a dog ' * (row % 4)}" for row in range(NUM_ROWS)]
+    pq.write_table(pa.table({"URL": [f"{server.url}/{row}" for row in range(NUM_ROWS)], "TEXT": texts}), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def config(teacher_folder: Path) -> PrecomputeConfig:
+    return PrecomputeConfig(
+        teacher=str(teacher_folder), allow_private_hosts=True, device="cpu", part_rows=4, batch_size=3, retries=0
+    )
+
+
+@pytest.fixture
+def store(server: Server, source: Path, config: PrecomputeConfig, tmp_path: Path) -> Path:
+    """A store in which the rows of FAILS failed; all would be answered now."""
+    server.status = dict(FAILS)
+    path = precompute(replace(config, out=tmp_path / "failed.zarr"), [str(source)])
+    server.status = {}
+    server.asked.clear()
+    return path
+
+
+@pytest.fixture
+def whole(server: Server, source: Path, config: PrecomputeConfig, tmp_path: Path) -> Callable[..., Path]:
+    """A store of a first run against a server that fails for `status` only."""
+
+    def whole(status: dict[int, int]) -> Path:
+        server.status = status
+        path = precompute(replace(config, out=tmp_path / "whole.zarr"), [str(source)])
+        server.status = {}
+        return path
+
+    return whole
+
+
+def test_only_the_rows_of_the_status_are_asked_for_and_nothing_shows_that_they_ever_failed(
+    server: Server, source: Path, config: PrecomputeConfig, store: Path, whole: Callable[..., Path]
+) -> None:
+    last = (store / "latents" / "c.3.0.0.0").stat()
+    precompute(replace(config, out=store, retry=("http_5*",)), [str(source)])
+    assert sorted(server.asked) == [2, 5, 9]
+    assert (store / "latents" / "c.3.0.0.0").stat() == last, "a part without such rows is left alone"
+    assert Store(store).summary()["failed"] == {"http_404": 2}
+    assert json.loads((store / "run.json").read_text())["failed"] == {"http_404": 2}
+    assert shard_bytes(store) == shard_bytes(whole({1: 404, 10: 404}))
+
+
+def test_a_row_that_fails_again_has_its_new_status(
+    server: Server, source: Path, config: PrecomputeConfig, store: Path, whole: Callable[..., Path]
+) -> None:
+    server.status = {5: 410}
+    precompute(replace(config, out=store, retry=("all",)), [str(source)])
+    assert sorted(server.asked) == sorted(FAILS)
+    assert shard_bytes(store) == shard_bytes(whole({5: 410}))
+    table = Store(store).rows_table()
+    assert (table["status"][5].as_py(), table["source"][5].as_py()) == ("http_410", f"{server.url}/5")
+
+
+def test_nothing_to_take_up_leaves_the_store_alone(
+    source: Path, config: PrecomputeConfig, store: Path, server: Server
+) -> None:
+    times = {path: path.stat().st_mtime_ns for path in store.rglob("*.*") if path.suffix != ".lock"}
+    precompute(replace(config, out=store, retry=("timeout",)), [str(source)])
+    assert not server.asked
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+
+
+def test_a_store_that_is_being_read_is_not_changed(source: Path, config: PrecomputeConfig, store: Path) -> None:
+    before = shard_bytes(store)
+    loader = Loader(store, 2, seed=0)
+    with pytest.raises(DdxError, match="is being read"):
+        precompute(replace(config, out=store, retry=("all",)), [str(source)])
+    assert shard_bytes(store) == before
+    loader.close()
+    precompute(replace(config, out=store, retry=("all",)), [str(source)])
+    assert Store(store).num_ok == NUM_ROWS
+
+
+def test_two_ranks_take_rows_up_together(
+    ddx: Callable[..., Any],
+    source: Path,
+    config: PrecomputeConfig,
+    store: Path,
+    whole: Callable[..., Path],
+) -> None:
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
+    finish(ddx(*line(source, config, store), "--retry", "all", launcher=torchrun))
+    assert shard_bytes(store) == shard_bytes(whole({}))
+
+
+def line(source: Path, config: PrecomputeConfig, store: Path) -> tuple[object, ...]:
+    options = ("--allow-private-hosts", "--device", "cpu", "--part-rows", 4, "--batch-size", 3, "--retries", 0)
+    return ("precompute", source, "--teacher", config.teacher, "--out", store, *options)
+
+
+def test_the_parts_of_a_rank_that_is_gone_are_taken_over(
+    ddx: Callable[..., Any], source: Path, config: PrecomputeConfig, whole: Callable[..., Path], tmp_path: Path
+) -> None:
+    store = tmp_path / "two.zarr"
+
+    def rank(number: int) -> Any:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "RANK": str(number), "WORLD_SIZE": "2"}
+        return ddx(*line(source, config, store), environment=environment)
+
+    second = rank(1)
+    lock = store / "_ddx" / "writer-1.lock"
+    while not lock.exists():
+        time.sleep(0.02)
+    second.kill()  # it waits for the first one, which makes the store
+    finish(second, -signal.SIGKILL)
+    finish(rank(0))
+    assert shard_bytes(store) == shard_bytes(whole({}))
+
+
+def test_statuses_and_patterns() -> None:
+    assert matches("timeout", ("timeout",)) and matches("http_503", ("dns", "http_5*")) and matches("dns", ("all",))
+    assert not matches("http_404", ("http_5*",)) and not matches("ok", ("all", "ok", "*"))
+
+
+def test_a_status_that_nobody_has_is_refused(
+    source: Path, teacher_folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["precompute", str(source), "--teacher", str(teacher_folder), "--workspace", str(tmp_path)]
+    assert main.run([*words, "--retry", "timeouts"]) == 2
+    assert "did you mean `timeout`" in capsys.readouterr().err
