@@ -39,7 +39,9 @@ def command(invocation: Invocation, sources: tuple[str, ...]) -> int:
     store = precompute(config, sources, workspace=invocation.workspace, progress=invocation.progress)
     if not Rank.here().is_first:
         return 0
-    if invocation.as_json:
+    if config.stage == "fetch":
+        emit_json({"fetched": str(store)}) if invocation.as_json else emit(str(store))
+    elif invocation.as_json:
         from ddx.data.store import Store
 
         summary = Store(store).summary()

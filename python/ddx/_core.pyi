@@ -41,7 +41,7 @@ class Input:
         url_column: str | None = None,
         image_column: str | None = None,
         path_column: str | None = None,
-        caption_column: str | None = None,
+        caption_columns: Sequence[str] = (),
         key_column: str | None = None,
         filter: str | None = None,
         unique: bool = False,
@@ -89,7 +89,8 @@ class PartEnd:
     @property
     def key(self) -> list[str]: ...
     @property
-    def caption(self) -> list[str]: ...
+    def captions(self) -> list[list[str]]:
+        """One a column, empty where it is blank; none at all of a row that could not be read."""
     @property
     def source(self) -> list[str]:
         """The image's URL or file; empty where it lay in the row itself."""
@@ -159,7 +160,10 @@ class Ingest(Iterator[Batch | PartEnd]):
     def __iter__(self) -> Ingest: ...
     def __next__(self) -> Batch | PartEnd: ...
     def stats(self) -> dict[str, int]:
-        """Counters since the start: `rows`, `ok`, `failed`, `bytes` (encoded), `pixels` (decoded)."""
+        """Counters since the start: `rows`, `ok`, `failed`, `bytes` (encoded), `pixels` (decoded).
+
+        And right now: rows that are being fetched (`fetching`), or wait for a decoding thread (`queued`).
+        """
     def close(self) -> None: ...
     def __enter__(self) -> Ingest: ...
     def __exit__(
@@ -204,13 +208,15 @@ class StoreWriter:
         """The records, as JSON, of the parts that are done: equal fingerprint, every file of its size."""
 
 @final
-class BatchReader(Iterator[dict[str, Buffer]]):
+class BatchReader(Iterator[dict[str, Any]]):
     """An endless iterator over random batches, read ahead by `threads` of its own; `next()` releases the GIL.
 
     The batch at a position depends on the store, `seed` and `batch_size` (over all ranks) alone; a rank gets its slice.
     A batch is `rows` int64 `[B]`, `latents` float16 `[B, C, h, w]`, `tokens` float16 `[B, L, D]` (zero behind each
-    caption's end), `lengths` int32 `[B]`, and `pooled` float16 `[B, K]` if the store has it. Raises CoreError naming
-    the shard when `verify` finds bytes that do not match their checksum.
+    caption's end), `lengths` int32 `[B]`, and, if the store has them, `logvar` `[B, C, h, w]` and `pooled` `[B, K]`,
+    float16. A sample of a store with mirrored pictures is one of them half of the time (`flipped`: a list of bool); of
+    several captions it draws one. Raises CoreError naming the shard when `verify` finds bytes that do not match their
+    checksum.
     """
 
     def __new__(
@@ -233,4 +239,4 @@ class BatchReader(Iterator[dict[str, Buffer]]):
     def position(self) -> int:
         """Number of the batch that comes next."""
     def __iter__(self) -> BatchReader: ...
-    def __next__(self) -> dict[str, Buffer]: ...
+    def __next__(self) -> dict[str, Any]: ...

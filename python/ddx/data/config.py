@@ -14,7 +14,7 @@ STATUSES = (
     *("no_caption", "no_image", "unreadable_source", "missing_file", "unreadable_file", "bad_url", "refused_address"),
     *("dns", "connect", "timeout", "reset", *(f"http_{code}" for code in range(300, 600)), "redirects", "opted_out"),
     *("too_large", "empty", "wrong_checksum", "not_an_image", "unsupported_format", "too_many_pixels", "too_small"),
-    *("decode", "non_finite", "float16_range"),
+    *("decode", "non_finite", "float16_range", "duplicate"),
 )
 
 
@@ -30,12 +30,24 @@ class PrecomputeConfig:
     url_column: str | None = option(None, "column of image URLs (none: found by its name)", metavar="NAME")
     image_column: str | None = option(None, "column of encoded image bytes (none: found by its name)", metavar="NAME")
     path_column: str | None = option(None, "column of local image paths (none: found by its name)", metavar="NAME")
-    caption_column: str | None = option(None, "column of captions (none: found by its name)", metavar="NAME")
+    caption_column: tuple[str, ...] = option(
+        (), "column of captions (none: found by its name); may be repeated: training draws one of them", metavar="NAME"
+    )
     key_column: str | None = option(None, "column that names a row (none: found by its name)", metavar="NAME")
     where: str | None = option(None, "rows to take, such as: width >= 512 and aesthetic > 5", metavar="CONDITION")
-    dedup: str = option("none", "url: of rows with the same URL or path, take the first", choices=("none", "url"))
+    dedup: str = option(
+        "none",
+        "take the first of rows with the same URL or path, or with the same bytes",
+        choices=("none", "url", "content"),
+    )
     limit: int | None = option(None, "rows to take at most, the first ones (none: all)")
     shuffle: int | None = option(None, "a seed: --limit takes random rows and not the first", metavar="SEED")
+    flip: bool = option(False, "encode the mirrored pictures too; training draws one of both")
+    posterior: str = option(
+        "mode",
+        "which latents of an autoencoder that gives a distribution; params: mean and variance, drawn in training",
+        choices=("mode", "sample", "params"),
+    )
     max_pixels: int = option(100_000_000, "pixels that a picture may have; larger ones are never decoded")
     max_upscale: float = option(1.0, "how much a small picture may be enlarged; 1: not at all, it is skipped")
     concurrency: int = option(128, "requests in flight")
@@ -51,6 +63,11 @@ class PrecomputeConfig:
     allow_private_hosts: bool = option(False, "allow URLs that point at loopback and private addresses")
     verify_checksums: bool = option(True, "skip pictures that differ from the row's md5 or sha256, if it has one")
     user_agent: str | None = option(None, "the User-Agent header (none: ddx's own)")
+    stage: str = option(
+        "all",
+        "fetch: leave the pictures on disk, without the teacher's weights; encode: those that were fetched",
+        choices=("all", "fetch", "encode"),
+    )
     retry: tuple[str, ...] = option((), "take rows up again that failed so, such as timeout or 'http_5*'; all: any")
     prefetch_rows: int | None = option(None, "rows that are fetched and decoded ahead (none: enough for the above)")
     decode_threads: int | None = option(None, "threads that decode (none: one a core)")
@@ -69,6 +86,8 @@ class PrecomputeConfig:
             if (value := getattr(self, name)) is not None and value < 1:
                 flag = "--" + name.replace("_", "-")
                 raise UsageError(f"{name} = {value}: at least 1 is needed", hint=f"{flag} 1 or more")
+        if self.retry and self.stage != "all":
+            raise UsageError("--retry fetches and encodes", hint="leave --stage away")
         for pattern in self.retry:
             if pattern != "all" and not any(fnmatchcase(status, pattern) for status in STATUSES):
                 near = nearest(pattern, STATUSES)

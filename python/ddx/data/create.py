@@ -58,6 +58,11 @@ def _create(plan: Plan) -> tuple[Plan, StoreWriter]:
     prompts = list(teacher.validation_prompts)
     null, *texts = (_text(plan, condition) for condition in (teacher.null_condition(), *teacher.encode_text(prompts)))
     plan = with_pooled(plan, None if null.pooled is None else len(null.pooled))
+    if plan.sizes.pooled_width and plan.sizes.num_captions > 1:
+        raise UsageError(
+            f"{teacher.name} has pooled embeddings, which a store keeps for one caption a row",
+            hint="give --caption-column once",
+        )
     arrays = {
         "text/null": null.tokens,
         **_validation_arrays(pack(texts)),

@@ -47,24 +47,43 @@ class Captions:
 
 
 class LatentBatches:
-    """Encodes batches and gives their latents back one batch later, so that the device never waits for the copy."""
+    """Encodes batches and gives their latents back one batch later, so that the device never waits for the copy.
 
-    def __init__(self, teacher: Teacher) -> None:
-        self.teacher = teacher
-        self.latents: dict[int, Array] = {}
+    `flip`: the mirrored pictures as well. `posterior`: "mode", "sample" (drawn by the row's number) or "params".
+    """
+
+    def __init__(self, teacher: Teacher, *, flip: bool = False, posterior: str = "mode") -> None:
+        self.teacher, self.flip, self.posterior = teacher, flip, posterior
+        self.latents: dict[int, dict[str, Array]] = {}
         self.failed: dict[int, str] = {}
-        self._pending: deque[tuple[list[int], Tensor, Tensor]] = deque()
+        self._pending: deque[tuple[list[int], dict[str, Tensor], Tensor]] = deque()
 
     def add(self, rows: Sequence[int], images: Tensor) -> None:
         """Encode uint8 `[B, H, W, 3]`, of which the first `len(rows)` are the pictures of these rows."""
-        latents = self.teacher.encode_images(images)
-        largest = latents.abs().flatten(1).amax(dim=1)  # NaN and infinity stay what they are
-        self._pending.append((list(rows), latents.half(), largest))
+        arrays = self._encode(rows, images, "")
+        if self.flip:
+            arrays |= self._encode(rows, images.flip(2), "_flip")
+        # NaN and infinity stay what they are
+        largest = torch.stack([array.abs().flatten(1).amax(dim=1) for array in arrays.values()]).amax(dim=0)
+        self._pending.append((list(rows), {name: array.half() for name, array in arrays.items()}, largest))
         while len(self._pending) > 1:
             self._collect()
 
-    def take(self) -> tuple[dict[int, Array], dict[int, str]]:
-        """All latents since the last call, float16 `[C, h, w]` by row, and why the others failed."""
+    def _encode(self, rows: Sequence[int], images: Tensor, end: str) -> dict[str, Tensor]:
+        """The arrays of `Sizes.latent_arrays` for one side of the mirror."""
+        mean, logvar = self.teacher.encode_posterior(images)
+        if logvar is None or self.posterior == "mode":
+            return {"latents" + end: mean}
+        if self.posterior == "params":
+            return {"latents" + end: mean, "logvar" + end: logvar}
+        noise = torch.zeros_like(mean)
+        for place, row in enumerate(rows):
+            generator = torch.Generator().manual_seed(2 * row + bool(end))
+            noise[place] = torch.randn(mean.shape[1:], generator=generator)
+        return {"latents" + end: mean + torch.exp(0.5 * logvar) * noise}
+
+    def take(self) -> tuple[dict[int, dict[str, Array]], dict[int, str]]:
+        """All since the last call: float16 `[C, h, w]` by row and array, and why the other rows failed."""
         while self._pending:
             self._collect()
         taken = self.latents, self.failed
@@ -72,12 +91,12 @@ class LatentBatches:
         return taken
 
     def _collect(self) -> None:
-        rows, latents, largest = self._pending.popleft()
-        arrays = latents.cpu().numpy()
-        for row, array, value in zip(rows, arrays, largest.tolist(), strict=False):
+        rows, tensors, largest = self._pending.popleft()
+        arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+        for place, (row, value) in enumerate(zip(rows, largest.tolist(), strict=False)):
             reason = unfit(value)
             if reason is None:
-                self.latents[row] = array
+                self.latents[row] = {name: array[place] for name, array in arrays.items()}
             else:
                 self.failed[row] = reason
 

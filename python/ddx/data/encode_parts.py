@@ -1,69 +1,69 @@
-"""Rows of the input, fetched, decoded and encoded, part by part."""
+"""Pictures and captions through the teacher's encoders, part by part."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
+import torch
 
-from ddx._core import Batch, Ingest, PartEnd
-from ddx.data.core import core_errors
-from ddx.data.encode import LatentBatches, encode_captions
+from ddx.data.encode import LatentBatches, Text, encode_captions
 from ddx.data.part import EncodedRow, Part
-from ddx.data.plan import INGEST, Plan
-from ddx.data.rows import COLUMNS, OK, PartRows
+from ddx.data.pictures import End, Pictures
+from ddx.data.plan import Plan
+from ddx.data.rows import OK
 
 if TYPE_CHECKING:
-    from ddx._core import Input
     from ddx.progress import Progress
 
 
-def encoded_parts(plan: Plan, source: Input, parts: Sequence[int], progress: Progress) -> Iterator[Part]:
-    """Yield `parts` of the source, in order; a row that fails is in the part's rows, with its reason."""
-    settings = {name: getattr(plan.config, name) for name in INGEST}
+def encoded_parts(
+    plan: Plan, items: Iterable[Pictures | End], progress: Progress, *, numbers: Sequence[int] | None = None
+) -> Iterator[Part]:
+    """Yield the parts of these items, in order; a row that fails is in the part's rows, with its reason.
+
+    `numbers`: what the rows are called that the parts' rows count, if they are called otherwise (`fetch`).
+    """
     counts = {"ok": 0, "failed": 0}
-    with core_errors():
-        ingest = Ingest(
-            source, resolution=plan.resolution, part_rows=plan.sizes.part_rows, parts=list(parts), **settings
-        )
-    with ingest:
-        latents = LatentBatches(plan.teacher)
-        while True:
-            with core_errors():
-                item = next(ingest, None)
-            if item is None:
-                return
-            if isinstance(item, Batch):
-                latents.add(item.rows, _tensor(item.images))
-                progress.advance(item.count)
-                continue
-            skipped = sum(status != OK for status in item.status)
-            part = _finish(plan, item, latents)
-            counts["ok"] += len(part.encoded)
-            counts["failed"] += len(part.rows.status) - len(part.encoded)
-            progress.advance(skipped, **counts)
-            yield part
+    latents = LatentBatches(plan.teacher, flip=plan.config.flip, posterior=plan.config.posterior)
+    for item in items:
+        if isinstance(item, Pictures):
+            latents.add(item.rows, torch.from_numpy(item.images))
+            progress.advance(len(item.rows), **item.stats)
+            continue
+        skipped = sum(status != OK for status in item.rows.status)
+        part = _finish(plan, item, latents, numbers)
+        counts["ok"] += len(part.encoded)
+        counts["failed"] += len(part.rows.status) - len(part.encoded)
+        progress.advance(skipped, **counts)
+        yield part
 
 
-def _tensor(buffer: Any) -> Any:
-    import torch
-
-    return torch.from_numpy(np.asarray(buffer))
-
-
-def _finish(plan: Plan, end: PartEnd, latents: LatentBatches) -> Part:
+def _finish(plan: Plan, end: End, latents: LatentBatches, numbers: Sequence[int] | None) -> Part:
     """Encode the captions of the rows whose pictures are fine, and put the part together."""
-    rows = PartRows(end.first_row, *(getattr(end, name) for name in COLUMNS))
+    rows = end.rows
     encoded, failed = latents.take()
-    for row, reason in failed.items():
-        rows.fail(row - rows.first_row, reason, "the picture's latents")
-    places = rows.ok
-    texts = dict(zip(places, encode_captions(plan.teacher, [rows.caption[place] for place in places]), strict=True))
-    part = Part(end.part, rows, {})
-    for place, text in texts.items():
-        if isinstance(text, str):
-            rows.fail(place, text, "the caption's embedding")
+    counted = range(rows.first_row, rows.first_row + len(rows.status))
+    names = counted if numbers is None else [numbers[row] for row in counted]
+    for place, name in enumerate(names):
+        if name in failed:
+            rows.fail(place, failed[name], "the picture's latents")
+    part = Part(end.number, rows, {})
+    texts = _encode_texts(plan, {place: end.captions[place] for place in rows.ok})
+    for place, found in texts.items():
+        fine = [text if isinstance(text, Text) else None for text in found]
+        if any(fine):
+            part.encoded[place] = EncodedRow(encoded[names[place]], fine)
         else:
-            part.encoded[place] = EncodedRow(encoded[rows.first_row + place], text)
+            rows.fail(place, next(reason for reason in found if isinstance(reason, str)), "the caption's embedding")
     return part
+
+
+def _encode_texts(plan: Plan, captions: dict[int, list[str]]) -> dict[int, list[Text | str | None]]:
+    """Encode all captions at once; of one that cannot be stored the reason, None for one that is blank."""
+    there = [(place, number) for place, row in captions.items() for number, text in enumerate(row) if text]
+    encoded = encode_captions(plan.teacher, [captions[place][number] for place, number in there])
+    texts: dict[int, list[Text | str | None]] = {place: [None] * len(row) for place, row in captions.items()}
+    for (place, number), text in zip(there, encoded, strict=True):
+        texts[place][number] = text
+    return texts

@@ -2,9 +2,12 @@
 
 zarr.json            attributes["ddx"]: fingerprint, settings, teacher, resolution, scaling, sizes
 latents              [N, C, h, w] float16, unscaled; chunk: one sample, shard: one part
+latents_flip         the same of the mirrored pictures, on request
+logvar, logvar_flip  the same of the logarithms of the variances, on request; `latents` are then the means
 text/tokens          [P·CAP, D] float16, ragged; chunk: TOKEN_CHUNK tokens, shard: one part of CAP tokens
-text/offset, length  [N]: where a row's caption starts in text/tokens (-1: the row failed), and its tokens
-text/pooled          [N, K] float16, for families that have it
+text/offset, length  [N], or [N, K] of K captions a row: where one starts in text/tokens (-1: it is not there), and its
+                     tokens
+text/pooled          [N, W] float16, for families that have it
 text/null            [L, D] float16, the null condition (and text/null_pooled)
 text/validation/…    tokens, offset, length, pooled of the validation prompts
 rows.parquet         one row per input row, written last: a store is complete when it is there
@@ -15,7 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 SCHEMA = 1
 # LAION's captions have 10 to 20 tokens: chunks of 4 waste 9 to 18 %, and the index stays small.
@@ -32,6 +37,15 @@ class Sizes:
     text_width: int
     max_tokens: int
     pooled_width: int | None = None
+    num_captions: int = 1
+    flip: bool = False
+    logvar: bool = False
+
+    @property
+    def latent_arrays(self) -> list[str]:
+        """The arrays of a latent shape a row."""
+        kinds = ["latents", "logvar"] if self.logvar else ["latents"]
+        return [kind + end for end in (("", "_flip") if self.flip else ("",)) for kind in kinds]
 
     @property
     def num_parts(self) -> int:
@@ -41,14 +55,17 @@ class Sizes:
     @property
     def part_tokens(self) -> int:
         """CAP: the tokens that a part has room for, were every caption as long as the encoder allows."""
-        return self.part_rows * round_up(self.max_tokens)
+        return self.part_rows * self.num_captions * round_up(self.max_tokens)
 
     def part_range(self, part: int) -> range:
         """The rows of a part."""
         return range(part * self.part_rows, min(self.rows, (part + 1) * self.part_rows))
 
 
-def round_up(num_tokens: int) -> int:
+Tokens = TypeVar("Tokens", int, np.ndarray[Any, Any])
+
+
+def round_up(num_tokens: Tokens) -> Tokens:
     """The tokens that a caption takes up: whole chunks."""
     return -(-num_tokens // TOKEN_CHUNK) * TOKEN_CHUNK
 
@@ -57,11 +74,18 @@ def array_specs(sizes: Sizes) -> list[dict[str, Any]]:
     """The per-row arrays, as `StoreWriter.create` takes them."""
     rows, part_rows, width = sizes.rows, sizes.part_rows, sizes.text_width
     tokens = sizes.num_parts * sizes.part_tokens
+    # Without a second axis where there is one caption a row: the plain case is plain to read.
+    captions, names = (
+        ((rows,), ("row",)) if sizes.num_captions == 1 else ((rows, sizes.num_captions), ("row", "caption"))
+    )
     specs = [
-        spec("latents", (rows, *sizes.latent_shape), part_rows, 1, names=("row", "channel", "y", "x")),
+        *(
+            spec(name, (rows, *sizes.latent_shape), part_rows, 1, names=("row", "channel", "y", "x"))
+            for name in sizes.latent_arrays
+        ),
         spec("text/tokens", (tokens, width), sizes.part_tokens, TOKEN_CHUNK, names=("token", "channel")),
-        spec("text/offset", (rows,), part_rows, part_rows, "int64", -1, names=("row",)),
-        spec("text/length", (rows,), part_rows, part_rows, "int32", 0, names=("row",)),
+        spec("text/offset", captions, part_rows, part_rows, "int64", -1, names=names),
+        spec("text/length", captions, part_rows, part_rows, "int32", 0, names=names),
     ]
     if sizes.pooled_width:
         specs.append(spec("text/pooled", (rows, sizes.pooled_width), part_rows, 1, names=("row", "channel")))

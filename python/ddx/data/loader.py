@@ -24,13 +24,15 @@ from ddx.teachers.condition import Condition
 class Batch:
     """This rank's slice of a global batch.
 
-    latents: unscaled, float16 `[B, C, h, w]`; condition: float16, padded to the longest caption of the global batch;
-    rows: int64 `[B]`, the input rows. On the CPU, in pinned memory where there is a GPU.
+    latents: unscaled, float16 `[B, C, h, w]`, of a store with means and variances drawn from them; condition: float16,
+    padded to the longest caption of the global batch; rows: int64 `[B]`, the input rows; flipped: bool `[B]`, whether a
+    sample is the mirrored picture. On the CPU, in pinned memory where there is a GPU.
     """
 
     latents: Tensor
     condition: Condition
     rows: Tensor
+    flipped: Tensor
 
 
 class Loader:
@@ -73,6 +75,7 @@ class Loader:
             )
         self.num_rows = self._reader.num_rows
         self._position = position
+        self._seed, self._batch_size, self._rank = seed, batch_size, rank
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -82,11 +85,24 @@ class Loader:
             raise DdxError("the loader is closed")
         with core_errors():
             arrays = next(self._reader)
+        latents = self._latents(arrays)
         self._position += 1
         tokens, lengths = self._tensor(arrays["tokens"]), self._tensor(arrays["lengths"])
         mask = torch.arange(tokens.shape[1]) < lengths[:, None]
         pooled = self._tensor(arrays["pooled"]) if "pooled" in arrays else None
-        return Batch(self._tensor(arrays["latents"]), Condition(tokens, mask, pooled), self._tensor(arrays["rows"]))
+        rows, flipped = self._tensor(arrays["rows"]), torch.tensor(arrays["flipped"])
+        return Batch(latents, Condition(tokens, mask, pooled), rows, flipped)
+
+    def _latents(self, arrays: dict[str, Any]) -> Tensor:
+        mean = self._tensor(arrays["latents"])
+        if "logvar" not in arrays:
+            return mean
+        # Noise of the whole batch, of which each rank takes its rows: what is drawn does not depend on the ranks.
+        generator = torch.Generator().manual_seed((self._seed * 1_000_003 + self._position) % 2**63)
+        noise = torch.randn(self._batch_size, *mean.shape[1:], generator=generator)
+        noise = noise[self._rank * len(mean) : (self._rank + 1) * len(mean)]
+        drawn = mean.float() + torch.exp(0.5 * self._tensor(arrays["logvar"]).float()) * noise
+        return drawn.half().pin_memory() if self._pin else drawn.half()
 
     @property
     def position(self) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ddx.data.encode import Array, Text, pack
 from ddx.data.layout import Sizes, round_up
-from ddx.data.rows import PartRows
+from ddx.data.rows import PartRows, piece_path, read_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,10 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """Unscaled float16 latents `[C, h, w]` and the caption."""
+    """Unscaled float16 `[C, h, w]` by array (`Sizes.latent_arrays`), and the captions; None for one that is blank."""
 
-    latents: Array
-    text: Text
+    latents: dict[str, Array]
+    texts: list[Text | None]
+
+    @property
+    def pooled(self) -> Array | None:
+        """The pooled embedding, of a row with one caption."""
+        return next(text.pooled for text in self.texts if text is not None)
 
 
 @dataclass
@@ -34,19 +39,27 @@ class Part:
     def shards(self, sizes: Sizes) -> dict[str, tuple[list[int] | None, Array]]:
         """The contents of the part's shard of every array: numbers of its chunks (None: the first ones), and data."""
         ok = self.rows.ok
-        captions = pack([self.encoded[place].text for place in ok])
-        offset = np.full(sizes.part_rows, -1, np.int64)
-        length = np.zeros(sizes.part_rows, np.int32)
-        offset[ok] = captions.offset + self.number * sizes.part_tokens
-        length[ok] = captions.length
+        there = [
+            (place, number, text)
+            for place in ok
+            for number, text in enumerate(self.encoded[place].texts)
+            if text is not None
+        ]
+        captions = pack([text for _, _, text in there])
+        shape = (sizes.part_rows, sizes.num_captions)
+        offset, length = np.full(shape, -1, np.int64), np.zeros(shape, np.int32)
+        for index, (place, number, _) in enumerate(there):
+            offset[place, number] = captions.offset[index] + self.number * sizes.part_tokens
+            length[place, number] = captions.length[index]
         shards: dict[str, tuple[list[int] | None, Array]] = {
-            "latents": (ok, np.stack([self.encoded[place].latents for place in ok]) if ok else np.empty(0, np.float16)),
-            "text/tokens": (None, captions.tokens),
-            "text/offset": (None, offset),
-            "text/length": (None, length),
+            name: (ok, _stack([self.encoded[place].latents[name] for place in ok])) for name in sizes.latent_arrays
         }
+        shards |= {"text/tokens": (None, captions.tokens), "text/offset": (None, offset), "text/length": (None, length)}
         if sizes.pooled_width:
-            shards["text/pooled"] = (ok, np.empty(0, np.float16) if captions.pooled is None else captions.pooled)
+            shards["text/pooled"] = (
+                ok,
+                _stack([pooled for place in ok if (pooled := self.encoded[place].pooled) is not None]),
+            )
         return shards
 
 
@@ -57,16 +70,25 @@ def read_part(store: Path, number: int, sizes: Sizes) -> Part:
     def array(name: str, first: int, end: int) -> Array:
         return np.asarray(zarr.open_array(str(store), path=name, mode="r")[first:end])
 
-    rows = PartRows.read(store, number)
+    rows = read_rows(store / piece_path(number))
     ok, first, end = rows.ok, rows.first_row, rows.first_row + len(rows.status)
-    latents, length = array("latents", first, end), array("text/length", first, end)
+    latents = {name: array(name, first, end) for name in sizes.latent_arrays}
     pooled = array("text/pooled", first, end) if sizes.pooled_width else None
     start = number * sizes.part_tokens
-    offset = array("text/offset", first, end) - start
-    used = max((int(offset[place]) + round_up(int(length[place])) for place in ok), default=0)
+    shape = (end - first, sizes.num_captions)
+    offset = array("text/offset", first, end).reshape(shape) - start
+    length = array("text/length", first, end).reshape(shape)
+    used = int((offset + round_up(length))[length > 0].max(initial=0))
     tokens = array("text/tokens", start, start + used)
     encoded = {}
     for place in ok:
-        text = Text(tokens[offset[place] : offset[place] + length[place]], None if pooled is None else pooled[place])
-        encoded[place] = EncodedRow(latents[place], text)
+        texts = [
+            Text(tokens[begin : begin + num], None if pooled is None else pooled[place]) if num else None
+            for begin, num in zip(offset[place], length[place], strict=True)
+        ]
+        encoded[place] = EncodedRow({name: values[place] for name, values in latents.items()}, texts)
     return Part(number, rows, encoded)
+
+
+def _stack(arrays: list[Array]) -> Array:
+    return np.stack(arrays) if arrays else np.empty(0, np.float16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -25,11 +26,19 @@ WAITING_PARTS = 1
 class PartWriter:
     """A queue and its thread. The first failure is raised by the next call, in the caller's thread.
 
-    `replace`: the parts are done already, and count as they are until the new ones are whole.
+    `replace`: the parts are done already, and count as they are until the new ones are whole. `then` is called with
+    the number of each part that is on disk.
     """
 
-    def __init__(self, writer: StoreWriter, sizes: Sizes, *, replace: bool = False) -> None:
-        self.writer, self.sizes, self.replace = writer, sizes, replace
+    def __init__(
+        self,
+        writer: StoreWriter,
+        sizes: Sizes,
+        *,
+        replace: bool = False,
+        then: Callable[[int], None] = lambda number: None,
+    ) -> None:
+        self.writer, self.sizes, self.replace, self.then = writer, sizes, replace, then
         self.written = 0
         self._queue: queue.Queue[Part | None] = queue.Queue(WAITING_PARTS)
         self._error: BaseException | None = None
@@ -64,6 +73,7 @@ class PartWriter:
             try:
                 with core_errors():
                     self._write(part)
+                self.then(part.number)
                 self.written += 1
             except BaseException as error:
                 self._error = error

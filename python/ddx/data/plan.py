@@ -21,8 +21,9 @@ from ddx.workspace import Workspace
 if TYPE_CHECKING:
     from ddx.teachers.base import Teacher
 
-COLUMNS = ("url_column", "image_column", "path_column", "caption_column", "key_column")
-SELECTION = ("where", "dedup", "limit", "shuffle")
+COLUMNS = ("url_column", "image_column", "path_column", "key_column")
+# Settings that shape the bytes, and are recorded where they are not what they are by default.
+UNUSUAL = ("where", "dedup", "limit", "shuffle", "flip", "posterior", "verify_checksums")
 # Settings of PrecomputeConfig that the core's Ingest takes under the same name.
 INGEST = (
     *("batch_size", "max_pixels", "max_upscale", "verify_checksums", "concurrency", "per_host", "host_rate"),
@@ -100,6 +101,7 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Works
             source = Input(
                 list(sources),
                 **{name: getattr(config, name) for name in COLUMNS},
+                caption_columns=config.caption_column,
                 filter=config.where,
                 unique=config.dedup == "url",
                 limit=config.limit,
@@ -114,6 +116,11 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Works
     teacher = load_teacher(
         config.teacher, device=find_device(config.device, rank.local), dtype=dtype, resolution=config.resolution
     )
+    if config.posterior != "mode" and not teacher.has_posterior:
+        raise UsageError(
+            f"posterior = {config.posterior}: the autoencoder of {teacher.name} gives no distribution of latents",
+            hint="leave --posterior away",
+        )
     resolution = config.resolution or teacher.default_resolution
     fingerprint = dict(teacher.fingerprint(resolution))
     store = config.out or (workspace or Workspace()).store_path(sources[0], teacher.name, resolution)
@@ -123,6 +130,9 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Works
         latent_shape=teacher.latent_shape(resolution),
         text_width=teacher.text_width,
         max_tokens=int(fingerprint["max_sequence_length"]),
+        num_captions=max(len(config.caption_column), 1),
+        flip=config.flip,
+        logvar=config.posterior == "params",
     )
     settings = {
         "input": source_digest(source.files),
@@ -134,8 +144,7 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Works
         "max_pixels": config.max_pixels,
         "max_upscale": config.max_upscale,
         # Absent unless given, so that a store made before they existed is still the same.
-        **{name: value for name in SELECTION if (value := getattr(config, name)) not in (None, "none")},
-        **({} if config.verify_checksums else {"verify_checksums": False}),
+        **{name: value for name in UNUSUAL if (value := getattr(config, name)) != getattr(PrecomputeConfig, name)},
     }
     return Plan(
         config=config,

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,11 @@ from ddx.data import rows as row_table
 from ddx.data.config import PrecomputeConfig
 from ddx.data.core import core_errors
 from ddx.data.create import open_writer
+from ddx.data.dedup import drop_duplicates
 from ddx.data.encode_parts import encoded_parts
+from ddx.data.fetched import fetch_parts, fetched, forget, forget_all
 from ddx.data.part_writer import PartWriter
+from ddx.data.pictures import fetch
 from ddx.data.plan import Plan, make_plan
 from ddx.data.ranks import already_written, cannot_write, claim, share_lock
 from ddx.data.retry import any_retries, retry_rows
@@ -41,7 +45,8 @@ def precompute(
     """Encode every row of the sources, and return the path of the complete store.
 
     A row that fails is recorded and skipped. A part that is committed is kept: after a stop the same call goes on with
-    the rest. Under torchrun the ranks take disjoint parts, and those of a rank that is gone are taken over.
+    the rest. Under torchrun the ranks take disjoint parts, and those of a rank that is gone are taken over. With
+    `stage` "fetch" there are pictures at the store's place afterwards, and no store yet.
 
     Raises UsageError when the store at that place was made with other settings (naming the first), DdxError when the
     input, the teacher or the disk fails. KeyboardInterrupt leaves what is finished.
@@ -51,6 +56,10 @@ def precompute(
     if not plan.rank.is_first:
         progress = NullProgress()
     progress.log(plan.reads)
+    if config.stage == "fetch":
+        with _writes_alone(plan) as mine:
+            fetch_parts(plan, plan.share(plan.rank.rank) if mine else [], progress)
+        return plan.store
     with _writes_alone(plan) as mine:
         plan, writer = open_writer(plan)
         with core_errors():
@@ -89,10 +98,11 @@ def _run_parts(plan: Plan, writer: StoreWriter, share: Sequence[int], progress: 
     if not parts:
         return
     progress.start("precompute", sum(len(plan.sizes.part_range(part)) for part in parts), "rows")
-    part_writer = PartWriter(writer, plan.sizes)
+    part_writer = PartWriter(writer, plan.sizes, then=partial(forget, plan))
     try:
         with part_writer:
-            for part in encoded_parts(plan, plan.input, parts, progress):
+            items = fetched(plan, parts) if plan.config.stage == "encode" else fetch(plan, plan.input, parts)
+            for part in encoded_parts(plan, items, progress):
                 part_writer.put(part)
     except KeyboardInterrupt:
         progress.finish()
@@ -123,6 +133,9 @@ def _complete(plan: Plan, writer: StoreWriter, progress: Progress) -> None:
         if row_table.is_joined(plan.store, plan.sizes.num_parts):
             progress.log(f"{plan.store} is complete")
             return
+        (plan.store / row_table.FILE_NAME).unlink(missing_ok=True)  # one from before --retry
+        if plan.config.dedup == "content":
+            drop_duplicates(plan, writer, progress)
         ok, failed = summary_of(committed(writer, plan))
         record = {
             "kind": "store",
@@ -137,6 +150,7 @@ def _complete(plan: Plan, writer: StoreWriter, progress: Progress) -> None:
         try:
             write_run(plan.store, record, finished=True)
             row_table.join(plan.store, range(plan.sizes.num_parts))
+            forget_all(plan)
         except OSError as error:
             raise cannot_write(plan.store, error) from error
     bad = ", ".join(f"{count} {reason}" for reason, count in failed.items())

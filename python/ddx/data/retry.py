@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from ddx.data.encode_parts import encoded_parts
 from ddx.data.part import Part, read_part
 from ddx.data.part_writer import PartWriter
+from ddx.data.pictures import fetch
 from ddx.data.plan import Plan
 from ddx.data.ranks import READERS, already_written, claim
 from ddx.data.rows import FILE_NAME, OK, piece_path, sync_folder
@@ -88,7 +89,8 @@ def _renewed(plan: Plan, rows: Sequence[int], progress: Progress) -> Iterator[Pa
     """The parts of these rows, which rise, with what became of them now."""
     picked = range(-(-len(rows) // plan.sizes.part_rows))
     current: Part | None = None
-    for piece in encoded_parts(plan, plan.input.pick(list(rows)), picked, progress):
+    items = fetch(plan, plan.input.pick(list(rows)), picked, numbers=rows)
+    for piece in encoded_parts(plan, items, progress, numbers=rows):
         for place in range(len(piece.rows.status)):
             row = rows[piece.rows.first_row + place]
             number = row // plan.sizes.part_rows

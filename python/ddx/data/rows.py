@@ -22,6 +22,7 @@ SCHEMA = pa.schema(
         ("key", pa.string()),
         ("source", pa.string()),
         ("caption", pa.string()),
+        ("captions", pa.list_(pa.string())),
         ("status", pa.string()),
         ("detail", pa.string()),
         ("width", pa.int32()),
@@ -40,18 +41,13 @@ class PartRows:
     key: list[str]
     source: list[str]
     caption: list[str]
+    captions: list[list[str] | None]  # where a row has several; `caption` is then the first that is not blank
     status: list[str]
     detail: list[str]
     width: list[int]
     height: list[int]
     crop: list[Sequence[float] | None]
     hash: list[str]
-
-    @classmethod
-    def read(cls, store: Path, part: int) -> PartRows:
-        """The rows of a part that is done."""
-        table = pq.read_table(store / piece_path(part), schema=SCHEMA)
-        return cls(table["row"][0].as_py(), *(table[name].to_pylist() for name in COLUMNS))
 
     @property
     def ok(self) -> list[int]:
@@ -72,13 +68,16 @@ class PartRows:
         reasons = sorted(status for status in self.status if status != OK)
         return {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
 
-    def parquet(self) -> bytes:
-        """The piece of rows.parquet."""
+    def table(self) -> pa.Table:
+        """The rows as a table of `SCHEMA`."""
         columns = {name: getattr(self, name) for name in COLUMNS}
         numbers = range(self.first_row, self.first_row + len(self.status))
-        table = pa.Table.from_pydict({"row": numbers, **columns}, schema=SCHEMA)
+        return pa.Table.from_pydict({"row": numbers, **columns}, schema=SCHEMA)
+
+    def parquet(self) -> bytes:
+        """The piece of rows.parquet."""
         out = io.BytesIO()
-        pq.write_table(table, out, compression="zstd")
+        pq.write_table(self.table(), out, compression="zstd")
         return out.getvalue()
 
     def errors(self) -> bytes:
@@ -92,6 +91,12 @@ class PartRows:
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(PartRows) if field.name != "first_row")
+
+
+def read_rows(path: Path) -> PartRows:
+    """The rows of a piece."""
+    table = pq.read_table(path, schema=SCHEMA)
+    return PartRows(table["row"][0].as_py(), *(table[name].to_pylist() for name in COLUMNS))
 
 
 def piece_path(part: int) -> str:

@@ -240,18 +240,29 @@ class Teacher(ABC):
         return uncond + scale * (cond - uncond)
 
     @abstractmethod
-    def _encode_pixels(self, pixels: Tensor) -> Tensor:
-        """Unscaled latents of ``[B, 3, H, W]`` in [-1, 1], deterministic."""
+    def _encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What :meth:`encode_posterior` returns, of ``[B, 3, H, W]`` in [-1, 1]."""
 
-    @torch.no_grad()
+    has_posterior: ClassVar[bool] = False
+    """Whether the autoencoder gives a distribution of latents, and not just one."""
+
     def encode_images(self, images: Tensor) -> Tensor:
         """Unscaled latents, float32 ``[B, C, h, w]``, of uint8 pictures ``[B, H, W, 3]`` (tensor or array)."""
+        return self.encode_posterior(images)[0]
+
+    @torch.no_grad()
+    def encode_posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mean and logarithm of the variance of the unscaled latents, float32 ``[B, C, h, w]``, of uint8 pictures.
+
+        An autoencoder without :attr:`has_posterior` has no variance (None).
+        """
         images = torch.as_tensor(images)
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"pictures must be uint8 [B, H, W, 3], got {images.dtype} {tuple(images.shape)}")
         pixels = images.to(self.device).permute(0, 3, 1, 2).float() / 255.0
         with self._products(self.vae_dtype):
-            return self._encode_pixels((2.0 * pixels - 1.0).to(self.vae_dtype)).float()
+            mean, logvar = self._encode_pixels((2.0 * pixels - 1.0).to(self.vae_dtype))
+        return mean.float(), None if logvar is None else logvar.float()
 
     def scale(self, latents: Tensor) -> Tensor:
         """Unscaled latents as the denoiser sees them: ``(latents - shift) * factor``."""

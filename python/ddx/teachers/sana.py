@@ -80,10 +80,9 @@ class SanaTeacher(Teacher):
             output = output.chunk(2, dim=1)[0]
         return output.float()
 
-    def _encode_pixels(self, pixels: Tensor) -> Tensor:
+    def _encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         vae: Any = self.vae()
-        latents: Tensor = vae.encode(pixels, return_dict=False)[0]
-        return latents
+        return vae.encode(pixels, return_dict=False)[0], None
 
     def _prompt_encoder(self) -> PromptEncoder:
         encoder: PromptEncoder = self._once(

@@ -83,10 +83,12 @@ class StableDiffusionTeacher(Teacher):
             )[0]
         return output.float()
 
-    def _encode_pixels(self, pixels: Tensor) -> Tensor:
+    has_posterior = True
+
+    def _encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         vae: Any = self.vae()
-        latents: Tensor = vae.encode(pixels, return_dict=False)[0].mode()
-        return latents
+        posterior = vae.encode(pixels, return_dict=False)[0]
+        return posterior.mode(), posterior.logvar
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> list[Condition]:

@@ -30,7 +30,7 @@ impl Input {
     // The keyword arguments of one Python constructor; what Python hands over is owned.
     #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)]
     #[pyo3(signature = (
-        sources, *, url_column=None, image_column=None, path_column=None, caption_column=None, key_column=None,
+        sources, *, url_column=None, image_column=None, path_column=None, caption_columns=Vec::new(), key_column=None,
         filter=None, unique=false, limit=None, shuffle=None,
     ))]
     fn new(
@@ -39,7 +39,7 @@ impl Input {
         url_column: Option<String>,
         image_column: Option<String>,
         path_column: Option<String>,
-        caption_column: Option<String>,
+        caption_columns: Vec<String>,
         key_column: Option<String>,
         filter: Option<String>,
         unique: bool,
@@ -50,7 +50,7 @@ impl Input {
             url: url_column,
             image: image_column,
             path: path_column,
-            caption: caption_column,
+            captions: caption_columns,
             key: key_column,
         };
         let selection = Selection { filter, unique, limit, shuffle };
@@ -139,8 +139,8 @@ impl PartEnd {
     }
 
     #[getter]
-    fn caption(&self) -> Vec<String> {
-        self.each(|record| record.caption.clone())
+    fn captions(&self) -> Vec<Vec<String>> {
+        self.each(|record| record.captions.clone())
     }
 
     #[getter]
@@ -296,6 +296,8 @@ impl Ingest {
                 ("failed", rows.saturating_sub(ok)),
                 ("bytes", stats.bytes.load(Ordering::Relaxed)),
                 ("pixels", stats.pixels.load(Ordering::Relaxed)),
+                ("fetching", stats.fetching.load(Ordering::Relaxed)),
+                ("queued", inner.num_queued() as u64),
             ])
         })
     }

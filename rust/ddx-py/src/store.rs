@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::slice;
 
-use ddx_core::store::{ArraySpec, BatchReader, Commit, Part, ReaderOptions, ShardData, StoreWriter};
+use ddx_core::store::{ArraySpec, BatchReader, Commit, Part, ReaderOptions, RowArray, ShardData, StoreWriter};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -157,9 +157,13 @@ impl PyBatchReader {
         let lengths = batch.lengths.iter().flat_map(|length| length.to_le_bytes()).collect();
         dict.set_item("rows", Buffer::new(rows, Element::I64, &[num]))?;
         dict.set_item("lengths", Buffer::new(lengths, Element::I32, &[num]))?;
+        dict.set_item("flipped", batch.flipped)?;
         dict.set_item("latents", Buffer::new(batch.latents, Element::F16, &shape))?;
+        if let Some(logvar) = batch.logvar {
+            dict.set_item("logvar", Buffer::new(logvar, Element::F16, &shape))?;
+        }
         dict.set_item("tokens", Buffer::new(batch.tokens, Element::F16, &token_shape))?;
-        if let (Some(pooled), Some(bytes)) = (batch.pooled, store.pooled_bytes()) {
+        if let (Some(pooled), Some(bytes)) = (batch.pooled, store.row_bytes(RowArray::Pooled)) {
             dict.set_item("pooled", Buffer::new(pooled, Element::F16, &[num, bytes / 2]))?;
         }
         Ok(dict)

@@ -18,6 +18,7 @@ from ddx.data.config import PrecomputeConfig
 from ddx.data.precompute import precompute
 from ddx.data.store import Store
 from ddx.errors import UsageError
+from stores import shard_bytes
 
 NUM = 6
 CAPTIONS = [f"picture number {number}, with a\tgrey edge" for number in range(NUM)]
@@ -116,6 +117,29 @@ def test_rows_are_chosen_by_their_metadata(make: Callable[..., Store], reference
     np.testing.assert_array_equal(store.array("latents")[:3], reference.array("latents")[[1, 2, 4]])
     with pytest.raises(UsageError, match="limit"):  # another selection is another store
         make([tmp_path / "list.tsv"], tmp_path / "s.zarr", where="width >= 100 and width != 300", dedup="url")
+
+
+def test_the_same_image_is_kept_once(make: Callable[..., Store], tmp_path: Path) -> None:
+    names = write_images(tmp_path / "p")
+    for copy, number in enumerate((1, 4, 1)):
+        (tmp_path / "p" / f"copy{copy}.png").write_bytes(png(number))
+    order = [names[0], "copy0.png", names[1], names[2], names[3], names[4], "copy1.png", names[5], "copy2.png"]
+    lines = ["file_name,caption", *(f"p/{name},a picture" for name in order)]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    table = make([tmp_path / "list.csv"], tmp_path / "once.zarr", dedup="content").rows_table()
+    dropped = [row for row, status in enumerate(table["status"].to_pylist()) if status == "duplicate"]
+    assert dropped == [2, 6, 8]
+    assert [table["detail"][row].as_py() for row in dropped] == [f"the same image as row {row}" for row in (1, 5, 1)]
+    store = Store(tmp_path / "once.zarr")
+    plain = make([tmp_path / "list.csv"], tmp_path / "plain.zarr")
+    kept = [row for row in range(len(order)) if row not in dropped]
+    assert store.num_ok == 6 and plain.num_ok == 9
+    for name in ("latents", "text/length"):
+        np.testing.assert_array_equal(store.array(name)[kept], plain.array(name)[kept])
+        assert not store.array(name)[dropped].any()
+    before = shard_bytes(store.path)
+    make([tmp_path / "list.csv"], tmp_path / "once.zarr", dedup="content")
+    assert shard_bytes(store.path) == before
 
 
 def test_a_tar_that_is_cut_short_keeps_what_it_has(make: Callable[..., Store], tmp_path: Path) -> None:

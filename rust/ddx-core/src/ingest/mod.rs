@@ -52,6 +52,8 @@ pub struct Stats {
     pub bytes: AtomicU64,
     /// Pixels decoded.
     pub pixels: AtomicU64,
+    /// Rows that are being fetched right now.
+    pub fetching: AtomicU64,
 }
 
 /// What all threads of a run share.
@@ -101,6 +103,7 @@ pub struct Ingest {
     shared: Arc<Shared>,
     assembler: Assembler,
     outcomes: Receiver<Outcome>,
+    decode_jobs: Receiver<decode::Job>,
     runtime: Option<Runtime>,
 }
 
@@ -147,7 +150,7 @@ impl Ingest {
             .name("ddx-read".to_owned())
             .spawn(move || reader.run())
             .map_err(start("the reading thread"))?;
-        Ok(Self { shared, assembler, outcomes, runtime: Some(runtime) })
+        Ok(Self { shared, assembler, outcomes, decode_jobs, runtime: Some(runtime) })
     }
 
     /// Waits up to `patience` for the next item.
@@ -186,6 +189,12 @@ impl Ingest {
     #[must_use]
     pub fn stats(&self) -> &Stats {
         &self.shared.stats
+    }
+
+    /// Rows that wait for a decoding thread right now.
+    #[must_use]
+    pub fn num_queued(&self) -> usize {
+        self.decode_jobs.len()
     }
 
     /// Stops the threads; nothing comes out afterwards.

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use crossbeam_channel::Sender;
@@ -59,7 +60,7 @@ impl Reader {
         // What cannot be read is recorded row by row, like any other failure, and the next part goes on.
         for row in next..range.end {
             self.enter_window()?;
-            let record = RowRecord::new(numbered(row), None).failed(RowStatus::UnreadableSource, &reason);
+            let record = RowRecord::new(numbered(row), Vec::new()).failed(RowStatus::UnreadableSource, &reason);
             self.give_up(*sequence, record)?;
             *sequence += 1;
         }
@@ -83,9 +84,9 @@ impl Reader {
 
     fn send(&self, row: Row, number: u64, sequence: u64) -> Result<(), Closed> {
         self.enter_window()?;
-        let Row { key, caption, image, checksum } = row;
-        let without_caption = caption.is_none();
-        let mut record = RowRecord::new(key.unwrap_or_else(|| numbered(number)), caption);
+        let Row { key, captions, image, checksum } = row;
+        let without_caption = captions.iter().all(Option::is_none);
+        let mut record = RowRecord::new(key.unwrap_or_else(|| numbered(number)), captions);
         record.source = match &image {
             Some(ImageRef::Url(url)) => url.clone(),
             Some(ImageRef::Path(path) | ImageRef::Range { path, .. }) => path.to_string_lossy().into_owned(),
@@ -139,12 +140,14 @@ impl Reader {
 
     /// Fetches in the background; `job` then goes on with what came.
     fn fetch(&self, url: String, job: Job) {
-        let (fetcher, jobs) = (self.fetcher.clone(), self.jobs.clone());
+        let (fetcher, jobs, shared) = (self.fetcher.clone(), self.jobs.clone(), self.shared.clone());
+        shared.stats.fetching.fetch_add(1, Ordering::Relaxed);
         self.shared.handle.spawn(async move {
             let job = match fetcher.fetch(&url).await {
                 Ok(body) => Job { payload: Payload::Body(body), ..job },
                 Err(error) => Job { record: job.record.failed(RowStatus::from(&error), &error), ..job },
             };
+            shared.stats.fetching.fetch_sub(1, Ordering::Relaxed);
             // Nobody listens any more if the run was closed.
             let _ = jobs.send(job);
         });

@@ -124,8 +124,8 @@ impl From<&ImageError> for RowStatus {
 pub struct RowRecord {
     /// The row's name.
     pub key: String,
-    /// Its caption; empty where there is none.
-    pub caption: String,
+    /// Its captions, empty where one is blank; none at all for a row that could not be read.
+    pub captions: Vec<String>,
     /// Its image's URL or file; empty if the bytes are in the row.
     pub source: String,
     /// How it ended.
@@ -144,10 +144,10 @@ pub struct RowRecord {
 
 impl RowRecord {
     /// A row that is yet to succeed or fail.
-    pub(super) fn new(key: String, caption: Option<String>) -> Self {
+    pub(super) fn new(key: String, captions: Vec<Option<String>>) -> Self {
         Self {
             key,
-            caption: caption.unwrap_or_default(),
+            captions: captions.into_iter().map(Option::unwrap_or_default).collect(),
             source: String::new(),
             status: RowStatus::Ok,
             detail: String::new(),

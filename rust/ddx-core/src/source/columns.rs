@@ -59,8 +59,8 @@ pub struct ColumnChoice {
     pub image: Option<String>,
     /// A column of file names.
     pub path: Option<String>,
-    /// The captions.
-    pub caption: Option<String>,
+    /// The captions, one or several a row.
+    pub captions: Vec<String>,
     /// The rows' names.
     pub key: Option<String>,
 }
@@ -68,7 +68,7 @@ pub struct ColumnChoice {
 /// The columns of one file: indexes into its top-level fields.
 #[derive(Clone, Debug)]
 pub(super) struct Columns {
-    pub caption: usize,
+    pub captions: Vec<usize>,
     pub image: usize,
     pub image_kind: ImageKind,
     pub key: Option<usize>,
@@ -78,7 +78,10 @@ pub(super) struct Columns {
 impl Columns {
     /// The names of the columns by role; `name` gives the one of an index.
     pub fn names(&self, name: impl Fn(usize) -> String) -> BTreeMap<&'static str, String> {
-        let mut names = BTreeMap::from([("caption", name(self.caption)), ("image", name(self.image))]);
+        let mut names = BTreeMap::from([
+            ("caption", join(self.captions.iter().map(|&index| name(index)))),
+            ("image", name(self.image)),
+        ]);
         if let Some(key) = self.key {
             names.insert("key", name(key));
         }
@@ -89,12 +92,14 @@ impl Columns {
     }
 }
 
-/// Finds the column of captions alone.
-///
-/// # Errors
-/// If there is none, or the one that was named is missing or of a useless type.
-pub(super) fn find_caption(path: &Path, schema: &Schema, choice: &ColumnChoice) -> Result<usize> {
-    Table { path, schema }.caption(choice)
+/// Several names in one text.
+pub(super) fn join(names: impl Iterator<Item = String>) -> String {
+    names.collect::<Vec<_>>().join(", ")
+}
+
+/// Finds the column of captions by its usual names.
+pub(super) fn find_caption(names: &[String]) -> Option<usize> {
+    CAPTION_NAMES.iter().find_map(|usual| names.iter().position(|name| name.eq_ignore_ascii_case(usual)))
 }
 
 /// Finds the columns of a file.
@@ -104,14 +109,14 @@ pub(super) fn find_caption(path: &Path, schema: &Schema, choice: &ColumnChoice) 
 pub(super) fn find_columns(path: &Path, schema: &Schema, choice: &ColumnChoice) -> Result<Columns> {
     let table = Table { path, schema };
     let (image, image_kind) = table.image(choice)?;
-    let caption = table.caption(choice)?;
+    let captions = table.captions(choice)?;
     let key = match &choice.key {
         Some(name) => Some(table.named(name, "keys", "string or integer", is_key)?),
         None => table.first(&KEY_NAMES, is_key),
     };
     // LAION's integer `hash` is none of the content's.
     let checksum = table.first(&CHECKSUM_NAMES, is_text);
-    Ok(Columns { caption, image, image_kind, key, checksum })
+    Ok(Columns { captions, image, image_kind, key, checksum })
 }
 
 struct Table<'a> {
@@ -120,13 +125,13 @@ struct Table<'a> {
 }
 
 impl Table<'_> {
-    fn caption(&self, choice: &ColumnChoice) -> Result<usize> {
-        match &choice.caption {
-            Some(name) => self.named(name, "captions", "string", is_text),
-            None => self
-                .first(&CAPTION_NAMES, is_text)
-                .ok_or_else(|| Error::NoCaptionColumn { path: self.path.to_owned(), columns: self.names() }),
+    fn captions(&self, choice: &ColumnChoice) -> Result<Vec<usize>> {
+        if !choice.captions.is_empty() {
+            return choice.captions.iter().map(|name| self.named(name, "captions", "string", is_text)).collect();
         }
+        self.first(&CAPTION_NAMES, is_text)
+            .map(|index| vec![index])
+            .ok_or_else(|| Error::NoCaptionColumn { path: self.path.to_owned(), columns: self.names() })
     }
 
     fn image(&self, choice: &ColumnChoice) -> Result<(usize, ImageKind)> {
@@ -234,7 +239,8 @@ mod tests {
         for (url, caption) in [("URL", "TEXT"), ("url", "caption"), ("Url", "top_caption")] {
             let schema = schema(&[("hash", DataType::Int64), (caption, DataType::Utf8), (url, DataType::Utf8)]);
             let columns = find_columns(Path::new("x"), &schema, &ColumnChoice::default()).unwrap();
-            assert_eq!((columns.caption, columns.image, columns.image_kind, columns.key), (1, 2, ImageKind::Url, None));
+            assert_eq!(columns.captions, [1]);
+            assert_eq!((columns.image, columns.image_kind, columns.key), (2, ImageKind::Url, None));
         }
     }
 
@@ -255,7 +261,7 @@ mod tests {
         let error = find(&ColumnChoice::default());
         assert_eq!(error.to_string(), "x.parquet: no caption column among: url, width");
         assert!(error.hint().unwrap().contains("--caption-column"));
-        let error = find(&ColumnChoice { caption: Some("width".into()), ..Default::default() });
+        let error = find(&ColumnChoice { captions: vec!["width".into()], ..Default::default() });
         assert!(matches!(error, Error::ColumnType { .. }), "{error}");
         let error = find(&ColumnChoice { path: Some("nope".into()), ..Default::default() });
         assert!(matches!(error, Error::NoSuchColumn { .. }), "{error}");

@@ -15,8 +15,8 @@ const LONGEST_CAPTION: u64 = 1 << 20;
 pub(super) struct ImageFolder {
     path: PathBuf,
     images: Vec<PathBuf>,
-    /// The extension of the captions, if the user named one.
-    caption: Option<String>,
+    /// The extensions of the captions, if the user named some.
+    captions: Vec<String>,
 }
 
 impl ImageFolder {
@@ -28,19 +28,20 @@ impl ImageFolder {
         if let Some(column) = [&choice.url, &choice.image, &choice.path, &choice.key].into_iter().flatten().next() {
             return Err(no_column(path, column));
         }
-        let caption = choice.caption.as_ref().map(|name| name.trim_start_matches('.').to_owned());
-        Ok(Self { path: path.to_owned(), images, caption })
+        let captions = choice.captions.iter().map(|name| name.trim_start_matches('.').to_owned()).collect();
+        Ok(Self { path: path.to_owned(), images, captions })
     }
 
     fn row(&self, image: &Path) -> Row {
         let key = image.with_extension("");
         let key = key.strip_prefix(&self.path).unwrap_or(&key).to_string_lossy().into_owned();
-        let captions = match &self.caption {
-            Some(extension) => std::slice::from_ref(extension).iter().map(String::as_str).collect(),
-            None => CAPTION_EXTENSIONS.to_vec(),
+        let read = |extension: &str| read_caption(&image.with_extension(extension));
+        let captions = if self.captions.is_empty() {
+            vec![CAPTION_EXTENSIONS.into_iter().find_map(read)]
+        } else {
+            self.captions.iter().map(|extension| read(extension)).collect()
         };
-        let caption = captions.into_iter().find_map(|extension| read_caption(&image.with_extension(extension)));
-        Row { key: Some(key), caption, image: Some(ImageRef::Path(image.to_owned())), checksum: None }
+        Row { key: Some(key), captions, image: Some(ImageRef::Path(image.to_owned())), checksum: None }
     }
 }
 
@@ -81,7 +82,8 @@ impl Source for ImageFolder {
     }
 
     fn columns(&self) -> BTreeMap<&'static str, String> {
-        let caption = self.caption.clone().unwrap_or_else(|| CAPTION_EXTENSIONS[0].to_owned());
+        let caption =
+            if self.captions.is_empty() { CAPTION_EXTENSIONS[0].to_owned() } else { self.captions.join(", ") };
         BTreeMap::from([("caption", caption), ("image", "file".to_owned()), ("key", "path".to_owned())])
     }
 }

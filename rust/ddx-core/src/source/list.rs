@@ -90,7 +90,7 @@ impl ListFile {
         };
         Row {
             key: self.columns.key.and_then(cell),
-            caption: cell(self.columns.caption),
+            captions: self.columns.captions.iter().map(|&index| cell(index)).collect(),
             image,
             checksum: self.columns.checksum.and_then(cell).as_deref().and_then(Checksum::parse),
         }
@@ -322,7 +322,7 @@ mod tests {
             let all = rows(&list, 0..2500);
             for (row, found) in all.iter().enumerate() {
                 assert_eq!(found.image, Some(ImageRef::Url(format!("http://x/{row}"))), "{name}");
-                assert!(found.caption.as_ref().unwrap().contains(&row.to_string()), "{name}: {found:?}");
+                assert!(found.captions[0].as_ref().unwrap().contains(&row.to_string()), "{name}: {found:?}");
             }
             for start in [0, 1, 1023, 1024, 1025, 2047, 2048, 2499] {
                 assert_eq!(rows(&list, start..start + 1), all[start as usize..=start as usize], "{name} {start}");
@@ -336,7 +336,7 @@ mod tests {
         let (_folder, list) = list("cc3m.tsv", "a dog\thttp://x/1.jpg\na cat\thttp://x/2.jpg\n").unwrap();
         assert_eq!(list.num_rows(), 2);
         assert_eq!(list.columns()["image"], "url");
-        assert_eq!(rows(&list, 0..1)[0].caption.as_deref(), Some("a dog"));
+        assert_eq!(rows(&list, 0..1)[0].captions[0].as_deref(), Some("a dog"));
     }
 
     #[test]
@@ -353,7 +353,7 @@ mod tests {
         let (_folder, list) = list("x.jsonl", text).unwrap();
         let found = rows(&list, 0..3);
         assert!(matches!(&found[1].image, Some(ImageRef::Broken(reason)) if reason.contains("JSON")), "{found:?}");
-        assert_eq!(found[2].caption.as_deref(), Some("3"));
+        assert_eq!(found[2].captions[0].as_deref(), Some("3"));
     }
 
     #[test]

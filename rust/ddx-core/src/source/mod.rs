@@ -35,8 +35,8 @@ use crate::Result;
 pub struct Row {
     /// The row's name; `None` where the input has none, and its number stands for it.
     pub key: Option<String>,
-    /// The caption, trimmed; `None` when it is null or blank.
-    pub caption: Option<String>,
+    /// The captions, trimmed; `None` where one is null or blank.
+    pub captions: Vec<Option<String>>,
     /// Where the image is; `None` when the cell is null or empty.
     pub image: Option<ImageRef>,
     /// What the image's bytes must hash to, if the input says so.

@@ -89,7 +89,8 @@ impl Source for ParquetFile {
 
     fn rows(&self, range: Range<u64>) -> Result<Rows<'_>> {
         let columns = &self.columns;
-        let wanted = [Some(columns.caption), Some(columns.image), columns.key, columns.checksum].into_iter().flatten();
+        let others = [Some(columns.image), columns.key, columns.checksum].into_iter().flatten();
+        let wanted = columns.captions.iter().copied().chain(others);
         let batch_size = match columns.image_kind {
             ImageKind::Bytes => IMAGE_ROWS_AT_A_TIME,
             ImageKind::Url | ImageKind::Path => TEXT_ROWS_AT_A_TIME,
@@ -188,11 +189,12 @@ impl Iterator for FileRows<'_> {
 
 fn read_row(file: &ParquetFile, batch: &RecordBatch, index: usize) -> Row {
     let column = |root: usize| batch.column_by_name(file.column_name(root));
-    let caption = column(file.columns.caption).and_then(|array| text_at(array, index));
+    let caption = |&root: &usize| column(root).and_then(|array| text_at(array, index));
+    let captions = file.columns.captions.iter().map(caption).collect();
     let key = file.columns.key.and_then(|root| column(root).and_then(|array| key_at(array, index)));
     let image = column(file.columns.image).and_then(|array| image_at(file, array, index));
     let checksum = file.columns.checksum.and_then(|root| column(root).and_then(|array| text_at(array, index)));
-    Row { key, caption, image, checksum: checksum.as_deref().and_then(Checksum::parse) }
+    Row { key, captions, image, checksum: checksum.as_deref().and_then(Checksum::parse) }
 }
 
 /// A column for filters: numbers of any kind, text, booleans; everything else is null.

@@ -8,11 +8,10 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use arrow_schema::{DataType, Field, Schema};
 use serde_json::{Map, Value as Json};
 use tar::Archive;
 
-use super::columns::find_caption;
+use super::columns::{find_caption, join};
 use super::{Cells, ColumnChoice, ImageKind, ImageRef, Row, Rows, Source, Value};
 use crate::image::EXTENSIONS;
 use crate::{Error, Result};
@@ -30,7 +29,7 @@ pub(super) struct TarFile {
     offsets: Vec<u64>,
     /// Why the tar cannot be read to its end; this is one more row.
     broken: Option<String>,
-    caption: CaptionMember,
+    captions: Vec<CaptionMember>,
     image: Option<String>,
     key: Option<String>,
     json_names: Vec<String>,
@@ -80,9 +79,9 @@ impl TarFile {
         if !has_image && !offsets.is_empty() {
             return Err(Error::NoImageColumn { path: path.to_owned(), columns: members });
         }
-        let caption = caption_member(path, choice, &extensions, &json_names, members)?;
+        let captions = caption_members(path, choice, &extensions, &json_names, members)?;
         let key = choice.key.clone();
-        Ok(Self { path: path.to_owned(), offsets, broken, caption, image, key, json_names })
+        Ok(Self { path: path.to_owned(), offsets, broken, captions, image, key, json_names })
     }
 
     /// The members of each row from `first` on.
@@ -105,23 +104,30 @@ impl TarFile {
             None => sample.iter().find(|member| EXTENSIONS.contains(&member.extension.as_str())),
         };
         let json = || with("json").map(|member| read_json(&self.path, member)).unwrap_or_default();
-        let caption = match &self.caption {
-            CaptionMember::Extension(extension) => {
-                with(extension).map(|member| String::from_utf8_lossy(&read(&self.path, member)).into_owned())
-            }
-            CaptionMember::JsonField(name) => Value::from_json(json().get(name)).text(),
+        let caption = |member: &CaptionMember| {
+            let text = match member {
+                CaptionMember::Extension(extension) => {
+                    with(extension).map(|member| String::from_utf8_lossy(&read(&self.path, member)).into_owned())
+                }
+                CaptionMember::JsonField(name) => Value::from_json(json().get(name)).text(),
+            };
+            text.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
         };
-        let caption = caption.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
+        let captions = self.captions.iter().map(caption).collect();
         let key = self.key.as_ref().and_then(|name| Value::from_json(json().get(name)).text());
         let range =
             |member: &Member| ImageRef::Range { path: self.path.clone(), offset: member.offset, length: member.length };
-        Row { key: key.or_else(|| Some(sample[0].key.clone())), caption, image: image.map(range), checksum: None }
+        Row { key: key.or_else(|| Some(sample[0].key.clone())), captions, image: image.map(range), checksum: None }
     }
 
     fn broken_row(&self) -> Option<Row> {
         let reason = self.broken.clone()?;
-        // The caption only has to be there: the row fails by what its image says.
-        Some(Row { key: None, caption: Some(String::new()), image: Some(ImageRef::Broken(reason)), checksum: None })
+        Some(Row {
+            key: None,
+            captions: vec![None; self.captions.len()],
+            image: Some(ImageRef::Broken(reason)),
+            checksum: None,
+        })
     }
 }
 
@@ -167,37 +173,43 @@ impl Source for TarFile {
     }
 
     fn columns(&self) -> BTreeMap<&'static str, String> {
-        let caption = match &self.caption {
+        let caption = join(self.captions.iter().map(|member| match member {
             CaptionMember::Extension(extension) => extension.clone(),
             CaptionMember::JsonField(name) => format!("json: {name}"),
-        };
+        }));
         let image = self.image.clone().unwrap_or_else(|| "any image".to_owned());
         let key = self.key.clone().unwrap_or_else(|| "name".to_owned());
         BTreeMap::from([("caption", caption), ("image", image), ("key", key)])
     }
 }
 
-fn caption_member(
+fn caption_members(
     path: &Path,
     choice: &ColumnChoice,
     extensions: &BTreeSet<String>,
     json_names: &[String],
-    members: String,
-) -> Result<CaptionMember> {
-    if let Some(name) = &choice.caption {
+    columns: String,
+) -> Result<Vec<CaptionMember>> {
+    let named = |name: &String| {
         let extension = name.trim_start_matches('.').to_ascii_lowercase();
+        let field = || json_names.iter().find(|field| field.eq_ignore_ascii_case(name)).cloned();
         if extensions.contains(&extension) {
             return Ok(CaptionMember::Extension(extension));
         }
-    } else if let Some(extension) = TEXT_EXTENSIONS.iter().find(|extension| extensions.contains(**extension)) {
-        return Ok(CaptionMember::Extension((*extension).to_owned()));
+        field().map(CaptionMember::JsonField).ok_or_else(|| Error::NoSuchColumn {
+            path: path.to_owned(),
+            column: name.clone(),
+            columns: columns.clone(),
+        })
+    };
+    if !choice.captions.is_empty() {
+        return choice.captions.iter().map(named).collect();
     }
-    let fields: Vec<Field> = json_names.iter().map(|name| Field::new(name, DataType::Utf8, true)).collect();
-    match find_caption(path, &Schema::new(fields), choice) {
-        Ok(index) => Ok(CaptionMember::JsonField(json_names[index].clone())),
-        Err(Error::NoSuchColumn { path, column, .. }) => Err(Error::NoSuchColumn { path, column, columns: members }),
-        Err(_) => Err(Error::NoCaptionColumn { path: path.to_owned(), columns: members }),
+    if let Some(extension) = TEXT_EXTENSIONS.iter().find(|extension| extensions.contains(**extension)) {
+        return Ok(vec![CaptionMember::Extension((*extension).to_owned())]);
     }
+    let field = find_caption(json_names).map(|index| CaptionMember::JsonField(json_names[index].clone()));
+    field.map(|field| vec![field]).ok_or_else(|| Error::NoCaptionColumn { path: path.to_owned(), columns })
 }
 
 /// A file within the tar.
@@ -342,7 +354,7 @@ mod tests {
         assert_eq!(tar.num_rows(), 3);
         let all = rows(&tar, 0..3);
         assert_eq!(image_of(&all[0]), b"image a");
-        assert_eq!(all[0].caption.as_deref(), Some("caption a"));
+        assert_eq!(all[0].captions[0].as_deref(), Some("caption a"));
         assert_eq!(all[1].image, None);
         assert_eq!(image_of(&all[2]), b"image c");
         assert!(all[2].key.as_ref().unwrap().ends_with("/c"));
@@ -362,8 +374,8 @@ mod tests {
         let choice = ColumnChoice { key: Some("uid".to_owned()), ..ColumnChoice::default() };
         let tar = TarFile::open(&path, &choice).unwrap();
         let all = rows(&tar, 0..2);
-        assert_eq!((all[0].caption.as_deref(), all[0].key.as_deref()), (Some("from json"), Some("7")));
-        assert_eq!((all[1].caption.as_deref(), all[1].key.as_deref()), (None, Some("2")));
+        assert_eq!((all[0].captions[0].as_deref(), all[0].key.as_deref()), (Some("from json"), Some("7")));
+        assert_eq!((all[1].captions[0].as_deref(), all[1].key.as_deref()), (None, Some("2")));
         let cells: Vec<_> = tar.cells(&["Width".to_owned()]).unwrap().map(Result::unwrap).collect();
         assert_eq!(cells, [[Value::Number(640.0)], [Value::Null]]);
     }
@@ -379,7 +391,7 @@ mod tests {
             let tar = TarFile::open(&path, &ColumnChoice::default()).unwrap();
             let all = rows(&tar, 0..tar.num_rows());
             assert_eq!(all.len() as u64, tar.num_rows());
-            assert_eq!(all[0].caption.as_deref(), Some("one"));
+            assert_eq!(all[0].captions[0].as_deref(), Some("one"));
             assert!(matches!(&all.last().unwrap().image, Some(ImageRef::Broken(_))), "{length}: {all:?}");
         }
     }

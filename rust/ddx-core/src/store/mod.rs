@@ -25,5 +25,5 @@ pub use commit::{COMMIT_FOLDER, Commit};
 pub use metadata::{ArraySpec, DataType, GROUP_FILE};
 pub use order::Permutation;
 pub use reader::{Batch, BatchReader, ReaderOptions};
-pub use rows::{LATENTS, LENGTH, OFFSET, POOLED, RowStore, TOKENS};
+pub use rows::{FLIP, LATENTS, LENGTH, LOGVAR, LOGVAR_FLIP, OFFSET, POOLED, RowArray, RowStore, TOKENS};
 pub use writer::{Part, ShardData, StoreWriter};

@@ -46,6 +46,12 @@ impl Permutation {
     }
 }
 
+/// A number that a sample draws for itself, whatever batch and rank it falls to. `purpose` tells its draws apart.
+#[must_use]
+pub(super) fn draw(seed: u64, sample: u64, purpose: u64) -> u64 {
+    mix(mix(seed ^ mix(purpose)).wrapping_add(sample.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+}
+
 /// The finaliser of `SplitMix64`.
 fn mix(mut value: u64) -> u64 {
     value = (value ^ value >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -76,6 +82,14 @@ mod tests {
         assert_eq!(order(100, 1, 0), order(100, 1, 0));
         assert_ne!(order(100, 1, 0), order(100, 1, 1));
         assert_ne!(order(100, 1, 0), order(100, 2, 0));
+    }
+
+    #[test]
+    fn draws_are_even_and_differ_by_seed_sample_and_purpose() {
+        let heads = (0..10_000).filter(|&sample| draw(5, sample, 0).is_multiple_of(2)).count();
+        assert!((4800..5200).contains(&heads), "{heads}");
+        let numbers = [draw(5, 1, 0), draw(6, 1, 0), draw(5, 2, 0), draw(5, 1, 1)];
+        assert_eq!(numbers.iter().collect::<std::collections::BTreeSet<_>>().len(), 4);
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::thread::{Builder, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::order::Permutation;
-use super::rows::RowStore;
+use super::order::{Permutation, draw};
+use super::rows::{RowArray, RowStore};
 use crate::error::{Error, Result};
 
 /// How batches are drawn and read.
@@ -36,11 +36,15 @@ pub struct ReaderOptions {
 pub struct Batch {
     /// Row of the store of every sample.
     pub rows: Vec<i64>,
+    /// Whether the latents are those of the mirrored picture: half of the samples, if the store has them.
+    pub flipped: Vec<bool>,
     /// Latents, one sample after another.
     pub latents: Vec<u8>,
+    /// Logarithms of their variances, if the store has them.
+    pub logvar: Option<Vec<u8>>,
     /// Token embeddings `[B, length, D]`, zero behind each caption's end.
     pub tokens: Vec<u8>,
-    /// Tokens of the longest caption of the batch over all ranks.
+    /// Tokens of the longest caption of the batch over all ranks; a row of several captions draws one.
     pub length: usize,
     /// Tokens of every caption.
     pub lengths: Vec<i32>,
@@ -146,11 +150,12 @@ impl Plan {
         }
     }
 
-    /// The rows of batch `position` over all ranks. Batches run on over the end of an epoch.
-    fn rows(&self, position: u64) -> Vec<u64> {
+    /// What batch `position` holds over all ranks. Batches run on over the end of an epoch.
+    fn samples(&self, position: u64) -> Vec<Sample> {
         let ok = self.store.ok_rows();
         let num_ok = ok.len() as u64;
         let first = position * self.options.batch_size as u64;
+        let can_flip = self.store.has(RowArray::Flip);
         let mut order: Option<(u64, Permutation)> = None;
         (first..first + self.options.batch_size as u64)
             .map(|sample| {
@@ -160,42 +165,71 @@ impl Plan {
                 }
                 let (_, permutation) =
                     order.get_or_insert_with(|| (epoch, Permutation::new(num_ok, self.options.seed, epoch)));
-                ok[permutation.at(sample % num_ok) as usize]
+                let row = ok[permutation.at(sample % num_ok) as usize];
+                let draw = |purpose| draw(self.options.seed, sample, purpose);
+                let caption = self.store.choose_caption(row, draw(CAPTION));
+                Sample { row, caption, flipped: can_flip && draw(FLIPPED).is_multiple_of(2) }
             })
             .collect()
     }
 
     fn read(&self, position: u64, scratch: &mut Vec<u8>) -> Result<Batch> {
-        let all = self.rows(position);
+        let all = self.samples(position);
         // Padded to the longest caption of the whole batch, so that the shape does not depend on the ranks.
-        let length = all.iter().map(|&row| self.store.length(row)).max().unwrap_or(0);
+        let length = all.iter().map(|sample| self.length(sample)).max().unwrap_or(0);
         let share = all.len() / self.options.world;
-        let rows = &all[self.options.rank * share..][..share];
-        let (latent_bytes, token_bytes) = (self.store.latent_bytes(), self.store.token_bytes());
-        let mut latents = vec![0; share * latent_bytes];
+        let samples = &all[self.options.rank * share..][..share];
+        let token_bytes = self.store.token_bytes();
         let mut tokens = vec![0; share * length * token_bytes];
-        for (&row, out) in rows.iter().zip(latents.chunks_exact_mut(latent_bytes)) {
-            self.store.read_latents(row, out, scratch)?;
+        for (sample, out) in samples.iter().zip(tokens.chunks_exact_mut(length * token_bytes)) {
+            let out = &mut out[..self.length(sample) * token_bytes];
+            self.store.read_tokens(sample.row, sample.caption, out, scratch)?;
         }
-        for (&row, out) in rows.iter().zip(tokens.chunks_exact_mut(length * token_bytes)) {
-            self.store.read_tokens(row, &mut out[..self.store.length(row) * token_bytes], scratch)?;
-        }
-        let mut pooled = self.store.pooled_bytes().map(|bytes| vec![0; share * bytes]);
-        if let (Some(pooled), Some(bytes)) = (&mut pooled, self.store.pooled_bytes()) {
-            for (&row, out) in rows.iter().zip(pooled.chunks_exact_mut(bytes)) {
-                self.store.read_pooled(row, out, scratch)?;
-            }
-        }
+        let latents = self.read_rows(samples, RowArray::Latents, RowArray::Flip, scratch)?.unwrap_or_default();
         Ok(Batch {
-            rows: rows.iter().map(|&row| row as i64).collect(),
-            lengths: rows.iter().map(|&row| self.store.length(row) as i32).collect(),
+            rows: samples.iter().map(|sample| sample.row as i64).collect(),
+            flipped: samples.iter().map(|sample| sample.flipped).collect(),
+            lengths: samples.iter().map(|sample| self.length(sample) as i32).collect(),
             latents,
+            logvar: self.read_rows(samples, RowArray::LogVar, RowArray::LogVarFlip, scratch)?,
             tokens,
             length,
-            pooled,
+            pooled: self.read_rows(samples, RowArray::Pooled, RowArray::Pooled, scratch)?,
         })
     }
+
+    fn length(&self, sample: &Sample) -> usize {
+        self.store.length(sample.row, sample.caption)
+    }
+
+    /// One array's rows of these samples, from `flipped` for those that are; None if the store does not have it.
+    fn read_rows(
+        &self,
+        samples: &[Sample],
+        array: RowArray,
+        flipped: RowArray,
+        scratch: &mut Vec<u8>,
+    ) -> Result<Option<Vec<u8>>> {
+        let Some(bytes) = self.store.row_bytes(array) else { return Ok(None) };
+        let mut rows = vec![0; samples.len() * bytes];
+        for (sample, out) in samples.iter().zip(rows.chunks_exact_mut(bytes)) {
+            let array = if sample.flipped { flipped } else { array };
+            self.store.read_row(array, sample.row, out, scratch)?;
+        }
+        Ok(Some(rows))
+    }
 }
+
+/// What one sample of a batch is.
+struct Sample {
+    row: u64,
+    caption: usize,
+    flipped: bool,
+}
+
+// What a sample draws numbers for.
+const CAPTION: u64 = 0;
+const FLIPPED: u64 = 1;
 
 #[cfg(test)]
 mod tests {

@@ -15,9 +15,15 @@ use crate::error::{Error, Result};
 pub const LATENTS: &str = "latents";
 /// Token embeddings of all captions, each starting on a chunk boundary.
 pub const TOKENS: &str = "text/tokens";
-/// First token of each row's caption, -1 for a row that failed.
+/// Latents of the mirrored pictures.
+pub const FLIP: &str = "latents_flip";
+/// Logarithms of the variances that belong to the latents, where these are means.
+pub const LOGVAR: &str = "logvar";
+/// The same of the mirrored pictures.
+pub const LOGVAR_FLIP: &str = "logvar_flip";
+/// First token of each row's caption (`[rows]`, or `[rows, K]` of K captions each), -1 for one that is not there.
 pub const OFFSET: &str = "text/offset";
-/// Number of tokens of each row's caption.
+/// Number of tokens of each caption, in the same shape.
 pub const LENGTH: &str = "text/length";
 /// Pooled embeddings, for the families that have them.
 pub const POOLED: &str = "text/pooled";
@@ -28,32 +34,50 @@ const OPEN_FILES: usize = 256;
 #[derive(Debug)]
 pub struct RowStore {
     root: PathBuf,
-    latents: ArraySpec,
+    /// The arrays of one chunk a row, by [`RowArray`]; of these only the latents are always there.
+    row_arrays: [Option<ArraySpec>; RowArray::ALL.len()],
     tokens: ArraySpec,
-    pooled: Option<ArraySpec>,
+    num_captions: usize,
     verify: bool,
     /// Rows that have latents and text, ascending.
     ok: Vec<u64>,
-    /// First token of each row inside its part's shard; meaningless where the length is 0.
+    /// First token of each caption inside its part's shard, rows by captions; meaningless where the length is 0.
     first_token: Vec<u32>,
     length: Vec<u32>,
     parts: Vec<OnceLock<Arc<PartIndex>>>,
-    files: FileCache<(Kind, u64)>,
+    files: FileCache<(Option<RowArray>, u64)>,
 }
 
+/// An array whose rows are read one by one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Kind {
+pub enum RowArray {
+    /// [`LATENTS`].
     Latents,
-    Tokens,
+    /// [`FLIP`].
+    Flip,
+    /// [`LOGVAR`].
+    LogVar,
+    /// [`LOGVAR_FLIP`].
+    LogVarFlip,
+    /// [`POOLED`].
     Pooled,
 }
 
-/// Where the chunks of each row of a part start in the part's shards.
+impl RowArray {
+    const ALL: [Self; 5] = [Self::Latents, Self::Flip, Self::LogVar, Self::LogVarFlip, Self::Pooled];
+
+    fn path(self) -> &'static str {
+        [LATENTS, FLIP, LOGVAR, LOGVAR_FLIP, POOLED][self as usize]
+    }
+}
+
+/// Where the chunks of a part start in the part's shards.
 #[derive(Debug)]
 struct PartIndex {
-    latents: Vec<u64>,
+    /// Of each row, by [`RowArray`].
+    rows: [Vec<u64>; RowArray::ALL.len()],
+    /// Of each caption's first chunk, rows by captions.
     tokens: Vec<u64>,
-    pooled: Vec<u64>,
 }
 
 impl RowStore {
@@ -67,23 +91,30 @@ impl RowStore {
         let mut arrays = read_arrays(root)?;
         let mut take = |path: &str| arrays.remove(path);
         let missing = |path: &str| Error::store(format!("{} has no array {path}", root.display()), None);
-        let latents = take(LATENTS).ok_or_else(|| missing(LATENTS))?;
+        let row_arrays = RowArray::ALL.map(|array| take(array.path()));
+        let latents = row_arrays[RowArray::Latents as usize].as_ref().ok_or_else(|| missing(LATENTS))?;
         let tokens = take(TOKENS).ok_or_else(|| missing(TOKENS))?;
         let offset = take(OFFSET).ok_or_else(|| missing(OFFSET))?;
         let lengths = take(LENGTH).ok_or_else(|| missing(LENGTH))?;
-        let pooled = take(POOLED);
-        let rows = latents.shape[0];
+        let (rows, part_rows) = (latents.shape[0], latents.shard_rows);
+        let num_captions = offset.shape.get(1).map_or(1, |&num| num as usize);
         let num_parts = latents.num_shards();
-        let fits = latents.chunk_rows == 1
-            && latents.data_type.size() == 2
-            && tokens.data_type.size() == 2
+        let fits = tokens.data_type.size() == 2
             && [&offset, &lengths].iter().all(|array| {
-                array.shape == [rows] && array.shard_rows == latents.shard_rows && array.chunks_per_shard() == 1
+                array.shape[0] == rows
+                    && array.shape == offset.shape
+                    && array.shape.len() <= 2
+                    && array.shard_rows == part_rows
+                    && array.chunks_per_shard() == 1
             })
+            && num_captions > 0
             && (offset.data_type, lengths.data_type) == (DataType::Int64, DataType::Int32)
             && tokens.num_shards() == num_parts
-            && pooled.as_ref().is_none_or(|array| {
-                array.shape[0] == rows && array.shard_rows == latents.shard_rows && array.chunk_rows == 1
+            && row_arrays.iter().flatten().all(|array| {
+                array.shape[0] == rows
+                    && array.shard_rows == part_rows
+                    && array.chunk_rows == 1
+                    && array.data_type.size() == 2
             });
         if !fits {
             return Err(Error::store(format!("the arrays of {} do not fit each other", root.display()), None));
@@ -92,12 +123,12 @@ impl RowStore {
             root: root.to_owned(),
             parts: (0..num_parts).map(|_| OnceLock::new()).collect(),
             ok: Vec::new(),
-            first_token: vec![0; rows as usize],
-            length: vec![0; rows as usize],
+            first_token: vec![0; rows as usize * num_captions],
+            length: vec![0; rows as usize * num_captions],
             files: FileCache::new(OPEN_FILES),
-            latents,
+            row_arrays,
             tokens,
-            pooled,
+            num_captions,
             verify,
         };
         store.read_rows(&offset, &lengths)?;
@@ -110,16 +141,33 @@ impl RowStore {
         &self.ok
     }
 
-    /// Number of tokens of a row's caption.
+    /// One of the captions that a row has, chosen by a number.
     #[must_use]
-    pub fn length(&self, row: u64) -> usize {
-        self.length[row as usize] as usize
+    pub fn choose_caption(&self, row: u64, number: u64) -> usize {
+        if self.num_captions == 1 {
+            return 0;
+        }
+        let lengths = &self.length[row as usize * self.num_captions..][..self.num_captions];
+        let there: Vec<usize> = (0..self.num_captions).filter(|&caption| lengths[caption] > 0).collect();
+        there[(number % there.len() as u64) as usize]
     }
 
-    /// Bytes of one row's latents.
+    /// Number of tokens of a row's caption.
     #[must_use]
-    pub fn latent_bytes(&self) -> usize {
-        self.latents.chunk_bytes()
+    pub fn length(&self, row: u64, caption: usize) -> usize {
+        self.length[row as usize * self.num_captions + caption] as usize
+    }
+
+    /// Whether the store has this array.
+    #[must_use]
+    pub fn has(&self, array: RowArray) -> bool {
+        self.row_arrays[array as usize].is_some()
+    }
+
+    /// Bytes of one row of an array, if the store has it.
+    #[must_use]
+    pub fn row_bytes(&self, array: RowArray) -> Option<usize> {
+        self.row_arrays[array as usize].as_ref().map(ArraySpec::chunk_bytes)
     }
 
     /// Bytes of one token's embedding.
@@ -128,63 +176,54 @@ impl RowStore {
         self.tokens.row_bytes()
     }
 
-    /// Bytes of one row's pooled embedding, if the store has them.
-    #[must_use]
-    pub fn pooled_bytes(&self) -> Option<usize> {
-        self.pooled.as_ref().map(ArraySpec::chunk_bytes)
-    }
-
     /// Shape of one row's latents.
     #[must_use]
     pub fn latent_shape(&self) -> &[u64] {
-        &self.latents.shape[1..]
+        &self.latents().shape[1..]
     }
 
-    /// Reads the latents of a row that is there into `out`, which has exactly their size.
+    /// Reads a row that is there into `out`, which has exactly its size.
+    ///
+    /// # Errors
+    /// When the store has no such array, or the shard is missing or damaged.
+    pub fn read_row(&self, array: RowArray, row: u64, out: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
+        let spec = self.row_arrays[array as usize]
+            .as_ref()
+            .ok_or_else(|| Error::store(format!("{} has no array {}", self.root.display(), array.path()), None))?;
+        let (part, local) = self.place(row);
+        let start = self.part(part)?.rows[array as usize][local];
+        self.read_chunks(Some(array), spec, part, start, out, scratch)
+    }
+
+    /// Reads a caption that is there into `out`, which has exactly the size of its tokens.
     ///
     /// # Errors
     /// When the shard is missing or damaged.
-    pub fn read_latents(&self, row: u64, out: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
+    pub fn read_tokens(&self, row: u64, caption: usize, out: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
         let (part, local) = self.place(row);
-        let start = self.part(part)?.latents[local];
-        self.read_chunks(Kind::Latents, &self.latents, part, start, out, scratch)
+        let start = self.part(part)?.tokens[local * self.num_captions + caption];
+        self.read_chunks(None, &self.tokens, part, start, out, scratch)
     }
 
-    /// Reads the pooled embedding of a row that is there into `out`, which has exactly its size.
-    ///
-    /// # Errors
-    /// When the shard is missing or damaged.
-    pub fn read_pooled(&self, row: u64, out: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
-        let Some(array) = &self.pooled else { return Ok(()) };
-        let (part, local) = self.place(row);
-        let start = self.part(part)?.pooled[local];
-        self.read_chunks(Kind::Pooled, array, part, start, out, scratch)
-    }
-
-    /// Reads the caption of a row that is there into `out`, which has exactly the size of its tokens.
-    ///
-    /// # Errors
-    /// When the shard is missing or damaged.
-    pub fn read_tokens(&self, row: u64, out: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
-        let (part, local) = self.place(row);
-        let start = self.part(part)?.tokens[local];
-        self.read_chunks(Kind::Tokens, &self.tokens, part, start, out, scratch)
+    fn latents(&self) -> &ArraySpec {
+        self.row_arrays[RowArray::Latents as usize].as_ref().expect("checked when the store was opened")
     }
 
     /// Reads the small arrays of every part that is done.
     fn read_rows(&mut self, offset: &ArraySpec, lengths: &ArraySpec) -> Result<()> {
-        let rows = self.latents.shape[0];
+        let (rows, part_rows) = (self.latents().shape[0], self.latents().shard_rows);
         for part in 0..self.parts.len() as u64 {
             if !self.root.join(Commit::path(part)).is_file() {
                 continue;
             }
             let offsets = self.read_whole_shard(offset, part)?;
             let counts = self.read_whole_shard(lengths, part)?;
-            let first_row = part * self.latents.shard_rows;
+            let first_caption = part * part_rows * self.num_captions as u64;
             let part_start = (part * self.tokens.shard_rows) as i64;
-            for (row, (offset, count)) in
-                (first_row..rows).zip(offsets.as_chunks::<8>().0.iter().zip(counts.as_chunks::<4>().0))
+            for (caption, (offset, count)) in (first_caption..rows * self.num_captions as u64)
+                .zip(offsets.as_chunks::<8>().0.iter().zip(counts.as_chunks::<4>().0))
             {
+                let row = caption / self.num_captions as u64;
                 let (offset, count) = (i64::from_le_bytes(*offset), i32::from_le_bytes(*count));
                 if offset < 0 {
                     continue;
@@ -195,9 +234,11 @@ impl RowStore {
                     let path = self.root.join(offset_path(part));
                     return Err(Error::Damaged { path, reason: format!("row {row} has tokens {offset} + {count}") });
                 }
-                self.ok.push(row);
-                self.first_token[row as usize] = local as u32;
-                self.length[row as usize] = count as u32;
+                if self.ok.last() != Some(&row) {
+                    self.ok.push(row);
+                }
+                self.first_token[caption as usize] = local as u32;
+                self.length[caption as usize] = count as u32;
             }
         }
         if self.ok.is_empty() {
@@ -228,7 +269,8 @@ impl RowStore {
     }
 
     fn place(&self, row: u64) -> (u64, usize) {
-        (row / self.latents.shard_rows, (row % self.latents.shard_rows) as usize)
+        let part_rows = self.latents().shard_rows;
+        (row / part_rows, (row % part_rows) as usize)
     }
 
     fn part(&self, part: u64) -> Result<Arc<PartIndex>> {
@@ -248,40 +290,46 @@ impl RowStore {
                 .and_then(|file| shard::read_index(&file, array.chunks_per_shard(), array.chunk_bytes()))
                 .map_err(|source| Error::read(&path, source))
         };
-        let latents = read(Kind::Latents, &self.latents)?;
-        let chunks = read(Kind::Tokens, &self.tokens)?;
-        let pooled = self.pooled.as_ref().map_or(Ok(Vec::new()), |array| read(Kind::Pooled, array))?;
-        let first_row = part * self.latents.shard_rows;
-        let num_rows = self.latents.shard_rows.min(self.latents.shape[0] - first_row);
+        let mut rows: [Vec<u64>; RowArray::ALL.len()] = Default::default();
+        for array in RowArray::ALL {
+            if let Some(spec) = &self.row_arrays[array as usize] {
+                rows[array as usize] = read(Some(array), spec)?;
+            }
+        }
+        let chunks = read(None, &self.tokens)?;
+        let latents = self.latents();
+        let first_row = part * latents.shard_rows;
+        let num_rows = latents.shard_rows.min(latents.shape[0] - first_row) as usize;
         let chunk_rows = self.tokens.chunk_rows as usize;
         let stored_bytes = (self.tokens.chunk_bytes() + CHECKSUM_BYTES) as u64;
-        let mut tokens = vec![ABSENT; num_rows as usize];
+        let mut tokens = vec![ABSENT; num_rows * self.num_captions];
         for (local, start) in tokens.iter_mut().enumerate() {
-            let row = first_row as usize + local;
-            let length = self.length[row] as usize;
+            let caption = first_row as usize * self.num_captions + local;
+            let row = local / self.num_captions;
+            let length = self.length[caption] as usize;
             if length == 0 {
                 continue;
             }
-            let first = self.first_token[row] as usize / chunk_rows;
+            let first = self.first_token[caption] as usize / chunk_rows;
             let caption = &chunks[first..first + length.div_ceil(chunk_rows)];
             // A caption is read in one piece, so its chunks must lie one after another, as they are written.
             let in_order = caption.windows(2).all(|pair| pair[0].wrapping_add(stored_bytes) == pair[1]);
-            let pooled_there = pooled.is_empty() || pooled[local] != ABSENT;
-            if caption[0] == ABSENT || !in_order || latents[local] == ABSENT || !pooled_there {
+            let row_there = rows.iter().all(|starts| starts.is_empty() || starts[row] != ABSENT);
+            if caption[0] == ABSENT || !in_order || !row_there {
                 return Err(Error::Damaged {
                     path: self.root.join(self.tokens.shard_path(part)),
-                    reason: format!("the chunks of row {row} are missing or out of order"),
+                    reason: format!("the chunks of row {} are missing or out of order", first_row as usize + row),
                 });
             }
             *start = caption[0];
         }
-        Ok(PartIndex { latents, tokens, pooled })
+        Ok(PartIndex { rows, tokens })
     }
 
     /// Reads neighbouring chunks that begin at byte `start` of a shard, as many as `out` needs.
     fn read_chunks(
         &self,
-        kind: Kind,
+        kind: Option<RowArray>,
         array: &ArraySpec,
         part: u64,
         start: u64,

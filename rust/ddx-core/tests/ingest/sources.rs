@@ -47,7 +47,7 @@ fn any_range_over_files_and_row_groups_is_the_same_rows() {
     assert_eq!((source.num_rows(), source.image_kind()), (40, ImageKind::Url));
     let all = rows(&source, 0..40);
     for (row, found) in all.iter().enumerate() {
-        assert_eq!(found.caption.as_deref(), Some(format!("caption {row}").as_str()));
+        assert_eq!(found.captions[0].as_deref(), Some(format!("caption {row}").as_str()));
         assert_eq!(found.image, Some(ImageRef::Url(format!("http://x/{row}"))));
         assert_eq!(found.key, Some(format!("{row:09}")));
     }
@@ -82,7 +82,7 @@ fn embedded_bytes_paths_keys_and_gaps_are_read() {
     let two = ImageRef::Path(folder.path().join("pictures/two.png"));
     let one = ImageRef::Bytes(Bytes::from_static(b"one"));
     assert_eq!(images, [Some(one.clone()), Some(two.clone()), None, None]);
-    let captions: Vec<_> = found.iter().map(|row| row.caption.as_deref()).collect();
+    let captions: Vec<_> = found.iter().map(|row| row.captions[0].as_deref()).collect();
     assert_eq!(captions, [Some("a"), Some("b"), None, None]);
     let keys: Vec<_> = found.iter().map(|row| row.key.as_deref().unwrap()).collect();
     assert_eq!(keys, ["11", "12", "000000002", "14"]);

@@ -1,0 +1,58 @@
+"""`--dedup content`: of rows whose images have the same bytes the first is kept, once all parts are there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from ddx.data.part import read_part
+from ddx.data.part_writer import PartWriter
+from ddx.data.plan import Plan
+from ddx.data.rows import OK, piece_path
+
+if TYPE_CHECKING:
+    from ddx._core import StoreWriter
+    from ddx.progress import Progress
+
+DUPLICATE = "duplicate"
+# The first 64 bits of SHA-256: 8 bytes a row in memory, and one false pair in three hundred runs over LAION-400M.
+HEX_DIGITS = 16
+
+
+def drop_duplicates(plan: Plan, writer: StoreWriter, progress: Progress) -> None:
+    """Take out rows whose image came before in the order of the input; which one arrived first does not matter.
+
+    The parts that hold some are written anew. Nothing may read the store meanwhile.
+    """
+    parts = range(plan.sizes.num_parts)
+    found = [_hashes(plan, part) for part in parts]
+    hashes, rows = (np.concatenate(column) for column in zip(*found, strict=True))
+    first = np.unique(hashes, return_index=True)[1]
+    doubled = np.delete(np.arange(len(rows)), first)
+    if not len(doubled):
+        return
+    kept = rows[first][np.searchsorted(hashes[first], hashes[doubled])]
+    same_as = dict(zip(rows[doubled].tolist(), kept.tolist(), strict=True))
+    by_part: dict[int, list[int]] = {}
+    for row in same_as:
+        by_part.setdefault(row // plan.sizes.part_rows, []).append(row)
+    progress.start("dedup", len(by_part), "parts")
+    with PartWriter(writer, plan.sizes, replace=True) as part_writer:
+        for number, later in by_part.items():
+            part = read_part(plan.store, number, plan.sizes)
+            for row in later:
+                place = row - part.rows.first_row
+                part.rows.fail(place, DUPLICATE, f"the same image as row {same_as[row]}")
+                del part.encoded[place]
+            part_writer.put(part)
+            progress.advance()
+    progress.finish()
+
+
+def _hashes(plan: Plan, part: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The beginning of each image's hash, and the rows, of those of a part that are fine."""
+    table = pq.read_table(plan.store / piece_path(part), columns=["row", "hash"], filters=[("status", "==", OK)])
+    text = "".join(value[:HEX_DIGITS] for value in table["hash"].to_pylist())
+    return np.frombuffer(bytes.fromhex(text), ">u8").astype(np.uint64), table["row"].to_numpy()

@@ -1,0 +1,127 @@
+"""`--stage fetch`: pictures wait on disk for `--stage encode`, which may run elsewhere and later.
+
+_ddx/fetched/<part>.pictures.parquet   row, picture: uint8 `[S, S, 3]` in C order
+_ddx/fetched/<part>.rows.parquet       what became of every row; written last
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ddx.data.pictures import End, Pictures, fetch
+from ddx.data.plan import Plan
+from ddx.data.ranks import cannot_write
+from ddx.data.rows import read_rows, sync_folder
+from ddx.errors import DdxError, UsageError
+
+if TYPE_CHECKING:
+    from ddx.progress import Progress
+
+FOLDER = "_ddx/fetched"
+SCHEMA = pa.schema([("row", pa.int64()), ("picture", pa.binary())])
+DIGEST = b"ddx.digest"
+
+
+def fetch_parts(plan: Plan, parts: Sequence[int], progress: Progress) -> None:
+    """Fetch the pictures of these parts and leave them on disk, a part at a time, whole or not at all."""
+    done = plan.store / "_ddx" / "commit"
+    todo = [part for part in parts if not (done / str(part)).is_file() and not is_fetched(plan, part)]
+    if not todo:
+        return
+    progress.start("fetch", sum(len(plan.sizes.part_range(part)) for part in todo), "rows")
+    temporary = plan.store / FOLDER / f"{os.getpid()}.tmp"
+    counts = {"ok": 0, "failed": 0}
+    try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        writer: pq.ParquetWriter | None = None
+        for item in fetch(plan, plan.input, todo):
+            if writer is None:
+                writer = pq.ParquetWriter(temporary, SCHEMA, compression="zstd", compression_level=1)
+            if isinstance(item, Pictures):
+                pictures = [image.tobytes() for image in item.images[: len(item.rows)]]
+                writer.write_table(pa.Table.from_pydict({"row": item.rows, "picture": pictures}, schema=SCHEMA))
+                progress.advance(len(item.rows), **item.stats)
+                continue
+            writer.close()
+            writer = None
+            _put(temporary, _pictures_path(plan, item.number))
+            table = item.rows.table().replace_schema_metadata({DIGEST: _digest(plan)})
+            pq.write_table(table, temporary, compression="zstd")
+            _put(temporary, _rows_path(plan, item.number))
+            counts["ok"] += len(item.rows.ok)
+            counts["failed"] += len(item.rows.status) - len(item.rows.ok)
+            progress.advance(len(item.rows.status) - len(item.rows.ok), **counts)
+    except OSError as error:
+        raise cannot_write(plan.store, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+        progress.finish()
+
+
+def is_fetched(plan: Plan, part: int) -> bool:
+    """Whether the pictures of a part are there. UsageError when they were fetched with other settings."""
+    path = _rows_path(plan, part)
+    if not path.is_file():
+        return False
+    if (pq.read_schema(path).metadata or {}).get(DIGEST) != _digest(plan):
+        raise UsageError(
+            f"the pictures in {plan.store / FOLDER} were fetched with other settings or from another input",
+            hint="repeat the settings of --stage fetch, or give --out for a second store; nothing was deleted",
+        )
+    return True
+
+
+def fetched(plan: Plan, parts: Sequence[int]) -> Iterator[Pictures | End]:
+    """The items of `fetch`, in the same batches, from the disk. DdxError for a part that is not fetched."""
+    for part in parts:
+        if not is_fetched(plan, part):
+            raise DdxError(
+                f"part {part} of {plan.store} is not fetched yet",
+                hint="run the same command with --stage fetch, then this one again: it goes on",
+            )
+        rows, size = read_rows(_rows_path(plan, part)), plan.resolution
+        with pq.ParquetFile(_pictures_path(plan, part)) as file:
+            for batch in file.iter_batches(plan.config.batch_size):
+                images = np.zeros((plan.config.batch_size, size, size, 3), np.uint8)
+                for place, picture in enumerate(batch["picture"]):
+                    images[place] = np.frombuffer(picture.as_buffer(), np.uint8).reshape(size, size, 3)
+                yield Pictures(batch["row"].to_pylist(), images)
+        yield End(part, rows, [row or [text] for row, text in zip(rows.captions, rows.caption, strict=True)])
+
+
+def forget(plan: Plan, part: int) -> None:
+    """Remove the pictures of a part that is encoded."""
+    for path in (_rows_path(plan, part), _pictures_path(plan, part)):
+        path.unlink(missing_ok=True)
+
+
+def forget_all(plan: Plan) -> None:
+    """Remove what a stopped run left of parts that are encoded."""
+    shutil.rmtree(plan.store / FOLDER, ignore_errors=True)
+
+
+def _digest(plan: Plan) -> bytes:
+    return plan.digest.encode()
+
+
+def _pictures_path(plan: Plan, part: int) -> Path:
+    return plan.store / FOLDER / f"{part}.pictures.parquet"
+
+
+def _rows_path(plan: Plan, part: int) -> Path:
+    return plan.store / FOLDER / f"{part}.rows.parquet"
+
+
+def _put(temporary: Path, path: Path) -> None:
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)

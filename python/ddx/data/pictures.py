@@ -1,0 +1,72 @@
+"""Rows of the input as pictures of the size that a teacher wants: what stands between fetching and encoding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ddx._core import Batch, Ingest, PartEnd
+from ddx.data.core import core_errors
+from ddx.data.encode import Array
+from ddx.data.pace import Pace
+from ddx.data.plan import INGEST, Plan
+from ddx.data.rows import COLUMNS, PartRows
+
+if TYPE_CHECKING:
+    from ddx._core import Input
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A batch of one shape: uint8 `[B, S, S, 3]`, zero behind the pictures of `rows`."""
+
+    rows: list[int]
+    images: Array
+    stats: Mapping[str, float | int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class End:
+    """A part has no more pictures. `captions`: of each row one a column, empty where it is blank."""
+
+    number: int
+    rows: PartRows
+    captions: list[list[str]]
+
+
+def fetch(
+    plan: Plan, source: Input, parts: Sequence[int], *, numbers: Sequence[int] | None = None
+) -> Iterator[Pictures | End]:
+    """Fetch, decode and crop the rows of `parts` of the source, in order.
+
+    `numbers`: what the source's rows are called in the store, if not what they are called in the source.
+    """
+    settings = {name: getattr(plan.config, name) for name in INGEST}
+    with core_errors():
+        ingest = Ingest(
+            source, resolution=plan.resolution, part_rows=plan.sizes.part_rows, parts=list(parts), **settings
+        )
+    with ingest:
+        pace = Pace(ingest.stats)
+        while True:
+            with core_errors():
+                item = pace.wait_for(lambda: next(ingest, None))
+            if item is None:
+                return
+            if isinstance(item, Batch):
+                rows = item.rows if numbers is None else [numbers[row] for row in item.rows]
+                yield Pictures(rows, np.asarray(item.images), pace.look())
+            else:
+                yield End(item.part, part_rows(item, plan.sizes.num_captions), item.captions)
+
+
+def part_rows(end: PartEnd, num_captions: int) -> PartRows:
+    """What the store keeps of the rows of a part."""
+    given: dict[str, Any] = {
+        "caption": [next(filter(None, captions), "") for captions in end.captions],
+        "captions": [captions if num_captions > 1 else None for captions in end.captions],
+    }
+    return PartRows(end.first_row, *(given[name] if name in given else getattr(end, name) for name in COLUMNS))
