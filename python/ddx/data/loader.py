@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from ddx._core import BatchReader
 from ddx.data.core import core_errors
@@ -35,8 +36,11 @@ class Batch:
     flipped: Tensor
 
 
-class Loader:
+class Loader(IterableDataset[Batch]):
     """An endless iterator over epochs without a seam.
+
+    Its threads are the core's, so it needs no workers. A script that wants a PyTorch `DataLoader` gives it one as
+    `DataLoader(loader, batch_size=None)`.
 
     The global batch at a position depends on the store, the seed and `batch_size` (over all ranks) alone; rank r of
     `world` gets its r-th slice. `position` counts global batches: a loader that starts at one continues exactly.

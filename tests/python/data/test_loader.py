@@ -101,3 +101,8 @@ def test_an_unfinished_store_is_refused(store: Path, tmp_path: Path) -> None:
     assert not Store(copy).is_complete
     with pytest.raises(UsageError, match="no store"):
         Store(tmp_path / "nowhere.zarr")
+
+
+def test_it_is_a_data_set_for_torchs_own_loader(store: Path) -> None:
+    through = torch.utils.data.DataLoader(Loader(store, 4, seed=1), batch_size=None)
+    assert all(equal(left, right) for left, right in zip(islice(through, 4), take(store, 4), strict=True))
