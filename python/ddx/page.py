@@ -43,11 +43,13 @@ figure { margin: 0; }
 figure a { display: block; }
 figure img { width: 100%; }
 figcaption { font-size: .88rem; margin-top: .45rem; line-height: 1.4; }
-.plots { display: grid; gap: 1.1rem; grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); }
+.plots { display: grid; gap: 1.1rem; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); }
 .plots figure { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .9rem 1rem; }
 .plots figcaption { margin: 0 0 .7rem; }
 .plots img { background: none; border-radius: 0; }
-.examples dt { font-weight: 600; margin-top: 1.1rem; }
+.examples { columns: 26rem; column-gap: 2rem; }
+.examples > div { break-inside: avoid; padding-bottom: 1rem; }
+.examples dt { font-weight: 600; }
 .examples dt small, .examples li { color: var(--soft); font-weight: 400; font-size: .88rem; }
 .examples dd { margin: 0; }
 .examples ul { margin: .2rem 0 0; padding-left: 1.1rem; overflow-wrap: anywhere; }

@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
 
-# Drawn at twice the size at which a page shows them.
-WIDTH, HEIGHT = 1040, 440
-FONT_SIZE = 26
+# Drawn at about twice the size at which a page shows them.
+WIDTH, HEIGHT = 800, 400
+FONT_SIZE = 24
 MARGIN = 8
 NUM_LINES = 4
+LEAST = 4
 BAR = (92, 130, 230, 255)
 LINE = (133, 128, 120, 80)
 TEXT = (133, 128, 120, 255)
@@ -27,6 +28,8 @@ def column_chart(values: Sequence[float], ticks: Sequence[tuple[float, str]]) ->
     image, draw = _canvas(HEIGHT)
     low, high = min(0.0, *values), max(0.0, *values)
     step = nice_step((high - low) or 1.0, NUM_LINES)
+    if all(float(value).is_integer() for value in values):
+        step = max(step, 1.0)  # no half rows
     first, last = math.floor(low / step), max(math.ceil(high / step), math.floor(low / step) + 1)
     labels = {number: _number(number * step) for number in range(first, last + 1)}
     left = max(draw.textlength(label) for label in labels.values()) + 2 * MARGIN
@@ -42,11 +45,12 @@ def column_chart(values: Sequence[float], ticks: Sequence[tuple[float, str]]) ->
     gap = 2 if width >= 8 else 0
     for number, value in enumerate(values):
         if value:
-            start, end = sorted((y(0.0), y(value)))
-            # Whatever is there shows, were it one row in a million.
-            end = max(end, start + 2)
+            # Whatever is there rises above the line, were it one row in a million.
+            height = max(abs(y(value) - y(0.0)), LEAST)
+            start, end = (y(0.0) - height, y(0.0)) if value > 0 else (y(0.0), y(0.0) + height)
             right = max(left + (number + 1) * width - gap - 1, left + number * width)
             draw.rectangle([left + number * width, start, right, end], fill=BAR)
+    draw.line([(left, y(0.0)), (WIDTH, y(0.0))], fill=TEXT, width=2)
     for place, label in ticks:
         half = draw.textlength(label) / 2
         x = min(max(left + place * width, left + half), WIDTH - half)
@@ -63,7 +67,7 @@ def row_chart(values: Sequence[tuple[str, int]]) -> Image:
     largest = max(value for _, value in values) or 1
     for number, (name, value) in enumerate(values):
         middle = MARGIN / 2 + (number + 0.5) * pitch
-        end = left + max(value / largest * (right - left), 2)
+        end = left + max(value / largest * (right - left), LEAST)
         draw.text((left - 2 * MARGIN, middle), name, fill=TEXT, anchor="rm")
         draw.rectangle([left, middle - 0.6 * FONT_SIZE, end, middle + 0.6 * FONT_SIZE], fill=BAR)
         draw.text((end + MARGIN, middle), f"{value:,}", fill=TEXT, anchor="lm")

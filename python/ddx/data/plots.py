@@ -62,7 +62,7 @@ def picture_plots(counts: PictureCounts) -> list[Plot]:
         Plot(
             name="aspect",
             title="Aspect ratio, width to height",
-            note="{:.0%} landscape, {:.0%} square within 4 %, {:.0%} portrait".format(*shares),
+            note="{:.0%} landscape, {:.0%} square (within 4%), {:.0%} portrait".format(*shares),
             image=column_chart(aspect.tolist(), ticks),
         ),
     ]
@@ -88,13 +88,13 @@ def latent_plots(moments: Moments, num_rows: int, scaling_factor: float) -> list
         Plot(
             name="latent-mean",
             title="Mean of each latent channel",
-            note=f"over {num_rows:,} random row{plural}, unscaled as in the store",
+            note=f"measured on {num_rows:,} row{plural}, unscaled as in the store",
             image=column_chart(moments.mean.tolist(), ticks),
         ),
         Plot(
             name="latent-std",
             title="Standard deviation of each latent channel",
-            note=f"root mean square {typical:.3g}; {typical * scaling_factor:.3g} times the scaling factor, 1 is ideal",
+            note=f"root mean square {typical:.3g}; scaled {typical * scaling_factor:.3g}, about 1 is usual",
             image=column_chart(moments.std.tolist(), ticks),
         ),
     ]

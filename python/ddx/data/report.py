@@ -49,8 +49,10 @@ def _contents(store: Store, progress: Progress) -> dict[str, list[Plot]]:
     scaling = float(store.attributes["scaling_factor"])
     return {
         "Pictures": picture_plots(counts),
-        "Captions": [token_plot(store.token_counts())],
-        "Latents": latent_plots(moments, len(counts.sampled), scaling),
+        "Captions and latents": [
+            token_plot(store.token_counts()),
+            *latent_plots(moments, len(counts.sampled), scaling),
+        ],
     }
 
 
@@ -91,8 +93,8 @@ def _examples(found: Mapping[str, Any]) -> str:
             + "</li>"
             for row in rows
         )
-        blocks.append(f"<dt>{html.escape(status)} <small>{found['failed'].get(status, 0):,}</small></dt>")
-        blocks.append(f"<dd><ul>{items}</ul></dd>")
+        title = f"{html.escape(status)} <small>{found['failed'].get(status, 0):,}</small>"
+        blocks.append(f"<div><dt>{title}</dt><dd><ul>{items}</ul></dd></div>")
     return f'<dl class="examples">{"".join(blocks)}</dl>\n'
 
 
