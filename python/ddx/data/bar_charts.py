@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # Drawn at about twice the size at which a page shows them.
 WIDTH, HEIGHT = 800, 400
-FONT_SIZE = 24
+FONT_SIZE = 26
 MARGIN = 8
 NUM_LINES = 4
 LEAST = 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import io
 import json
+import shutil
 import signal
 import threading
 import time
@@ -256,6 +257,7 @@ def test_more_hosts_than_are_counted_at_once_lose_no_row() -> None:
     tables = [ledger_table([*rows[start : start + 50], *bad]) for start in range(0, 500, 50)]
     exact, bounded = read_ledger(tables), read_ledger(tables, max_hosts=60)
     assert (exact["hosts"]["exact"], bounded["hosts"]["exact"]) == (True, False)
+    assert [len(found) for found in bounded["examples"].values()] == [3, 3], "over all tables together"
     worst = {"host": "bad.org", "rows": 30, "ok": 0, "failed": 30, "most": "timeout"}
     for hosts in (exact["hosts"], bounded["hosts"]):
         assert hosts["worst"][0] == worst
@@ -279,6 +281,11 @@ def test_tokens_are_counted_where_parts_are_done(store: Path, tmp_path: Path) ->
     summary = Store(store).summary()
     assert summary["mean_tokens"] == round(float(lengths[lengths > 0].mean()), 2)
     assert summary["token_overhead"] == round(float((-(-lengths // 4) * 4).sum() / lengths.sum()), 4)
+    torn = tmp_path / "torn.zarr"
+    shutil.copytree(store, torn)
+    (torn / "_ddx" / "commit" / "1").unlink()  # its shards are there, as when a process dies before the record
+    lengths[PART_ROWS : 2 * PART_ROWS] = 0
+    assert Store(torn).token_counts().tolist()[1:] == np.bincount(lengths, minlength=301)[1:].tolist()
 
 
 def test_pictures_are_counted_and_sampled(store: Path) -> None:
