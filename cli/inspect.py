@@ -2,42 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ddx.cli.options import Invocation, config_options
+from ddx.data.config import InspectConfig
+
+MANY_ROWS = 1_000_000  # from here on reading them all takes long enough to show progress
+LONGEST_DETAIL = 60
 
 
 @click.command(
     epilog="""\b
 Example:
   ddx inspect runs/data/laion-sana-600m-512.zarr
+  ddx inspect runs/data/laion-sana-600m-512.zarr --report
   ddx inspect sana-tiny --json
 """
 )
 @click.argument("what", metavar="STORE|STUDENT|TEACHER")
-@config_options(dry_run=False)
+@config_options(InspectConfig, dry_run=False)
 def command(invocation: Invocation, what: str) -> int:
     """Show what a store holds.
 
-    For a store: its rows by status, whether it is complete, its teacher and sizes. For a student's folder: its record.
-    For a teacher's name: what is known without its weights.
+    For a store, also one that is not complete: its teacher and sizes, its rows by status with examples, and the hosts
+    that its pictures came from; --report writes a page with statistics. For a student's folder: its record. For a
+    teacher's name: what is known without its weights.
     """
     from ddx.cli.console import emit, emit_json
 
-    found = look(what)
+    config = invocation.build(InspectConfig)
+    path = Path(what).expanduser()
+    is_store = (path / "zarr.json").is_file()
+    if config.report and not is_store:
+        from ddx.errors import UsageError
+
+        raise UsageError(f"{what} is not a store, and a report is made of one", hint="leave --report out")
+    found = look_into_store(path, config, invocation) if is_store else look(what)
     if invocation.as_json:
         emit_json(found)
+    elif is_store:
+        show_store(found)
     else:
         for line in lines(found):
             emit(line)
     return 0
 
 
+def look_into_store(path: Path, config: InspectConfig, invocation: Invocation) -> dict[str, Any]:
+    """Return a store's summary and ledger, and with --report where the page is."""
+    from ddx.data.ledger import COLUMNS, read_ledger
+    from ddx.data.store import Store
+    from ddx.progress import NullProgress
+
+    store = Store(path)
+    progress = invocation.progress if store.rows >= MANY_ROWS else NullProgress()
+    found = {**store.summary(), **read_ledger(store.row_tables(COLUMNS, progress))}
+    if config.report:
+        from ddx.data.report import write_report
+
+        folder = config.out or invocation.workspace.report_path(path.absolute().name.removesuffix(".zarr"))
+        found["report"] = str(write_report(store, found, folder, progress))
+    return found
+
+
 def look(what: str) -> dict[str, Any]:
-    """Return what is known of a store, a student or a teacher. UsageError when it is none of them."""
+    """Return what is known of a student or a teacher. UsageError when it is neither."""
     from dataclasses import asdict
 
     from ddx.errors import UsageError
@@ -45,10 +78,6 @@ def look(what: str) -> dict[str, Any]:
     from ddx.teachers.registry import TEACHERS
 
     path = Path(what).expanduser()
-    if (path / "zarr.json").is_file():
-        from ddx.data.store import Store
-
-        return Store(path).summary()
     record = read_run(path)
     if record is not None:
         return {"path": str(path), **record}
@@ -58,6 +87,68 @@ def look(what: str) -> dict[str, Any]:
         f"{what} is neither a store nor a student nor a teacher",
         hint="`ddx list stores`, `ddx list students` and `ddx list teachers` show what there is",
     )
+
+
+def show_store(found: dict[str, Any]) -> None:
+    """Print a store: its facts, then the tables of failures, examples and hosts, and the cure last."""
+    from ddx.cli.console import emit
+    from ddx.data.ledger import cure
+
+    failed, examples, hosts = found["failed"], found["examples"], found["hosts"]
+    tables = ("failed", "examples", "hosts", "report")
+    for line in lines({key: value for key, value in found.items() if key not in tables}):
+        emit(line)
+    _show_failures(failed, found["ok"])
+    _show_examples(examples)
+    _show_hosts(hosts)
+    if advice := cure(failed):
+        emit(f"\n{advice}")
+    if "report" in found:
+        emit(f"\npage  {found['report']}")
+
+
+def _show_failures(failed: Mapping[str, int], ok: int) -> None:
+    from ddx.cli.console import emit, emit_table
+
+    if not failed:
+        emit("failed: none")
+        return
+    total = sum(failed.values())
+    emit("")
+    ordered = sorted(failed.items(), key=lambda item: -item[1])
+    rows = [[status, count, f"{count / (ok + total):7.2%}"] for status, count in ordered]
+    emit_table(["failed", "rows", "of all"], [*rows, ["in all", total, f"{total / (ok + total):7.2%}"]])
+
+
+def _show_examples(examples: Mapping[str, list[dict[str, Any]]]) -> None:
+    from ddx.cli.console import emit, emit_table
+
+    rows = [
+        [status, row["row"], _short(row["detail"]), row["source"]] for status in examples for row in examples[status]
+    ]
+    if rows:
+        emit("")
+        emit_table(["failed", "row", "because", "source"], rows)
+
+
+def _show_hosts(hosts: Mapping[str, Any]) -> None:
+    from ddx.cli.console import emit, emit_table
+
+    numbers = ("rows", "ok", "failed")
+    rows = [[host["host"], *(host[key] for key in numbers), host["most"]] for host in hosts["worst"]]
+    if others := hosts["others"]:
+        name = "others" if others["hosts"] is None else f"{others['hosts']} others"
+        rows.append([name, *(others[key] for key in numbers), ""])
+    if rows:
+        emit("")
+        emit_table(["host", *numbers, "most often"], rows)
+    if not hosts["exact"]:
+        emit("There are so many hosts that the numbers of one may be too low.")
+
+
+def _short(detail: str) -> str:
+    line = " ".join(detail.split())
+    return line if len(line) <= LONGEST_DETAIL else line[: LONGEST_DETAIL - 1] + "…"
 
 
 def lines(found: dict[str, Any], indent: str = "") -> list[str]:

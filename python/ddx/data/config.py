@@ -1,4 +1,4 @@
-"""The settings of `ddx precompute`. The defaults suit SANA-600M at 512 px and LAION's URLs."""
+"""The settings of `ddx precompute` and `ddx inspect`. The defaults suit SANA-600M at 512 px and LAION's URLs."""
 
 from __future__ import annotations
 
@@ -95,3 +95,15 @@ class PrecomputeConfig:
                 raise UsageError(f"retry = {pattern}: no row fails like that", hint=cure)
         if self.host_rate is not None and not self.host_rate > 0:
             raise UsageError(f"host_rate = {self.host_rate} is not above 0", hint="--host-rate 2 is two a second")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """Show what a store holds."""
+
+    report: bool = option(False, "write a page with statistics of a store and plots")
+    out: Path | None = option(None, "folder of the report (none: one in the workspace)", metavar="PATH")
+
+    def __post_init__(self) -> None:
+        if self.out is not None and not self.report:
+            raise UsageError(f"out = {self.out} is the folder of a report, and none is asked for", hint="add --report")

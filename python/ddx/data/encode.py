@@ -140,7 +140,8 @@ def pack(texts: Sequence[Text]) -> Captions:
     return Captions(tokens, offset, length, np.stack(pooled) if pooled else None)
 
 
-def overhead(lengths: Array) -> float | None:
-    """Stored tokens for one true token: what starting on chunk boundaries costs."""
-    stored = int((-(-lengths // TOKEN_CHUNK) * TOKEN_CHUNK).sum())
-    return stored / int(lengths.sum()) if lengths.sum() else None
+def overhead(counts: Array) -> float | None:
+    """Stored tokens for one true token, where `counts[n]` captions have n: what starting on chunk boundaries costs."""
+    lengths = np.arange(len(counts))
+    total = int(counts @ lengths)
+    return int(counts @ (-(-lengths // TOKEN_CHUNK) * TOKEN_CHUNK)) / total if total else None

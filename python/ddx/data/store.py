@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +12,17 @@ import numpy as np
 
 from ddx.data.create import read_attributes
 from ddx.data.encode import overhead
-from ddx.data.rows import FILE_NAME
+from ddx.data.rows import FILE_NAME, tables
 from ddx.errors import DdxError, UsageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from ddx.progress import Progress
     from ddx.teachers.condition import Condition
+
+# Caption lengths are read in slices of about so many rows.
+LENGTHS_AT_ONCE = 1 << 20
 
 
 class Store:
@@ -68,18 +74,23 @@ class Store:
         """Rows that have latents and text."""
         return sum(record["ok"] for record in self.commits())
 
-    def commits(self) -> list[dict[str, Any]]:
+    @property
+    def num_parts(self) -> int:
+        """Parts, done or not."""
+        return int(self.attributes["num_parts"])
+
+    def commits(self) -> Iterator[dict[str, Any]]:
         """The records of the parts that are done, in order."""
-        folder = self.path / "_ddx" / "commit"
-        names = (str(part) for part in range(int(self.attributes["num_parts"])))
-        return [json.loads((folder / name).read_text()) for name in names if (folder / name).is_file()]
+        for part in range(self.num_parts):
+            if (path := self.path / "_ddx" / "commit" / str(part)).is_file():
+                yield json.loads(path.read_text())
 
     def require_complete(self) -> None:
         """Raise DdxError when parts are missing."""
         if not self.is_complete:
-            done, total = len(self.commits()), self.attributes["num_parts"]
+            done = sum(1 for _ in self.commits())
             raise DdxError(
-                f"{self.path} is not complete: {done} of {total} parts are done",
+                f"{self.path} is not complete: {done} of {self.num_parts} parts are done",
                 hint="run the same `ddx precompute` command again; it goes on where it stopped",
             )
 
@@ -115,30 +126,57 @@ class Store:
         self.require_complete()
         return pq.read_table(self.path / FILE_NAME)
 
+    def row_tables(self, columns: Sequence[str], progress: Progress) -> Iterator[pa.Table]:
+        """These columns of rows.parquet for the parts that are done, a bounded number of rows at a time."""
+        progress.start("read rows", self.rows, "rows")
+        try:
+            for table in tables(self.path, (int(record["part"]) for record in self.commits()), columns):
+                yield table
+                progress.advance(len(table))
+        finally:
+            progress.finish()
+
+    def token_counts(self) -> np.ndarray[Any, Any]:
+        """How many captions of rows that are fine have n tokens: int64 `[max_tokens + 1]`, in parts that are done."""
+        import zarr
+
+        done = np.zeros(self.num_parts, bool)
+        done[[int(record["part"]) for record in self.commits()]] = True
+        lengths = zarr.open_array(str(self.path), path="text/length", mode="r")
+        part_rows, longest = int(self.attributes["part_rows"]), int(self.attributes["max_tokens"])
+        counts = np.zeros(longest + 1, np.int64)
+        step = max(1, LENGTHS_AT_ONCE // part_rows)
+        for first in range(0, self.num_parts, step):
+            values = np.asarray(lengths[first * part_rows : (first + step) * part_rows])
+            inside = np.repeat(done[first : first + step], part_rows)[: len(values)]
+            counts += np.bincount(values[inside].ravel(), minlength=longest + 1)
+        counts[0] = 0  # failed rows, and captions that are not there
+        return counts
+
     def summary(self) -> dict[str, Any]:
         """What `ddx inspect` shows: rows by status, completeness, teacher, sizes on disk."""
-        from ddx.data.precompute import summary_of
-
-        records = self.commits()
-        ok, failed = summary_of(records)
-        size = {"latents": 0, "text/tokens": 0, "text/pooled": 0, "other": 0}
-        for record in records:
+        done, ok, failed = 0, 0, Counter[str]()
+        arrays = ("latents", "latents_flip", "logvar", "logvar_flip", "text/tokens", "text/pooled", "other")
+        size = dict.fromkeys(arrays, 0)
+        for record in self.commits():
+            done, ok = done + 1, ok + int(record["ok"])
+            failed.update(record["failed"])
             for file, num_bytes in record["files"].items():
                 array = file.rpartition("/")[0]
                 size[array if array in size else "other"] += num_bytes
-        lengths = self.array("text/length")
+        tokens = self.token_counts()
         return {
             "path": str(self.path),
             "rows": self.rows,
             "ok": ok,
-            "failed": failed,
+            "failed": dict(sorted(failed.items())),
             "complete": self.is_complete,
-            "parts": {"done": len(records), "total": int(self.attributes["num_parts"])},
+            "parts": {"done": done, "total": self.num_parts},
             "teacher": self.teacher,
             "resolution": self.resolution,
             "latent_shape": list(self.latent_shape),
-            "mean_tokens": round(float(lengths.sum()) / ok, 2) if ok else None,
-            "token_overhead": round(value, 4) if (value := overhead(lengths)) else None,
+            "mean_tokens": round(float(tokens @ np.arange(len(tokens)) / tokens.sum()), 2) if ok else None,
+            "token_overhead": round(value, 4) if (value := overhead(tokens)) else None,
             "bytes": {name: num for name, num in size.items() if num},
             "validation_prompts": len(self.attributes["validation_prompts"]),
             "fingerprint": self.fingerprint,

@@ -14,7 +14,8 @@ from ddx.sampling.card import format_score
 
 if TYPE_CHECKING:
     from ddx.evaluation.evaluate import EvaluationResult, Sampler, TestSet
-    from ddx.sampling.page import Column, Table
+    from ddx.page import Table
+    from ddx.sampling.page import Column
 
 TITLES = {
     "overall": "overall",
@@ -118,7 +119,7 @@ def _columns(samplers: Sequence[Sampler], count: int) -> list[Column]:
 
 
 def _table(result: EvaluationResult) -> Table:
-    from ddx.sampling.page import Table
+    from ddx.page import Table
 
     shown = shown_columns(result.rows)
     rows = [

@@ -1,4 +1,4 @@
-"""HTML pages that need no other file: pictures are embedded, styles are inline, light and dark both work."""
+"""HTML pages of pictures that need no other file: a gallery, and samplers side by side."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import base64
 import html
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ddx.page import Table, scores, write_page
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -17,47 +19,6 @@ if TYPE_CHECKING:
 EXACT_SIDE = 160
 MAX_EMBEDDED = 640
 SHOWN_SIDE = 256
-
-_STYLE = """
-:root { color-scheme: light dark; --paper: #fbfaf8; --ink: #23211e; --soft: #78736b; --line: #e3dfd8; --card: #fff;
-  --accent: #3159c9; --best: #e9effd; }
-@media (prefers-color-scheme: dark) { :root { --paper: #17181b; --ink: #e9e7e2; --soft: #98958d; --line: #303238;
-  --card: #1f2125; --accent: #8fabff; --best: #26304d; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; }
-main { max-width: 1180px; margin: 0 auto; padding: 2.6rem 1.4rem 4rem; }
-h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .4rem; letter-spacing: -.01em; }
-h2 { font-size: 1.15rem; margin: 2.6rem 0 .8rem; }
-p.lead { color: var(--soft); margin: 0 0 1.8rem; max-width: 46rem; }
-p.note { color: var(--soft); font-size: .88rem; max-width: 46rem; }
-code { font: .9em ui-monospace, "SF Mono", Menlo, monospace; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; }
-table.scores { font-variant-numeric: tabular-nums; font-size: .93rem; min-width: 40rem; }
-.scores th, .scores td { padding: .42rem .85rem; text-align: right; border-bottom: 1px solid var(--line);
-  white-space: nowrap; }
-.scores th { color: var(--soft); font-weight: 500; }
-.scores th:first-child, .scores td:first-child { text-align: left; padding-left: 0; }
-.scores tr.student td:first-child { color: var(--accent); font-weight: 600; }
-.scores tr.rule td { border-bottom: 2px solid var(--line); }
-.compare th { font-weight: 500; color: var(--soft); font-size: .85rem; padding: 0 .3rem .5rem; text-align: center; }
-.compare th.student { color: var(--accent); }
-.compare td { padding: .3rem; vertical-align: middle; }
-.compare td.prompt { width: 15rem; min-width: 11rem; padding-right: 1.2rem; font-size: .92rem; }
-.compare td.prompt small, figcaption small { display: block; color: var(--soft); }
-.gap { padding-left: 1.1rem !important; }
-img { display: block; border-radius: 6px; background: var(--line); max-width: 100%; height: auto; }
-.compare img { width: 128px; max-width: none; }
-.gallery { display: grid; gap: 1.3rem; grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); }
-figure { margin: 0; }
-figure a { display: block; }
-figure img { width: 100%; }
-figcaption { font-size: .88rem; margin-top: .45rem; line-height: 1.4; }
-.small img { image-rendering: auto; }
-footer { margin-top: 3rem; color: var(--soft); font-size: .85rem; border-top: 1px solid var(--line);
-  padding-top: .9rem; }
-"""
 
 _SAME_NOISE = '<p class="note">One row is one prompt and one seed: all of it starts from the same noise.</p>\n'
 
@@ -81,16 +42,6 @@ class Column:
     student: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A table of scores: headings, then rows of text; rows of the student are set apart."""
-
-    headings: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    student_rows: frozenset[int] = field(default_factory=frozenset)
-    note: str = ""
-
-
 def gallery_page(path: Path, title: str, lead: str, shown: Sequence[Shown], facts: Mapping[str, str]) -> Path:
     """Write a page with pictures, their prompts and seeds; return its path."""
     figures = []
@@ -100,7 +51,7 @@ def gallery_page(path: Path, title: str, lead: str, shown: Sequence[Shown], fact
             image = f'<a href="{html.escape(item.link)}">{image}</a>'
         caption = f"{html.escape(item.prompt)}<small>seed {item.seed}</small>"
         figures.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
-    return _write(path, title, lead, '<div class="gallery">' + "\n".join(figures) + "</div>", facts)
+    return write_page(path, title, lead, '<div class="gallery">' + "\n".join(figures) + "</div>", facts)
 
 
 def comparison_page(
@@ -117,7 +68,7 @@ def comparison_page(
     """Write a page with one row a prompt and one column a sampler, the table of scores above it; return its path."""
     body = ""
     if table is not None:
-        body += "<h2>Scores</h2>\n" + _scores(table)
+        body += "<h2>Scores</h2>\n" + scores(table)
     gaps = [bool(i) and column.student != columns[i - 1].student for i, column in enumerate(columns)]
     heads = "".join(
         f'<th class="{"student" if column.student else "teacher"}{" gap" * gap}">{html.escape(column.title)}</th>'
@@ -133,38 +84,7 @@ def comparison_page(
     body += "<h2>Side by side</h2>\n" + _SAME_NOISE
     body += f'<div class="scroll"><table class="compare"><thead><tr><th></th>{heads}</tr></thead><tbody>'
     body += "\n".join(rows) + "</tbody></table></div>"
-    return _write(path, title, lead, body, facts or {})
-
-
-def _scores(table: Table) -> str:
-    heads = "".join(f"<th>{html.escape(text)}</th>" for text in table.headings)
-    rows = []
-    for number, row in enumerate(table.rows):
-        kinds = ["student"] if number in table.student_rows else ["teacher"]
-        if number + 1 in table.student_rows and number not in table.student_rows:
-            kinds.append("rule")
-        cells = "".join(f"<td>{html.escape(text)}</td>" for text in row)
-        rows.append(f'<tr class="{" ".join(kinds)}">{cells}</tr>')
-    note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
-    return (
-        f'<div class="scroll"><table class="scores"><thead><tr>{heads}</tr></thead><tbody>'
-        + "\n".join(rows)
-        + f"</tbody></table></div>{note}\n"
-    )
-
-
-def _write(path: Path, title: str, lead: str, body: str, facts: Mapping[str, str]) -> Path:
-    foot = " · ".join(f"{html.escape(name)}: {html.escape(text)}" for name, text in facts.items())
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f'<h1>{html.escape(title)}</h1>\n<p class="lead">{html.escape(lead)}</p>\n{body}\n'
-        f"<footer>{foot}</footer>\n</main>\n</body>\n</html>\n"
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
-    return path
+    return write_page(path, title, lead, body, facts or {})
 
 
 def _image(picture: Image, alt: str) -> str:

@@ -57,7 +57,7 @@ def test_inspect_a_store(store: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert summary["bytes"]["latents"] > 11 * 8 * 8 * 8 * 2
     assert main.run(["inspect", str(store)]) == 0
     out = capsys.readouterr().out
-    assert "  not_an_image: 2" in out.splitlines()
+    assert "not_an_image     2   14.29%" in out.splitlines()
     assert "resolution: 64" in out.splitlines()
 
 

@@ -29,6 +29,7 @@ RANK = {
     "scenes": 0,
     "errors": 0,
     "config": 0,
+    "page": 0,
     "progress": 0,
     "run_record": 0,
     "version": 0,

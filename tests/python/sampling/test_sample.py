@@ -11,10 +11,11 @@ from PIL import Image
 
 from ddx.cli.main import run
 from ddx.errors import DdxError, UsageError
+from ddx.page import Table
 from ddx.run_record import write_run
 from ddx.sampling.config import SampleConfig
 from ddx.sampling.grid import make_grid
-from ddx.sampling.page import Column, Table, comparison_page
+from ddx.sampling.page import Column, comparison_page
 from ddx.sampling.prompts import read_prompts, standard_prompts
 from ddx.sampling.run import choose_student, sample
 from ddx.teachers.prompts import STANDARD_PROMPTS, scene_prompts
