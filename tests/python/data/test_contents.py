@@ -119,11 +119,11 @@ def test_a_latent_that_is_not_finite_costs_its_row(
 
     real = SanaTeacher._encode_pixels
 
-    def poisoned(self: SanaTeacher, pixels: torch.Tensor) -> torch.Tensor:
-        latents = real(self, pixels)
+    def poisoned(self: SanaTeacher, pixels: torch.Tensor) -> tuple[torch.Tensor, None]:
+        latents, _ = real(self, pixels)
         latents[0, 0, 0, 0] = torch.nan
         latents[1, 0, 0, 0] = 65_520.0
-        return latents
+        return latents, None
 
     monkeypatch.setattr(SanaTeacher, "_encode_pixels", poisoned)
     config = PrecomputeConfig(

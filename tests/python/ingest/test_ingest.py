@@ -128,7 +128,7 @@ def test_batches_have_one_shape_and_outlive_the_ingest(tmp_path: Path) -> None:
     assert status == [wrong.get(row, "ok") for row in range(21)]
     assert [row for batch in batches for row in batch.rows] == [row for row in range(21) if row not in wrong]
     assert [(end.part, end.first_row, end.num_rows) for end in ends] == [(0, 0, 16), (1, 16, 5)]
-    assert ends[1].caption == [f"row {row}" for row in range(16, 21)]
+    assert ends[1].captions == [[f"row {row}"] for row in range(16, 21)]
     again, _ = run(path, decode_threads=1, prefetch_rows=1)
     assert [np.asarray(batch.images).tobytes() for batch in again] == [array.tobytes() for array in arrays]
 
@@ -213,7 +213,7 @@ except KeyboardInterrupt:
     [
         ({"url": ["x"], "width": [1]}, {}, "--caption-column"),
         ({"caption": ["x"], "width": [1]}, {}, "--url-column"),
-        ({"caption": ["x"], "url": ["x"]}, {"caption_column": "nope"}, "columns listed"),
+        ({"caption": ["x"], "url": ["x"]}, {"caption_columns": ["nope"]}, "columns listed"),
         ({"caption": [], "url": []}, {}, "one row"),
     ],
 )
