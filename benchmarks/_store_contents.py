@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,12 +43,16 @@ def records(store: Path) -> dict[int, bytes]:
 
 
 def unfinished(store: Path) -> bool:
-    """Whether there are files of a part that has no record yet, or that is being replaced."""
-    if (store / NEXT).is_dir() and any((store / NEXT).iterdir()):
-        return True
-    done = {str(part) for part in records(store)}
-    shards = [path.name for path in (store / "latents").glob("*c.*")] if (store / "latents").is_dir() else []
-    return any(name.endswith(".tmp") or name.split(".")[1] not in done for name in shards)
+    """Whether a part is being written or replaced: a shard is newer than every record, or `_ddx/next` is not empty."""
+    return _newest(store / "latents") > _newest(store / COMMIT) or _newest(store / NEXT) > 0
+
+
+def _newest(folder: Path) -> int:
+    """The time of the file in a folder that was written last."""
+    times = [0]
+    with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+        times += [entry.stat().st_mtime_ns for entry in os.scandir(folder)]
+    return max(times)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ from _store_contents import (
 KILLS_OF_A_LIFE = 20
 KILLS_OF_RETRY = 6
 PATIENCE_S = 300.0
+MOMENTS = ("at a record", "a little later", "inside a part", "inside a part")
 # Every row has a slot: rows that trickle would keep those that wait for a further try out for ever.
 SLOTS = str(NUM_ROWS)
 PRELOADED = (
@@ -65,7 +66,8 @@ class Counts:
     kills: int = 0
     kills_in_retry: int = 0
     kills_by_moment: Counter[str] = field(default_factory=Counter)
-    kills_that_left_half_a_part: int = 0
+    left_half_a_part: int = 0
+    left_half_a_replacement: int = 0
     lives: int = 0
     lost_parts: int = 0
     duplicated_rows: int = 0
@@ -73,8 +75,9 @@ class Counts:
 
     def __str__(self) -> str:
         return (
-            f"{self.kills} kills so far, {self.kills_in_retry} in a retry, {self.kills_that_left_half_a_part} left half "
-            f"a part; {self.lost_parts} parts lost, {self.duplicated_rows} rows twice, {self.differing_files} files differ"
+            f"{self.kills} kills so far, {self.kills_in_retry} in a retry; {self.left_half_a_part} left half a part, "
+            f"{self.left_half_a_replacement} half a replacement; {self.lost_parts} parts lost, "
+            f"{self.duplicated_rows} rows twice, {self.differing_files} files differ"
         )
 
 
@@ -87,7 +90,7 @@ class Life:
         self.random = random.Random(number)
 
     def run(self, kills: int) -> None:
-        """Kill that many times and twice at an end, if there is time; look at what is left after each."""
+        """Kill that many times, and once more at either end if the process is not faster; look after each."""
         server, counts = self.bench.server, self.counts
         started = counts.kills
         in_retry = min(KILLS_OF_RETRY, max(1, kills // 3))
@@ -111,7 +114,7 @@ class Life:
             self.bench.server.limit = PART_ROWS * self._to_renew()[5]
         else:
             self.bench.server.limit = PART_ROWS * (len(records(self.store)) + 2)
-        moment = self.random.choice(("at a record", "a little later", "inside a part"))
+        moment = self.random.choice(MOMENTS)
         before, process = read_parts(self.store), self.bench.start(self.store, retry)
         self.bench.wait(process, lambda: self._is_ahead(before))
         if moment == "a little later":
@@ -119,7 +122,7 @@ class Life:
         elif moment == "inside a part":
             deadline = time.monotonic() + 1
             while not unfinished(self.store) and time.monotonic() < deadline:
-                pass
+                time.sleep(0.001)
             time.sleep(self.random.uniform(0, 0.01))
         process.kill()
         process.join()
@@ -144,10 +147,11 @@ class Life:
         counts.kills += 1
         counts.kills_in_retry += bool(retry)
         counts.kills_by_moment[moment] += 1
-        counts.kills_that_left_half_a_part += unfinished(self.store)
         if retry:
+            counts.left_half_a_replacement += unfinished(self.store)
             gone = lost_in_replacement(before, bench.failed_parts, bench.healed_parts, self.store)
         else:
+            counts.left_half_a_part += unfinished(self.store)
             gone = lost(before, self.store)
         if gone:
             print(f"{self.store.name}: parts {gone} are lost after a kill {moment}", flush=True)
