@@ -33,10 +33,10 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write_result(name: str, result: dict[str, Any], environment: dict[str, Any]) -> Path:
+def write_result(name: str, result: dict[str, Any], environment: dict[str, Any], folder: Path = RESULTS) -> Path:
     """Write one benchmark's result with its machine and date; return the file."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.json"
     content = {"benchmark": name, "date": time.strftime("%Y-%m-%d"), "machine": environment, "result": result}
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return path

@@ -22,7 +22,7 @@ def write_run(folder: str | Path, record: Mapping[str, Any], *, finished: bool) 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE_NAME
-    temporary = folder / f".{FILE_NAME}.{os.getpid()}"
+    temporary = folder / f".{FILE_NAME}.tmp"  # a fixed name: what a killed process left is overwritten
     with temporary.open("w", encoding="utf-8") as file:
         json.dump({**record, "finished": finished}, file, indent=2, sort_keys=False, default=str)
         file.write("\n")

@@ -79,9 +79,8 @@ class PartWriter:
                 self._error = error
 
     def _write(self, part: Part) -> None:
-        files = {piece_path(part.number): part.rows.parquet()}
-        if errors := part.rows.errors():
-            files[errors_path(part.number)] = errors
+        # The list of failed rows is written when it is empty too: a replaced part would otherwise keep its old one.
+        files = {piece_path(part.number): part.rows.parquet(), errors_path(part.number): part.rows.errors()}
         self.writer.write_part(
             part=part.number,
             first_row=part.rows.first_row,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import io
+import os
 import resource
 import signal
 import threading
@@ -180,3 +181,55 @@ def test_a_full_disk_is_one_line_and_the_store_goes_on_later(
     assert not (store / "_ddx" / "commit" / "0").exists()
     precompute(replace(config, out=store), [str(source.path)])
     assert shard_bytes(store) == shard_bytes(undisturbed)
+
+
+@contextlib.contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    folder.chmod(0o555)
+    yield
+    folder.chmod(0o755)
+
+
+@contextlib.contextmanager
+def replaced_by_a_file(folder: Path) -> Iterator[None]:
+    away = folder.rename(folder.with_name("away"))
+    folder.touch()
+    yield
+    folder.unlink()
+    away.rename(folder)
+
+
+as_user = pytest.mark.skipif(os.geteuid() == 0, reason="root may write to read-only folders")
+
+
+@pytest.mark.parametrize(
+    ("refusing", "folder"),
+    [
+        (replaced_by_a_file, "latents"),
+        pytest.param(read_only, "latents", marks=as_user),
+        pytest.param(read_only, ".", marks=as_user),
+    ],
+)
+def test_a_folder_that_refuses_in_the_middle_is_one_line_and_the_store_goes_on_later(
+    ddx: Ddx,
+    undisturbed: Path,
+    source: Source,
+    config: PrecomputeConfig,
+    tmp_path: Path,
+    refusing: Callable[[Path], contextlib.AbstractContextManager[None]],
+    folder: str,
+) -> None:
+    store = tmp_path / "x.zarr"
+    process = ddx(*arguments(source, config, store))
+    wait_for(store / "_ddx" / "commit" / "1")
+    times = {path: path.stat().st_mtime_ns for path in (store / "latents").glob("c.[01].*")}
+    with refusing(store / folder):
+        source.released.set()
+        _, err = finish(process, 1)
+    *_, error, hint = err.strip().splitlines()
+    assert error.startswith(f"error: cannot write {store / folder}")
+    assert hint.startswith("hint: ")
+    assert "Traceback" not in err
+    precompute(replace(config, out=store), [str(source.path)])
+    assert shard_bytes(store) == shard_bytes(undisturbed)
+    assert times == {path: path.stat().st_mtime_ns for path in times}, "finished parts are not made again"

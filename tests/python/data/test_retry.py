@@ -112,7 +112,9 @@ def test_only_the_rows_of_the_status_are_asked_for_and_nothing_shows_that_they_e
     assert (store / "latents" / "c.3.0.0.0").stat() == last, "a part without such rows is left alone"
     assert Store(store).summary()["failed"] == {"http_404": 2}
     assert json.loads((store / "run.json").read_text())["failed"] == {"http_404": 2}
-    assert shard_bytes(store) == shard_bytes(whole({1: 404, 10: 404}))
+    expected = whole({1: 404, 10: 404})
+    assert shard_bytes(store) == shard_bytes(expected)
+    assert shard_bytes(store / "_ddx" / "errors") == shard_bytes(expected / "_ddx" / "errors")
 
 
 def test_a_row_that_fails_again_has_its_new_status(

@@ -66,6 +66,7 @@ def test_root_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_records(tmp_path: Path) -> None:
     assert read_run(tmp_path) is None
+    (tmp_path / ".run.json.tmp").write_text("{ what a killed process left")
     write_run(tmp_path, {"a": 1, "path": tmp_path}, finished=True)
     assert read_run(tmp_path) == {"a": 1, "path": str(tmp_path), "finished": True}
     assert list(tmp_path.iterdir()) == [tmp_path / "run.json"]
