@@ -24,7 +24,8 @@ def need(*modules: str) -> None:
     """End with one line if a peer's module is not installed."""
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
-        raise SystemExit(f"missing: {', '.join(missing)}; install the peers: pip install -e '.[bench]'")
+        hint = "install the peers (Python below 3.13): pip install -e '.[bench]'"
+        raise SystemExit(f"missing: {', '.join(missing)}; {hint}")
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,11 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         source = table(Path(folder) / "speed.parquet", [encoded] * COUNT)
-        peers = {"OpenCV, area": opencv, "Pillow, Lanczos": lambda: pillow(encoded), "img2dataset's resizer": img2dataset}
+        peers = {
+            "OpenCV, area": opencv,
+            "Pillow, Lanczos": lambda: pillow(encoded),
+            "img2dataset's resizer": img2dataset,
+        }
         works = {name: Work(lambda run=run: [run() for _ in range(COUNT)], COUNT) for name, run in peers.items()}
         result = {"jpeg": f"1024x768, {len(encoded) // 1024} KiB"}
         result |= paired(Work(lambda: ours(source, COUNT), COUNT), works, rounds=ROUNDS)
