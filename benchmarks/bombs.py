@@ -1,7 +1,9 @@
 """Small files that declare huge pictures are refused within milliseconds and megabytes; what Pillow and OpenCV do.
 
-Each program gets each file in a process of its own, which has read an ordinary picture before: the time to the refusal
-(for ingest from the start of its threads to the row's status) and by how much the peak of memory rises meanwhile.
+Each program gets each file in a process of its own, which has read an ordinary picture before: by how much the peak of
+memory rises while it is read for the first time, and the time that one takes of twenty more (for ingest with opening
+the list and starting its threads; wall time too, in which other work on the machine counts). What a program does not
+refuse it reads once.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from _peers import need, photograph, processor_seconds, rounded
 
 REPEATS = 3  # processes; the median of each figure
+READS = 20
 
 
 def main() -> None:
@@ -56,17 +59,22 @@ def measured(program: str, ordinary: Path, bomb: Path) -> dict[str, Any]:
 def child(program: str, ordinary: Path, bomb: Path) -> None:
     """Read an ordinary picture, then the bomb; print what became of it, and at what cost."""
     read = PROGRAMS[program]
-    assert read(ordinary) == "ok"
+    assert read(ordinary, 1) == "ok"
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
-    before, processor, wall = memory("VmRSS"), processor_seconds(), time.perf_counter()
-    says = read(bomb)
-    milliseconds = (time.perf_counter() - wall) * 1000
-    figures = {
-        "milliseconds": rounded(milliseconds),
-        "of processor time": rounded((processor_seconds() - processor) * 1000),
-        "megabytes": rounded((memory("VmHWM") - before) / 1e6),
-    }
-    print(json.dumps({"says": says[:100], **figures}))
+    resident, (says, *times) = memory("VmRSS"), timed(read, bomb, 1)
+    peak = memory("VmHWM") - resident
+    if says != "ok":
+        _, *times = timed(read, bomb, READS)
+    milliseconds = dict(zip(("milliseconds", "milliseconds of processor time"), map(rounded, times), strict=True))
+    print(json.dumps({"says": says, **milliseconds, "megabytes": rounded(max(peak, 0) / 1e6)}))
+
+
+def timed(read: Callable[[Path, int], str], path: Path, count: int) -> tuple[str, float, float]:
+    """The verdict, and milliseconds a read: wall, processor."""
+    processor, wall = processor_seconds(), time.perf_counter()
+    says = read(path, count)
+    scale = 1000 / count
+    return says, (time.perf_counter() - wall) * scale, (processor_seconds() - processor) * scale
 
 
 def memory(key: str) -> int:
@@ -75,36 +83,41 @@ def memory(key: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
 
 
-def ingest(path: Path) -> str:
-    """The row's status."""
+def ingest(path: Path, count: int) -> str:
+    """The rows' status."""
     from ddx._core import Ingest, Input, PartEnd
 
-    (path.parent / "list.csv").write_text(f"path,caption\n{path.name},x\n", encoding="utf-8")
+    (path.parent / "list.csv").write_text("path,caption\n" + f"{path.name},x\n" * count, encoding="utf-8")
     source = Input([str(path.parent / "list.csv")])
-    with Ingest(source, resolution=512, part_rows=1, batch_size=1, parts=[0], decode_threads=1) as items:
+    with Ingest(source, resolution=512, part_rows=count, batch_size=1, parts=[0], decode_threads=1) as items:
         (end,) = [item for item in items if isinstance(item, PartEnd)]
-    return end.status[0]
+    (status,) = set(end.status)
+    return status
 
 
-def pillow(path: Path) -> str:
+def pillow(path: Path, count: int) -> str:
     """Open and convert."""
     from PIL import Image
 
-    try:
-        Image.open(path).convert("RGB")
-    except Exception as error:
-        return type(error).__name__
-    return "ok"
+    for _ in range(count):
+        try:
+            Image.open(path).convert("RGB")
+            says = "ok"
+        except Exception as error:
+            says = type(error).__name__
+    return says
 
 
-def opencv(path: Path) -> str:
+def opencv(path: Path, count: int) -> str:
     """Read."""
     import cv2
 
-    try:
-        return "ok" if cv2.imread(str(path)) is not None else "None"
-    except cv2.error as error:
-        return type(error).__name__
+    for _ in range(count):
+        try:
+            says = "ok" if cv2.imread(str(path)) is not None else "None"
+        except cv2.error as error:
+            says = type(error).__name__
+    return says
 
 
 def png(side: int, rows: int) -> bytes:
@@ -125,7 +138,7 @@ def jpeg() -> bytes:
     return bytes(encoded)
 
 
-PROGRAMS: dict[str, Callable[[Path], str]] = {"ingest": ingest, "Pillow": pillow, "OpenCV": opencv}
+PROGRAMS: dict[str, Callable[[Path, int], str]] = {"ingest": ingest, "Pillow": pillow, "OpenCV": opencv}
 BOMBS: dict[str, Callable[[], bytes]] = {
     "PNG of 25000x25000, whole": lambda: png(25_000, 25_000),
     "JPEG that declares 65535x65535": jpeg,
