@@ -87,7 +87,10 @@ check: $(STAMP)
 	cargo clippy --locked --release --workspace --all-targets -- -D warnings
 
 bench: $(STAMP)
+	@$(BIN)/python -c 'import tomllib; o = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	  print(*[r for r in o["bench"] if "[" not in r], sep="\n")' >"$(VENV)/bench.txt"
+	@$(BIN)/python -m pip install --quiet -r "$(VENV)/bench.txt"
 	@for script in benchmarks/*.py; do \
 	  case $$script in benchmarks/_*) continue;; esac; \
-	  echo "== $$script"; $(BIN)/python $$script; \
-	done
+	  echo "== $$script"; $(BIN)/python $$script || failed=yes; \
+	done; [ -z "$${failed:-}" ]

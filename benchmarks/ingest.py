@@ -1,125 +1,104 @@
-"""Ingest decodes and crops JPEGs at more than twice Pillow's rate: images a second of processor time, to a 512 crop.
+"""From URLs to resized pictures: ingest beside img2dataset end to end, from a server in another process.
 
-Processor time, not wall time, so that other work on the machine does not count. Embedded bytes, and URLs of a server in
-another process on this machine. Pillow decodes and resizes (Lanczos) only; ingest also reads, hashes and batches.
+img2dataset's own downloader runs inside this process (no processes of its own to start), with its defaults but for a
+centre crop and few threads, which suit it; it writes tars of JPEGs. Ingest hands over batches of pixels.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import http.server
 import io
-import multiprocessing
-import resource
+import os
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # img2dataset's image library asks the network for its newest version
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from _environment import machine, write_result
-from PIL import Image
+from _peers import Work, need, paired, photograph, serve
 
-from ddx._core import Ingest, Input
+from ddx._core import Batch, Ingest, Input
 
 RESOLUTION = 512
-SIZES = {(1024, 768): 300, (2048, 1536): 100}  # pictures of each size
+SIZES = {(1024, 768): 200, (2048, 1536): 80}  # pictures a turn
+ROUNDS = 9
+THREADS = 16
 
 
 def main() -> None:
     """Measure and write the result."""
+    need("img2dataset")
     environment, result = machine(), {}
     for size, count in SIZES.items():
         encoded = photograph(size)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             (folder / "x.jpg").write_bytes(encoded)
-            cells: dict[str, Any] = {"image": [{"bytes": encoded, "path": ""}] * count}
             with serve(folder) as url:
-                urls = {"url": [f"{url}/x.jpg"] * count}
-                rates = {
-                    "pillow": 1 / pillow_seconds(encoded),
-                    "ingest from bytes": ingest_rate(folder / "bytes.parquet", cells, count),
-                    "ingest from loopback": ingest_rate(folder / "urls.parquet", urls, count),
-                }
-        key = f"{size[0]}x{size[1]}, {len(encoded) // 1024} KiB"
-        result[key] = {name: round(rate, 1) for name, rate in rates.items()}
-        print(key, result[key])
-    print(f"wrote {write_result('ingest', {'images per second of processor time': result}, environment)}")
+                urls = [f"{url}/x.jpg?{number}" for number in range(count)]
+                pq.write_table(pa.table({"url": urls, "caption": ["x"] * count}), folder / "urls.parquet")
+                source = Input([str(folder / "urls.parquet")])
+                peer = Img2dataset(folder / "peer", urls)
+                works = {"img2dataset": Work(peer.run, count)}
+                ours = Work(lambda source=source, count=count: ingest(source, count), count)
+                result[f"{size[0]}x{size[1]}, {len(encoded) // 1024} KiB"] = paired(ours, works, rounds=ROUNDS)
+    print(result)
+    print(f"wrote {write_result('ingest', result, environment)}")
 
 
-def photograph(size: tuple[int, int]) -> bytes:
-    """Return a photograph of that size as JPEG."""
-    import skimage.data
-
-    with Image.open(Path(skimage.data.__file__).parent / "motorcycle_left.png") as image:
-        out = io.BytesIO()
-        image.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(out, "JPEG", quality=90)
-    return out.getvalue()
-
-
-def ingest_rate(path: Path, columns: dict[str, Any], count: int) -> float:
-    """Return images a second of this process's time, all threads together."""
-    pq.write_table(pa.table({**columns, "caption": ["x"] * count}), path)
-    start = processor_seconds()
-    source = Input([str(path)])
-    settings = {"resolution": RESOLUTION, "part_rows": 1024, "batch_size": 16, "allow_private_hosts": True}
-    with Ingest(source, parts=[0], **settings) as ingest:
-        found = sum(getattr(item, "count", 0) for item in ingest)
+def ingest(source: Input, count: int) -> None:
+    """All pictures, fetched and resized."""
+    settings = {"resolution": RESOLUTION, "part_rows": 1024, "batch_size": 16, "decode_threads": 1}
+    with Ingest(source, parts=[0], per_host=THREADS, allow_private_hosts=True, **settings) as items:
+        found = sum(item.count for item in items if isinstance(item, Batch))
     assert found == count, f"{found} of {count} pictures"
-    return count / (processor_seconds() - start)
 
 
-def processor_seconds() -> float:
-    """Return the time that all threads of this process have run."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+class Img2dataset:
+    """img2dataset's downloader over one shard of URLs."""
 
+    def __init__(self, folder: Path, urls: list[str]) -> None:
+        from img2dataset.downloader import Downloader
+        from img2dataset.resizer import Resizer
+        from img2dataset.writer import WebDatasetSampleWriter
 
-def pillow_seconds(encoded: bytes, repeats: int = 30) -> float:
-    """Return Pillow's time for one picture, decoded and resized."""
-    start = time.process_time()
-    for _ in range(repeats):
-        image = Image.open(io.BytesIO(encoded)).convert("RGB")
-        left, side = (image.width - image.height) / 2, image.height
-        box = (left, 0, left + side, side)
-        np.asarray(image.resize((RESOLUTION, RESOLUTION), Image.Resampling.LANCZOS, box=box))
-    return (time.process_time() - start) / repeats
+        folder.mkdir()
+        self.folder = folder
+        self.table = pa.table({"url": urls, "caption": ["x"] * len(urls)})
+        settings: dict[str, Any] = {
+            "sample_writer_class": WebDatasetSampleWriter,
+            "resizer": Resizer(RESOLUTION, "center_crop", resize_only_if_bigger=False),
+            "thread_count": THREADS,
+            "save_caption": True,
+            "extract_exif": True,
+            "output_folder": str(folder),
+            "column_list": ["caption", "url"],
+            "timeout": 10,
+            "number_sample_per_shard": 10_000,
+            "oom_shard_count": 5,
+            "compute_hash": "sha256",
+            "verify_hash_type": None,
+            "encode_format": "jpg",
+            "retries": 0,
+            "user_agent_token": None,
+            "disallowed_header_directives": ["noai", "noimageai", "noindex", "noimageindex"],
+        }
+        self.downloader = Downloader(**settings)
 
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Print nothing."""
-
-
-def _serve(folder: str, port: Any) -> None:
-    handler = functools.partial(_Quiet, directory=folder)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        port.put(server.server_port)
-        server.serve_forever()
-
-
-@contextlib.contextmanager
-def serve(folder: Path) -> Iterator[str]:
-    """Serve a folder from a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    port = context.Queue()
-    process = context.Process(target=_serve, args=(str(folder), port), daemon=True)
-    process.start()
-    try:
-        yield f"http://127.0.0.1:{port.get(timeout=60)}"
-    finally:
-        process.terminate()
-        process.join()
+    def run(self) -> None:
+        """Fetch, resize and write all; it removes the list that it read."""
+        shard = self.folder / "shard.feather"
+        with pa.OSFile(str(shard), "wb") as sink, pa.ipc.new_file(sink, self.table.schema) as file:
+            file.write_table(self.table)
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.downloader.download_shard((0, str(shard)))
+        statistics = (self.folder / "00000_stats.json").read_text(encoding="utf-8")
+        assert f'"successes": {self.table.num_rows},' in statistics, statistics
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Random batches of 64 from the shards: our reader beside a flat memory map and zarr-python, on the same files.
+"""Random batches of 64 from the shards: our reader on one thread beside a flat memory map and zarr-python.
 
-Samples a second of processor time (wall time counts other work too) from a store in the page cache: latents of
-(32, 16, 16) float16, with one-token captions of width 8, and with captions of 16 tokens of width 2304 as SANA has.
+From a store in the page cache: latents of (32, 16, 16) float16, which are 16 KiB, with captions of one token of width
+8; and with captions of 16 tokens of width 2304, as SANA has. The peers read latents alone, and zarr-python from the
+same shards: sorted and without those that were drawn twice, as it likes them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 import zarr
 from _environment import machine, write_result
+from _peers import Work, paired
 
 from ddx._core import BatchReader, StoreWriter
 from ddx.data.layout import Sizes, array_specs, round_up
@@ -27,6 +28,7 @@ from ddx.data.part_writer import raw
 LATENT_SHAPE = (32, 16, 16)
 BATCH = 64
 PART_ROWS = 1024
+ROUNDS = 15
 STORES = {"one token of width 8": (20_000, 1, 8), "16 tokens of width 2304": (4_000, 16, 2304)}
 
 
@@ -37,16 +39,13 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "store.zarr"
             write_store(path, Sizes(rows, PART_ROWS, LATENT_SHAPE, width, tokens), tokens)
-            rates = {
-                "reader, checksums verified": reader_rate(path, verify=True),
-                "reader": reader_rate(path, verify=False),
-            }
+            peers = {"the same, checksums not verified": reader_work(path, verify=False)}
             if tokens == 1:
-                rates["np.memmap, latents only"] = memmap_rate(path, rows)
-                rates["zarr-python oindex, latents only"] = zarr_rate(path, rows)
-        result[name] = {reader: round(rate) for reader, rate in rates.items()}
+                peers["np.memmap"] = memmap_work(path, rows)
+                peers["zarr-python oindex"] = zarr_work(path, rows)
+            result[name] = paired(reader_work(path, verify=True), peers, rounds=ROUNDS)
         print(name, result[name])
-    print(f"wrote {write_result('reader', {'samples per second of processor time': result}, environment)}")
+    print(f"wrote {write_result('reader', result, environment)}")
 
 
 def write_store(path: Path, sizes: Sizes, tokens: int) -> None:
@@ -72,36 +71,35 @@ def write_store(path: Path, sizes: Sizes, tokens: int) -> None:
         )
 
 
-def reader_rate(path: Path, *, verify: bool) -> float:
-    """Our reader, one thread."""
+def reader_work(path: Path, *, verify: bool) -> Work:
+    """Our reader, one thread; it reads ahead by two batches of 500, no more between turns."""
     reader = BatchReader(path, batch_size=BATCH, seed=0, threads=1, prefetch=2, verify=verify)
-    return rate(lambda: next(reader))
+    return batches(lambda: next(reader))
 
 
-def memmap_rate(path: Path, rows: int) -> float:
-    """A flat file of the same latents."""
+def memmap_work(path: Path, rows: int) -> Work:
+    """A flat file of latents."""
     flat = np.memmap(path / "flat", np.float16, "w+", shape=(rows, *LATENT_SHAPE))
     flat[:] = 1
     random = np.random.default_rng(0)
-    return rate(lambda: flat[random.integers(0, rows, BATCH)])
+    return batches(lambda: flat[random.integers(0, rows, BATCH)])
 
 
-def zarr_rate(path: Path, rows: int) -> float:
+def zarr_work(path: Path, rows: int) -> Work:
     """zarr-python on the same store."""
     latents: Any = zarr.open_array(str(path / "latents"), mode="r")
     random = np.random.default_rng(0)
-    return rate(lambda: latents.oindex[np.unique(random.integers(0, rows, BATCH))], warm_batches=5)
+    return batches(lambda: latents.oindex[np.unique(random.integers(0, rows, BATCH))], count=5)
 
 
-def rate(batch: Callable[[], object], *, seconds: float = 3.0, warm_batches: int = 300) -> float:
-    """Return samples a second of processor time, once caches and shard indexes are warm."""
-    for _ in range(warm_batches):
-        batch()
-    began, num = time.process_time(), 0
-    while time.process_time() - began < seconds:
-        batch()
-        num += BATCH
-    return num / (time.process_time() - began)
+def batches(batch: Callable[[], object], *, count: int = 500) -> Work:
+    """A turn of so many batches; items are samples."""
+
+    def run() -> None:
+        for _ in range(count):
+            batch()
+
+    return Work(run, count * BATCH)
 
 
 if __name__ == "__main__":

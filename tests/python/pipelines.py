@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -216,8 +217,8 @@ def fill_hub_cache(cache_dir: Path, repo_id: str, folder: Path, *, commit: str =
     return snapshot
 
 
-def gemma_tokenizer() -> Any:
-    """A Gemma tokenizer with a vocabulary of under a thousand, trained on the spot."""
+def gemma_tokenizer(words: Sequence[str] = tuple(_WORDS.split()), vocab_size: int = 900) -> Any:
+    """A Gemma tokenizer trained on the spot: these words are one token each, as far as ``vocab_size`` allows."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import GemmaTokenizer
 
@@ -226,10 +227,11 @@ def gemma_tokenizer() -> Any:
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern=" ", behavior="merged_with_previous")
-    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=special, initial_alphabet=letters, show_progress=False)
-    words = _WORDS.split()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=special, initial_alphabet=letters, show_progress=False
+    )
     # one word at a time, its space in front as in Gemma's vocabulary, so that no token spans two words
-    tokenizer.train_from_iterator([f" {word}" for word in words] * 2 + words, trainer)
+    tokenizer.train_from_iterator([*[f" {word}" for word in words] * 2, *words], trainer)
     model = json.loads(tokenizer.to_str())["model"]
     merges = [tuple(merge) for merge in model["merges"]]
     return GemmaTokenizer(vocab=model["vocab"], merges=merges, add_bos_token=True)
