@@ -167,6 +167,8 @@ impl Plan {
 
     fn read(&self, position: u64, scratch: &mut Vec<u8>) -> Result<Batch> {
         let all = self.rows(position);
+        // Before anything is allocated by what the metadata say: the shards must be as large.
+        all.iter().try_for_each(|&row| self.store.check(row))?;
         // Padded to the longest caption of the whole batch, so that the shape does not depend on the ranks.
         let length = all.iter().map(|&row| self.store.length(row)).max().unwrap_or(0);
         let share = all.len() / self.options.world;

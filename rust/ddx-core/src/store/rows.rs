@@ -1,5 +1,6 @@
 //! Single rows of a store, straight from its shards.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -34,10 +35,11 @@ pub struct RowStore {
     verify: bool,
     /// Rows that have latents and text, ascending.
     ok: Vec<u64>,
-    /// First token of each row inside its part's shard; meaningless where the length is 0.
+    /// First token of each row up to the last that is there, inside its part's shard; meaningless where the length is 0.
     first_token: Vec<u32>,
     length: Vec<u32>,
-    parts: Vec<OnceLock<Arc<PartIndex>>>,
+    /// The parts that are done.
+    parts: BTreeMap<u64, OnceLock<Arc<PartIndex>>>,
     files: FileCache<(Kind, u64)>,
 }
 
@@ -82,6 +84,7 @@ impl RowStore {
             })
             && (offset.data_type, lengths.data_type) == (DataType::Int64, DataType::Int32)
             && tokens.num_shards() == num_parts
+            && u32::try_from(tokens.shard_rows).is_ok()
             && pooled.as_ref().is_none_or(|array| {
                 array.shape[0] == rows && array.shard_rows == latents.shard_rows && array.chunk_rows == 1
             });
@@ -90,10 +93,10 @@ impl RowStore {
         }
         let mut store = Self {
             root: root.to_owned(),
-            parts: (0..num_parts).map(|_| OnceLock::new()).collect(),
+            parts: Commit::recorded(root, num_parts).into_iter().map(|part| (part, OnceLock::new())).collect(),
             ok: Vec::new(),
-            first_token: vec![0; rows as usize],
-            length: vec![0; rows as usize],
+            first_token: Vec::new(),
+            length: Vec::new(),
             files: FileCache::new(OPEN_FILES),
             latents,
             tokens,
@@ -113,7 +116,7 @@ impl RowStore {
     /// Number of tokens of a row's caption.
     #[must_use]
     pub fn length(&self, row: u64) -> usize {
-        self.length[row as usize] as usize
+        self.length.get(row as usize).map_or(0, |&length| length as usize)
     }
 
     /// Bytes of one row's latents.
@@ -138,6 +141,14 @@ impl RowStore {
     #[must_use]
     pub fn latent_shape(&self) -> &[u64] {
         &self.latents.shape[1..]
+    }
+
+    /// Checks that the chunks of a row that is there are in its part's shards: what it takes is then no more than these.
+    ///
+    /// # Errors
+    /// When a shard is missing or damaged.
+    pub fn check(&self, row: u64) -> Result<()> {
+        self.part(self.place(row).0).map(|_| ())
     }
 
     /// Reads the latents of a row that is there into `out`, which has exactly their size.
@@ -174,10 +185,8 @@ impl RowStore {
     /// Reads the small arrays of every part that is done.
     fn read_rows(&mut self, offset: &ArraySpec, lengths: &ArraySpec) -> Result<()> {
         let rows = self.latents.shape[0];
-        for part in 0..self.parts.len() as u64 {
-            if !self.root.join(Commit::path(part)).is_file() {
-                continue;
-            }
+        let parts: Vec<u64> = self.parts.keys().copied().collect();
+        for part in parts {
             let offsets = self.read_whole_shard(offset, part)?;
             let counts = self.read_whole_shard(lengths, part)?;
             let first_row = part * self.latents.shard_rows;
@@ -190,14 +199,16 @@ impl RowStore {
                     continue;
                 }
                 let local = offset - part_start;
-                let end = local + i64::from(count);
-                if local < 0 || count <= 0 || end > self.tokens.shard_rows as i64 {
+                if local < 0 || count <= 0 || i64::from(count) > self.tokens.shard_rows as i64 - local {
                     let path = self.root.join(offset_path(part));
                     return Err(Error::Damaged { path, reason: format!("row {row} has tokens {offset} + {count}") });
                 }
                 self.ok.push(row);
-                self.first_token[row as usize] = local as u32;
-                self.length[row as usize] = count as u32;
+                // Grown with the rows that are there, whatever number of them the metadata claim.
+                self.first_token.resize(row as usize, 0);
+                self.length.resize(row as usize, 0);
+                self.first_token.push(local as u32);
+                self.length.push(count as u32);
             }
         }
         if self.ok.is_empty() {
@@ -232,7 +243,7 @@ impl RowStore {
     }
 
     fn part(&self, part: u64) -> Result<Arc<PartIndex>> {
-        let cell = &self.parts[part as usize];
+        let cell = &self.parts[&part];
         if let Some(index) = cell.get() {
             return Ok(Arc::clone(index));
         }
@@ -257,12 +268,12 @@ impl RowStore {
         let stored_bytes = (self.tokens.chunk_bytes() + CHECKSUM_BYTES) as u64;
         let mut tokens = vec![ABSENT; num_rows as usize];
         for (local, start) in tokens.iter_mut().enumerate() {
-            let row = first_row as usize + local;
-            let length = self.length[row] as usize;
+            let row = first_row + local as u64;
+            let length = self.length(row);
             if length == 0 {
                 continue;
             }
-            let first = self.first_token[row] as usize / chunk_rows;
+            let first = self.first_token[row as usize] as usize / chunk_rows;
             let caption = &chunks[first..first + length.div_ceil(chunk_rows)];
             // A caption is read in one piece, so its chunks must lie one after another, as they are written.
             let in_order = caption.windows(2).all(|pair| pair[0].wrapping_add(stored_bytes) == pair[1]);
