@@ -1,5 +1,5 @@
 # Every target sets up its own virtual environment once, from Python >= 3.11 and a Rust toolchain and nothing else.
-#   make demo    make test    make check    make bench        VENV=/some/where make test
+#   make demo    make test    make check    make fuzz    make bench        VENV=/some/where make test
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -8,6 +8,7 @@ SHELL := /bin/bash
 VENV    ?= .venv
 JOBS    ?= 2
 PYTEST_ARGS ?=
+FUZZ_SECONDS ?= 600
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.ddx-installed
 SOURCES := pyproject.toml Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
@@ -40,12 +41,13 @@ if ! command -v cc >/dev/null && ! command -v gcc >/dev/null && ! command -v cla
 fi
 endef
 
-.PHONY: help install demo test test-rust test-python check bench
+.PHONY: help install demo test test-rust test-python check fuzz bench
 
 help:
 	@echo "make demo    distil the bundled teacher and look at the pictures (about 6 minutes once installed)"
 	@echo "make test    the tests, Rust and Python (VENV=$(VENV), JOBS=$(JOBS), PYTEST_ARGS=…)"
 	@echo "make check   formatters, linters, types"
+	@echo "make fuzz    damaged inputs of twelve kinds, each for FUZZ_SECONDS=$(FUZZ_SECONDS); what fails is kept"
 	@echo "make bench   the benchmarks; results go to benchmarks/results/"
 	@echo "make install only the virtual environment, with ddx as an editable install"
 
@@ -85,6 +87,11 @@ check: $(STAMP)
 	$(BIN)/mypy
 	cargo fmt --check
 	cargo clippy --locked --release --workspace --all-targets -- -D warnings
+
+# One kind after the other; bytes from a random seed, which is printed.
+fuzz: $(STAMP)
+	DDX_FUZZ_SECONDS=$(FUZZ_SECONDS) PYO3_PYTHON=$(abspath $(BIN)/python) \
+	  cargo test --locked --release --workspace --test fuzz
 
 bench: $(STAMP)
 	@$(BIN)/python -c 'import tomllib; o = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \

@@ -21,7 +21,8 @@ type Decoder<'a> = Box<dyn ImageDecoder + 'a>;
 fn open(bytes: &[u8], format: Format) -> ImageResult<Decoder<'_>> {
     let reader = Cursor::new(bytes);
     Ok(match format {
-        Format::Png => Box::new(PngDecoder::new(reader)?),
+        // A colour profile is decompressed with the header.
+        Format::Png => Box::new(PngDecoder::with_limits(reader, limits(0))?),
         Format::WebP => Box::new(WebPDecoder::new(reader)?),
         Format::Gif => Box::new(GifDecoder::new(reader)?),
         Format::Bmp => Box::new(BmpDecoder::new(reader)?),

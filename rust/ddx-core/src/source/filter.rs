@@ -14,6 +14,9 @@
 use super::Value;
 use crate::{Error, Result};
 
+/// Conditions within one another: each takes its part of the stack.
+const DEEPEST: usize = 200;
+
 /// A condition on the cells of a row.
 #[derive(Debug)]
 pub(super) struct Filter {
@@ -57,7 +60,7 @@ impl Filter {
     /// If the text is no condition; the message says where it stops being one.
     pub fn parse(text: &str) -> Result<Self> {
         let tokens = tokens(text)?;
-        let mut parser = Parser { text, tokens, at: 0, columns: Vec::new() };
+        let mut parser = Parser { text, tokens, at: 0, depth: 0, columns: Vec::new() };
         let condition = parser.either()?;
         if parser.at < parser.tokens.len() {
             return Err(parser.unexpected("`and`, `or` or the end"));
@@ -219,6 +222,7 @@ struct Parser<'a> {
     text: &'a str,
     tokens: Vec<(usize, Token)>,
     at: usize,
+    depth: usize,
     columns: Vec<String>,
 }
 
@@ -262,12 +266,23 @@ impl Parser<'_> {
         Ok(if parts.len() == 1 { parts.remove(0) } else { Condition::And(parts) })
     }
 
+    /// One level further down.
+    fn within(&mut self, inner: fn(&mut Self) -> Result<Condition>) -> Result<Condition> {
+        if self.depth == DEEPEST {
+            return Err(self.unexpected(&format!("a filter of at most {DEEPEST} levels")));
+        }
+        self.depth += 1;
+        let condition = inner(self)?;
+        self.depth -= 1;
+        Ok(condition)
+    }
+
     fn one(&mut self) -> Result<Condition> {
         if self.eat_word("not") {
-            return Ok(Condition::Not(Box::new(self.one()?)));
+            return Ok(Condition::Not(Box::new(self.within(Self::one)?)));
         }
         if self.eat(&Token::Open) {
-            let inside = self.either()?;
+            let inside = self.within(Self::either)?;
             return if self.eat(&Token::Close) { Ok(inside) } else { Err(self.unexpected("a closing parenthesis")) };
         }
         let left = self.operand()?;
@@ -377,6 +392,16 @@ mod tests {
             assert!(!takes(text), "{text}");
         }
         assert!(takes("height > 5 or width = 640"));
+    }
+
+    #[test]
+    fn a_filter_is_only_so_deep() {
+        let nested = |open: &str, close: &str, times| format!("{}good{}", open.repeat(times), close.repeat(times));
+        assert!(takes(&nested("not not (", ")", DEEPEST / 3)));
+        assert!(takes(&vec!["(good)"; 10_000].join(" and ")));
+        for text in [nested("(", ")", 100_000), nested("not ", "", 100_000), nested("(", "", 100_000)] {
+            assert!(Filter::parse(&text).unwrap_err().to_string().contains("levels"));
+        }
     }
 
     #[test]

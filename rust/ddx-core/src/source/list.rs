@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,7 @@ use crate::{Error, Result};
 const ROWS_A_MARK: u64 = 1024;
 /// Rows that are looked at to find the columns of JSON lines.
 const ROWS_LOOKED_AT: usize = 100;
-/// A line longer than this is no line of a list.
+/// A row longer than this is no row of a list.
 const LONGEST_LINE: u64 = 16 << 20;
 
 /// How the fields of a row are told apart.
@@ -72,7 +72,9 @@ impl ListFile {
 
     fn lines_from(&self, row: u64) -> Result<Reader> {
         let mark = row / ROWS_A_MARK;
-        let mut reader = Reader::open(&self.path, self.format, self.marks[mark as usize])?;
+        // A list without rows has no marks either.
+        let start = self.marks.get(mark as usize).copied().unwrap_or(0);
+        let mut reader = Reader::open(&self.path, self.format, start)?;
         for _ in mark * ROWS_A_MARK..row {
             reader.next()?;
         }
@@ -173,7 +175,7 @@ struct Reader {
 }
 
 enum ReaderKind {
-    Fields(Box<csv::Reader<File>>),
+    Fields(Box<csv::Reader<Limited>>),
     Lines { file: BufReader<File>, read: u64 },
 }
 
@@ -190,7 +192,7 @@ impl Reader {
                 if format == ListFormat::Tsv {
                     builder.delimiter(b'\t').quoting(false);
                 }
-                ReaderKind::Fields(Box::new(builder.from_reader(file)))
+                ReaderKind::Fields(Box::new(builder.from_reader(Limited { file, left: 0 })))
             }
         };
         Ok(Self { path: path.to_owned(), start, kind })
@@ -209,8 +211,9 @@ impl Reader {
         let path = &self.path;
         match &mut self.kind {
             ReaderKind::Fields(reader) => {
+                reader.get_mut().left = LONGEST_LINE;
                 let mut record = ByteRecord::new();
-                let found = reader.read_byte_record(&mut record).map_err(|error| Error::io(path, error.into()))?;
+                let found = reader.read_byte_record(&mut record).map_err(|error| failed(path, error.into()))?;
                 Ok(found.then_some(Line::Fields(record)))
             }
             ReaderKind::Lines { file, read } => loop {
@@ -222,14 +225,41 @@ impl Reader {
                     return Ok(None);
                 }
                 if num as u64 == LONGEST_LINE && line.last() != Some(&b'\n') {
-                    let reason = format!("a line of more than {LONGEST_LINE} bytes");
-                    return Err(Error::NotAList { path: path.clone(), reason });
+                    return Err(failed(path, too_long()));
                 }
                 if !line.trim_ascii().is_empty() {
                     return Ok(Some(parse_object(&line)));
                 }
             },
         }
+    }
+}
+
+/// A file of which only so much is read for one row: a quote that is never closed would take in all of it.
+struct Limited {
+    file: File,
+    left: u64,
+}
+
+impl Read for Limited {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.left == 0 {
+            return Err(too_long());
+        }
+        let num = (&self.file).take(self.left).read(buffer)?;
+        self.left -= num as u64;
+        Ok(num)
+    }
+}
+
+fn too_long() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("a row of more than {LONGEST_LINE} bytes"))
+}
+
+fn failed(path: &Path, error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::InvalidData => Error::NotAList { path: path.to_owned(), reason: error.to_string() },
+        _ => Error::io(path, error),
     }
 }
 
@@ -361,6 +391,22 @@ mod tests {
         assert!(list("x.jsonl", "hello\n").err().unwrap().to_string().contains("not JSON"));
         let error = list("x.csv", "a,b\n1,2\n").err().unwrap();
         assert_eq!(error.to_string().split(": ").last(), Some("a, b"), "{error}");
+    }
+
+    #[test]
+    fn a_row_without_an_end_is_refused() {
+        let text = format!("url,text\nhttp://x/1,a\nhttp://x/2,\"{}", "b,\n".repeat(LONGEST_LINE as usize / 2));
+        for name in ["x.csv", "x.jsonl"] {
+            let text = if name == "x.csv" { text.clone() } else { text.replace('\n', " ") };
+            let error = list(name, &text).err().unwrap();
+            assert!(error.to_string().contains("a row of more than"), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_list_without_rows_has_no_cells() {
+        let (_folder, list) = list("x.csv", "url,text,width\n").unwrap();
+        assert_eq!(list.cells(&["width".to_owned()]).unwrap().count(), 0);
     }
 
     #[test]

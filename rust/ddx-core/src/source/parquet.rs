@@ -18,6 +18,7 @@ use parquet::arrow::arrow_reader::{
 
 use super::columns::{Columns, find_columns};
 use super::{Cells, Checksum, ColumnChoice, ImageKind, ImageRef, Row, Rows, Source, Value};
+use crate::panics::caught;
 use crate::{Error, Result};
 
 /// Rows of URLs or paths that are decoded at a time.
@@ -39,9 +40,9 @@ impl ParquetFile {
     /// # Errors
     /// If the file is no parquet, or a column is missing.
     pub fn open(path: &Path, choice: &ColumnChoice) -> Result<Self> {
-        let metadata = read_footer(path)?;
+        let metadata = readable(path, || read_footer(path))?;
         let columns = find_columns(path, metadata.schema(), choice)?;
-        let num_rows = metadata.metadata().file_metadata().num_rows().max(0) as u64;
+        let num_rows = num_rows(path, &metadata)?;
         Ok(Self { path: path.to_owned(), num_rows, metadata, columns })
     }
 
@@ -51,18 +52,18 @@ impl ParquetFile {
         range: &Range<u64>,
         columns: impl IntoIterator<Item = usize>,
         batch_size: usize,
-    ) -> Result<ParquetRecordBatchReader> {
+    ) -> Result<Batches<'_>> {
         let handle = File::open(&self.path).map_err(|error| Error::io(&self.path, error))?;
         let (groups, skip) = row_groups(&self.metadata, range.start, range.end);
         let mask = ProjectionMask::roots(self.metadata.parquet_schema(), columns);
-        ParquetRecordBatchReaderBuilder::new_with_metadata(handle, self.metadata.clone())
+        let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(handle, self.metadata.clone())
             .with_row_groups(groups)
             .with_projection(mask)
             .with_batch_size(batch_size)
             .with_offset(skip as usize)
-            .with_limit((range.end - range.start) as usize)
-            .build()
-            .map_err(|error| unreadable(&self.path, &error))
+            .with_limit((range.end - range.start) as usize);
+        let reader = readable(&self.path, || reader.build().map_err(|error| unreadable(&self.path, &error)))?;
+        Ok(Batches { path: &self.path, reader: Some(reader) })
     }
 
     /// The cells of these columns, row by row.
@@ -95,8 +96,13 @@ impl Source for ParquetFile {
             ImageKind::Bytes => IMAGE_ROWS_AT_A_TIME,
             ImageKind::Url | ImageKind::Path => TEXT_ROWS_AT_A_TIME,
         };
-        let reader = self.read(&range, wanted, batch_size)?;
-        Ok(Box::new(FileRows { file: self, reader, batch: None, failed: false }))
+        let batches = self.read(&range, wanted, batch_size)?;
+        Ok(Box::new(batches.flat_map(move |batch| -> Rows<'_> {
+            match batch {
+                Ok(batch) => Box::new((0..batch.num_rows()).map(move |row| Ok(read_row(self, &batch, row)))),
+                Err(error) => Box::new(std::iter::once(Err(error))),
+            }
+        })))
     }
 
     fn cells(&self, columns: &[String]) -> Result<Cells<'_>> {
@@ -109,10 +115,10 @@ impl Source for ParquetFile {
             })
         };
         let indexes: Vec<usize> = columns.iter().map(index).collect::<Result<_>>()?;
-        let reader = self.read(&(0..self.num_rows), indexes.iter().copied(), TEXT_ROWS_AT_A_TIME)?;
-        Ok(Box::new(reader.flat_map(move |batch| match batch {
+        let batches = self.read(&(0..self.num_rows), indexes.iter().copied(), TEXT_ROWS_AT_A_TIME)?;
+        Ok(Box::new(batches.flat_map(move |batch| match batch {
             Ok(batch) => self.cells_of(&batch, &indexes),
-            Err(error) => vec![Err(unreadable(&self.path, &error))],
+            Err(error) => vec![Err(error)],
         })))
     }
 
@@ -136,11 +142,29 @@ fn unreadable(path: &Path, error: &dyn std::fmt::Display) -> Error {
     Error::NotParquet { path: path.to_owned(), reason: error.to_string() }
 }
 
+/// Runs the parquet reader, which panics on some damaged files.
+fn readable<T>(path: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
+    caught(read).unwrap_or_else(|message| Err(unreadable(path, &format!("the reader {message}"))))
+}
+
+/// The rows of a file, of which a damaged footer can claim any number.
+fn num_rows(path: &Path, metadata: &ArrowReaderMetadata) -> Result<u64> {
+    let metadata = metadata.metadata();
+    let claimed = metadata.file_metadata().num_rows();
+    let groups = metadata.row_groups().iter();
+    let sum =
+        groups.map(|group| u64::try_from(group.num_rows()).ok()).try_fold(0_u64, |sum, rows| sum.checked_add(rows?));
+    match sum {
+        Some(sum) if u64::try_from(claimed) == Ok(sum) => Ok(sum),
+        _ => Err(unreadable(path, &format!("its footer counts {claimed} rows, its row groups others"))),
+    }
+}
+
 /// The row groups that hold a range of a file's rows, and how many rows of the first of them come before it.
 fn row_groups(metadata: &ArrowReaderMetadata, start: u64, end: u64) -> (Vec<usize>, u64) {
     let (mut groups, mut skip, mut first) = (Vec::new(), 0, 0);
     for (index, group) in metadata.metadata().row_groups().iter().enumerate() {
-        let next = first + group.num_rows().max(0) as u64;
+        let next = first + group.num_rows() as u64;
         if first < end && next > start {
             if groups.is_empty() {
                 skip = start.saturating_sub(first);
@@ -152,38 +176,23 @@ fn row_groups(metadata: &ArrowReaderMetadata, start: u64, end: u64) -> (Vec<usiz
     (groups, skip)
 }
 
-/// The rows of a range, one at a time; after an error nothing comes.
-struct FileRows<'a> {
-    file: &'a ParquetFile,
-    reader: ParquetRecordBatchReader,
-    /// The batch at hand and the next row in it.
-    batch: Option<(RecordBatch, usize)>,
-    failed: bool,
+/// What is read of a range; after an error nothing comes.
+struct Batches<'a> {
+    path: &'a Path,
+    reader: Option<ParquetRecordBatchReader>,
 }
 
-impl Iterator for FileRows<'_> {
-    type Item = Result<Row>;
+impl Iterator for Batches<'_> {
+    type Item = Result<RecordBatch>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.failed {
-            return None;
+        let reader = self.reader.as_mut()?;
+        let next = || reader.next().transpose().map_err(|error| unreadable(self.path, &error));
+        let batch = readable(self.path, next).transpose();
+        if !matches!(batch, Some(Ok(_))) {
+            self.reader = None;
         }
-        loop {
-            if let Some((batch, index)) = &mut self.batch
-                && *index < batch.num_rows()
-            {
-                let row = read_row(self.file, batch, *index);
-                *index += 1;
-                return Some(Ok(row));
-            }
-            match self.reader.next()? {
-                Ok(batch) => self.batch = Some((batch, 0)),
-                Err(error) => {
-                    self.failed = true;
-                    return Some(Err(unreadable(&self.file.path, &error)));
-                }
-            }
-        }
+        batch
     }
 }
 

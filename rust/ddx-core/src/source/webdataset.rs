@@ -19,6 +19,8 @@ use crate::{Error, Result};
 const TEXT_EXTENSIONS: [&str; 3] = ["txt", "caption", "text"];
 /// Longer texts and JSON members are not read.
 const LONGEST_TEXT: u64 = 4 << 20;
+/// What comes before a member's bytes: its header, and those of a long name.
+const LONGEST_HEADERS: u64 = 1 << 20;
 /// Members are padded to whole blocks.
 const BLOCK: u64 = 512;
 
@@ -263,18 +265,26 @@ fn read_member(file: &mut File, begin: u64, size: u64) -> Option<Found> {
     if let Err(error) = file.seek(SeekFrom::Start(begin)) {
         return Some(Err(error.to_string()));
     }
-    let mut archive = Archive::new(BufReader::with_capacity(2 * BLOCK as usize, &mut *file));
+    // A long name is read at once, however long its header says it is.
+    let headers = (&mut *file).take(LONGEST_HEADERS);
+    let mut archive = Archive::new(BufReader::with_capacity(2 * BLOCK as usize, headers));
     let entry = match archive.entries().map(|mut entries| entries.next()) {
         Ok(None) => return None,
         Ok(Some(Ok(entry))) => entry,
         Ok(Some(Err(error))) | Err(error) => return Some(Err(error.to_string())),
     };
-    let (offset, length) = (begin + entry.raw_file_position(), entry.size());
+    let kind = entry.header().entry_type();
+    // A file with holes is longer than what is stored of it.
+    let stored = if kind.is_gnu_sparse() { entry.header().entry_size() } else { Ok(entry.size()) };
+    let (offset, length) = match stored {
+        Ok(length) => (begin + entry.raw_file_position(), length),
+        Err(error) => return Some(Err(error.to_string())),
+    };
     if offset.saturating_add(length) > size {
         return Some(Err(format!("cut short: a member of {length} bytes at {offset}, and the file has {size}")));
     }
     let after = offset + length.div_ceil(BLOCK) * BLOCK;
-    if !entry.header().entry_type().is_file() {
+    if !kind.is_file() {
         return Some(Ok((None, after)));
     }
     let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();

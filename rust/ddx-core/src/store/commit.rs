@@ -35,6 +35,19 @@ impl Commit {
         format!("{COMMIT_FOLDER}/{part}")
     }
 
+    /// Numbers of the parts among `0..num_parts` that have a record, ascending.
+    #[must_use]
+    pub fn recorded(store: &Path, num_parts: u64) -> Vec<u64> {
+        let Ok(files) = fs::read_dir(store.join(COMMIT_FOLDER)) else { return Vec::new() };
+        let names = files.filter_map(|file| file.ok()?.file_name().into_string().ok());
+        let mut parts: Vec<u64> = names
+            .filter_map(|name| name.parse().ok().filter(|part: &u64| part.to_string() == name))
+            .filter(|&part| part < num_parts && store.join(Self::path(part)).is_file())
+            .collect();
+        parts.sort_unstable();
+        parts
+    }
+
     /// The record of a part, if there is a readable one.
     #[must_use]
     pub fn read(store: &Path, part: u64) -> Option<Self> {

@@ -70,7 +70,8 @@ impl ArraySpec {
             && self.dimension_names.len() == self.shape.len()
             && self.chunk_rows > 0
             && self.shard_rows > 0
-            && self.shard_rows.is_multiple_of(self.chunk_rows);
+            && self.shard_rows.is_multiple_of(self.chunk_rows)
+            && self.is_addressable();
         if fits {
             return Ok(());
         }
@@ -81,6 +82,15 @@ impl ArraySpec {
             ),
             None,
         ))
+    }
+
+    /// Whether the bytes of the array and of a shard can be counted, with a checksum and a place in the index a row.
+    fn is_addressable(&self) -> bool {
+        let row_bytes =
+            self.shape[1..].iter().try_fold(self.data_type.size() as u64, |bytes, &it| bytes.checked_mul(it));
+        let rows = self.shape[0].max(self.shard_rows);
+        let bytes = row_bytes.and_then(|bytes| bytes.checked_add(32)).and_then(|bytes| bytes.checked_mul(rows));
+        bytes.is_some_and(|bytes| bytes <= i64::MAX as u64 / 2)
     }
 
     /// Bytes of one entry of the first axis.
@@ -209,6 +219,15 @@ mod tests {
         let spec = spec();
         assert_eq!((spec.row_bytes(), spec.chunk_bytes(), spec.chunks_per_shard(), spec.num_shards()), (10, 40, 12, 2));
         assert_eq!(spec.shard_path(1), "text/tokens/c.1.0");
+    }
+
+    #[test]
+    fn an_array_that_nobody_can_count_is_refused() {
+        for shape in [vec![u64::MAX, 5], vec![96, u64::MAX], vec![96, 1 << 32, 1 << 32]] {
+            let dimension_names = vec!["axis".into(); shape.len()];
+            assert!(ArraySpec { shape, dimension_names, ..spec() }.validate().is_err());
+        }
+        assert!(ArraySpec { shard_rows: 1 << 62, ..spec() }.validate().is_err());
     }
 
     #[test]

@@ -175,6 +175,8 @@ impl Plan {
 
     fn read(&self, position: u64, scratch: &mut Vec<u8>) -> Result<Batch> {
         let all = self.samples(position);
+        // Before anything is allocated by what the metadata say: the shards must be as large.
+        all.iter().try_for_each(|sample| self.store.check(sample.row))?;
         // Padded to the longest caption of the whole batch, so that the shape does not depend on the ranks.
         let length = all.iter().map(|sample| self.length(sample)).max().unwrap_or(0);
         let share = all.len() / self.options.world;

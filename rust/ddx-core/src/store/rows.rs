@@ -1,5 +1,6 @@
 //! Single rows of a store, straight from its shards.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -41,10 +42,12 @@ pub struct RowStore {
     verify: bool,
     /// Rows that have latents and text, ascending.
     ok: Vec<u64>,
-    /// First token of each caption inside its part's shard, rows by captions; meaningless where the length is 0.
+    /// First token of each caption up to the last that is there, rows by captions, inside its part's shard; meaningless
+    /// where the length is 0.
     first_token: Vec<u32>,
     length: Vec<u32>,
-    parts: Vec<OnceLock<Arc<PartIndex>>>,
+    /// The parts that are done.
+    parts: BTreeMap<u64, OnceLock<Arc<PartIndex>>>,
     files: FileCache<(Option<RowArray>, u64)>,
 }
 
@@ -110,6 +113,7 @@ impl RowStore {
             && num_captions > 0
             && (offset.data_type, lengths.data_type) == (DataType::Int64, DataType::Int32)
             && tokens.num_shards() == num_parts
+            && u32::try_from(tokens.shard_rows).is_ok()
             && row_arrays.iter().flatten().all(|array| {
                 array.shape[0] == rows
                     && array.shard_rows == part_rows
@@ -121,10 +125,10 @@ impl RowStore {
         }
         let mut store = Self {
             root: root.to_owned(),
-            parts: (0..num_parts).map(|_| OnceLock::new()).collect(),
+            parts: Commit::recorded(root, num_parts).into_iter().map(|part| (part, OnceLock::new())).collect(),
             ok: Vec::new(),
-            first_token: vec![0; rows as usize * num_captions],
-            length: vec![0; rows as usize * num_captions],
+            first_token: Vec::new(),
+            length: Vec::new(),
             files: FileCache::new(OPEN_FILES),
             row_arrays,
             tokens,
@@ -147,15 +151,14 @@ impl RowStore {
         if self.num_captions == 1 {
             return 0;
         }
-        let lengths = &self.length[row as usize * self.num_captions..][..self.num_captions];
-        let there: Vec<usize> = (0..self.num_captions).filter(|&caption| lengths[caption] > 0).collect();
+        let there: Vec<usize> = (0..self.num_captions).filter(|&caption| self.length(row, caption) > 0).collect();
         there[(number % there.len() as u64) as usize]
     }
 
     /// Number of tokens of a row's caption.
     #[must_use]
     pub fn length(&self, row: u64, caption: usize) -> usize {
-        self.length[row as usize * self.num_captions + caption] as usize
+        self.length.get(row as usize * self.num_captions + caption).map_or(0, |&length| length as usize)
     }
 
     /// Whether the store has this array.
@@ -195,6 +198,14 @@ impl RowStore {
         self.read_chunks(Some(array), spec, part, start, out, scratch)
     }
 
+    /// Checks that the chunks of a row that is there are in its part's shards: what it takes is then no more than these.
+    ///
+    /// # Errors
+    /// When a shard is missing or damaged.
+    pub fn check(&self, row: u64) -> Result<()> {
+        self.part(self.place(row).0).map(|_| ())
+    }
+
     /// Reads a caption that is there into `out`, which has exactly the size of its tokens.
     ///
     /// # Errors
@@ -212,10 +223,8 @@ impl RowStore {
     /// Reads the small arrays of every part that is done.
     fn read_rows(&mut self, offset: &ArraySpec, lengths: &ArraySpec) -> Result<()> {
         let (rows, part_rows) = (self.latents().shape[0], self.latents().shard_rows);
-        for part in 0..self.parts.len() as u64 {
-            if !self.root.join(Commit::path(part)).is_file() {
-                continue;
-            }
+        let parts: Vec<u64> = self.parts.keys().copied().collect();
+        for part in parts {
             let offsets = self.read_whole_shard(offset, part)?;
             let counts = self.read_whole_shard(lengths, part)?;
             let first_caption = part * part_rows * self.num_captions as u64;
@@ -229,16 +238,18 @@ impl RowStore {
                     continue;
                 }
                 let local = offset - part_start;
-                let end = local + i64::from(count);
-                if local < 0 || count <= 0 || end > self.tokens.shard_rows as i64 {
+                if local < 0 || count <= 0 || i64::from(count) > self.tokens.shard_rows as i64 - local {
                     let path = self.root.join(offset_path(part));
                     return Err(Error::Damaged { path, reason: format!("row {row} has tokens {offset} + {count}") });
                 }
                 if self.ok.last() != Some(&row) {
                     self.ok.push(row);
                 }
-                self.first_token[caption as usize] = local as u32;
-                self.length[caption as usize] = count as u32;
+                // Grown with the captions that are there, whatever number of them the metadata claim.
+                self.first_token.resize(caption as usize, 0);
+                self.length.resize(caption as usize, 0);
+                self.first_token.push(local as u32);
+                self.length.push(count as u32);
             }
         }
         if self.ok.is_empty() {
@@ -274,7 +285,7 @@ impl RowStore {
     }
 
     fn part(&self, part: u64) -> Result<Arc<PartIndex>> {
-        let cell = &self.parts[part as usize];
+        let cell = &self.parts[&part];
         if let Some(index) = cell.get() {
             return Ok(Arc::clone(index));
         }
@@ -304,13 +315,12 @@ impl RowStore {
         let stored_bytes = (self.tokens.chunk_bytes() + CHECKSUM_BYTES) as u64;
         let mut tokens = vec![ABSENT; num_rows * self.num_captions];
         for (local, start) in tokens.iter_mut().enumerate() {
-            let caption = first_row as usize * self.num_captions + local;
             let row = local / self.num_captions;
-            let length = self.length[caption] as usize;
+            let length = self.length(first_row + row as u64, local % self.num_captions);
             if length == 0 {
                 continue;
             }
-            let first = self.first_token[caption] as usize / chunk_rows;
+            let first = self.first_token[first_row as usize * self.num_captions + local] as usize / chunk_rows;
             let caption = &chunks[first..first + length.div_ceil(chunk_rows)];
             // A caption is read in one piece, so its chunks must lie one after another, as they are written.
             let in_order = caption.windows(2).all(|pair| pair[0].wrapping_add(stored_bytes) == pair[1]);

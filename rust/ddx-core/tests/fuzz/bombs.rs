@@ -1,0 +1,45 @@
+//! Small files that say they are large.
+
+use std::io::Cursor;
+
+use ddx_core::image::{decode, read_header};
+use ddx_core::source::{ColumnChoice, Input};
+use image::codecs::png::PngEncoder;
+use image::{ExtendedColorType, ImageEncoder};
+
+use crate::harness::alone;
+use crate::memory::peak_of;
+
+const MIB: usize = 1 << 20;
+
+#[test]
+fn a_profile_is_decompressed_to_a_bounded_size() {
+    let _guard = alone();
+    let mut bytes = Cursor::new(Vec::new());
+    let mut encoder = PngEncoder::new(&mut bytes);
+    encoder.set_icc_profile(vec![0; 256 * MIB]).unwrap();
+    encoder.write_image(&[7; 3], 1, 1, ExtendedColorType::Rgb8).unwrap();
+    let bytes = bytes.into_inner();
+    assert!(bytes.len() < 2 * MIB);
+    let (read, peak) = peak_of(|| read_header(&bytes, 1).and_then(|header| decode(&bytes, &header)));
+    assert!(read.unwrap().profile.is_none());
+    assert!(peak < 200 * MIB, "{} MiB", peak / MIB);
+}
+
+#[test]
+fn a_long_name_in_a_tar_is_not_read_whole() {
+    let _guard = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.tar");
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::GNULongName);
+    header.set_size(200 * MIB as u64);
+    header.set_cksum();
+    std::fs::write(&path, header.as_bytes()).unwrap();
+    // The name itself is a hole in the file.
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(201 * MIB as u64).unwrap();
+    let sources = [path.to_str().unwrap().to_owned()];
+    let (opened, peak) = peak_of(|| Input::open(&sources, &ColumnChoice::default()));
+    assert!(opened.is_err());
+    assert!(peak < 10 * MIB, "{} MiB", peak / MIB);
+}
