@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import http.server
-import io
 import json
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -29,6 +25,7 @@ from ddx.data.precompute import precompute
 from ddx.data.statistics import bars, count_pictures, latent_moments, nice_step, quantile
 from ddx.data.store import Store
 from ddx.progress import NullProgress
+from picture_server import PictureServer, serve_pictures, write_urls
 from stores import finish
 
 NUM_ROWS, PART_ROWS = 16, 4
@@ -36,50 +33,16 @@ FAILS = {1: 404, 2: 503, 5: 404, 7: 404, 8: 500, 9: 404}  # odd rows are asked o
 HELD = 10
 
 
-@dataclass
-class Server:
-    """Pictures over HTTP: row r is 80 + r by 90 pixels; rows from HELD on are not answered while `hold` is set."""
-
-    port: int = 0
-    hold: threading.Event = field(default_factory=threading.Event)
-    go_on: threading.Event = field(default_factory=threading.Event)
-
-    def url(self, row: int) -> str:
-        return f"http://{'localhost' if row % 2 else '127.0.0.1'}:{self.port}/{row}"
-
-
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    state = Server()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            row = int(self.path.strip("/"))
-            if row >= HELD and state.hold.is_set():
-                state.go_on.wait()
-            buffer = io.BytesIO()
-            Image.linear_gradient("L").rotate(15 * row).resize((80 + row, 90)).convert("RGB").save(buffer, "PNG")
-            self.send_response(FAILS.get(row, 200))
-            self.end_headers()
-            self.wfile.write(buffer.getvalue())
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
-        threading.Thread(target=listening.serve_forever, daemon=True).start()
-        state.port = listening.server_port
+def server() -> Iterator[PictureServer]:
+    with serve_pictures(FAILS) as state:
         yield state
-        state.go_on.set()
-        listening.shutdown()
 
 
 @pytest.fixture(scope="module")
-def source(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("urls") / "urls.parquet"
-    texts = [f"a cat {'and a dog ' * (row % 4)}" for row in range(NUM_ROWS)]
-    pq.write_table(pa.table({"URL": [server.url(row) for row in range(NUM_ROWS)], "TEXT": texts}), path)
-    return path
+def source(server: PictureServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    urls = [server.url(row, "localhost" if row % 2 else "127.0.0.1") for row in range(NUM_ROWS)]
+    return write_urls(tmp_path_factory.mktemp("urls") / "urls.parquet", urls)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +66,7 @@ def inspect(*words: object, capsys: pytest.CaptureFixture[str]) -> dict[str, Any
     return found
 
 
-def test_examples_and_hosts(store: Path, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_examples_and_hosts(store: Path, server: PictureServer, capsys: pytest.CaptureFixture[str]) -> None:
     found = inspect(store, capsys=capsys)
     assert found["failed"] == {"http_404": 4, "http_500": 1, "http_503": 1}
     assert {status: [row["row"] for row in rows] for status, rows in found["examples"].items()} == {
@@ -124,7 +87,7 @@ def test_examples_and_hosts(store: Path, server: Server, capsys: pytest.CaptureF
 
 
 def test_the_tables_are_aligned_and_the_cure_is_named(
-    store: Path, server: Server, capsys: pytest.CaptureFixture[str]
+    store: Path, server: PictureServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main.run(["inspect", str(store)]) == 0
     out = capsys.readouterr().out.splitlines()
@@ -136,7 +99,7 @@ def test_the_tables_are_aligned_and_the_cure_is_named(
 
 
 def test_a_store_that_was_killed_shows_the_parts_that_are_done(
-    server: Server,
+    server: PictureServer,
     source: Path,
     teacher_folder: Path,
     tmp_path: Path,
@@ -144,7 +107,7 @@ def test_a_store_that_was_killed_shows_the_parts_that_are_done(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     store = tmp_path / "killed.zarr"
-    server.hold.set()
+    server.held_from = HELD
     options = ("--allow-private-hosts", "--device", "cpu", "--part-rows", PART_ROWS, "--batch-size", 3, "--retries", 0)
     process = ddx("precompute", source, "--teacher", teacher_folder, "--out", store, *options)
     while not (store / "_ddx" / "commit" / "1").exists():
@@ -152,7 +115,7 @@ def test_a_store_that_was_killed_shows_the_parts_that_are_done(
         time.sleep(0.02)
     process.kill()
     finish(process, -signal.SIGKILL)
-    server.go_on.set()
+    server.released.set()
     found = inspect(store, "--report", "--out", tmp_path / "page", capsys=capsys)
     assert (found["complete"], found["parts"]) == (False, {"done": 2, "total": 4})
     assert {status: len(rows) for status, rows in found["examples"].items()} == {"http_404": 3, "http_503": 1}

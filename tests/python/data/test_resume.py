@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.server
-import io
 import os
 import resource
 import signal
@@ -15,14 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from ddx.data.config import PrecomputeConfig
 from ddx.data.precompute import precompute
 from ddx.errors import UsageError
+from picture_server import serve_pictures, write_urls
 from stores import finish, shard_bytes
 
 Ddx = Callable[..., Any]
@@ -40,33 +36,9 @@ class Source:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
-    released = threading.Event()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            row = int(self.path.strip("/"))
-            if row >= SLOW_FROM_ROW:
-                released.wait()
-            buffer = io.BytesIO()
-            Image.linear_gradient("L").rotate(15 * row).resize((80 + row, 90)).convert("RGB").save(buffer, "PNG")
-            self.send_response(404 if row == 6 else 200)
-            self.end_headers()
-            with contextlib.suppress(ConnectionError):
-                self.wfile.write(buffer.getvalue())
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
+    with serve_pictures({6: 404}, held_from=SLOW_FROM_ROW) as server:
         path = tmp_path_factory.mktemp("urls") / "urls.parquet"
-        texts = [f"a cat {'and a dog ' * (row % 4)}" for row in range(NUM_ROWS)]
-        pq.write_table(pa.table({"URL": [f"{url}/{row}" for row in range(NUM_ROWS)], "TEXT": texts}), path)
-        yield Source(path, released)
-        released.set()
-        server.shutdown()
+        yield Source(write_urls(path, [server.url(row) for row in range(NUM_ROWS)]), server.released)
 
 
 @pytest.fixture

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import http.server
-import io
 import json
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from ddx.cli import main
 from ddx.data.config import PrecomputeConfig
@@ -26,51 +20,22 @@ from ddx.data.precompute import precompute
 from ddx.data.retry import matches
 from ddx.data.store import Store
 from ddx.errors import DdxError
+from picture_server import PictureServer, serve_pictures, write_urls
 from stores import finish, shard_bytes
 
 NUM_ROWS = 14
 FAILS = {1: 404, 2: 500, 5: 500, 9: 503, 10: 404}  # no failure among the last rows: their part stays as it is
 
 
-@dataclass
-class Server:
-    """Pictures over HTTP; `status` of a row other than 200 is what it answers instead."""
-
-    url: str = ""
-    status: dict[int, int] = field(default_factory=dict)
-    asked: list[int] = field(default_factory=list)
-
-
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    state = Server()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            row = int(self.path.strip("/"))
-            state.asked.append(row)
-            buffer = io.BytesIO()
-            Image.linear_gradient("L").rotate(15 * row).resize((80 + row, 90)).convert("RGB").save(buffer, "PNG")
-            self.send_response(state.status.get(row, 200))
-            self.end_headers()
-            self.wfile.write(buffer.getvalue())
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
-        threading.Thread(target=listening.serve_forever, daemon=True).start()
-        state.url = f"http://127.0.0.1:{listening.server_port}"
+def server() -> Iterator[PictureServer]:
+    with serve_pictures() as state:
         yield state
-        listening.shutdown()
 
 
 @pytest.fixture(scope="module")
-def source(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("urls") / "urls.parquet"
-    texts = [f"a cat {'and a dog ' * (row % 4)}" for row in range(NUM_ROWS)]
-    pq.write_table(pa.table({"URL": [f"{server.url}/{row}" for row in range(NUM_ROWS)], "TEXT": texts}), path)
-    return path
+def source(server: PictureServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_urls(tmp_path_factory.mktemp("urls") / "urls.parquet", [server.url(row) for row in range(NUM_ROWS)])
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +46,7 @@ def config(teacher_folder: Path) -> PrecomputeConfig:
 
 
 @pytest.fixture
-def store(server: Server, source: Path, config: PrecomputeConfig, tmp_path: Path) -> Path:
+def store(server: PictureServer, source: Path, config: PrecomputeConfig, tmp_path: Path) -> Path:
     """A store in which the rows of FAILS failed; all would be answered now."""
     server.status = dict(FAILS)
     path = precompute(replace(config, out=tmp_path / "failed.zarr"), [str(source)])
@@ -91,7 +56,7 @@ def store(server: Server, source: Path, config: PrecomputeConfig, tmp_path: Path
 
 
 @pytest.fixture
-def whole(server: Server, source: Path, config: PrecomputeConfig, tmp_path: Path) -> Callable[..., Path]:
+def whole(server: PictureServer, source: Path, config: PrecomputeConfig, tmp_path: Path) -> Callable[..., Path]:
     """A store of a first run against a server that fails for `status` only."""
 
     def whole(status: dict[int, int]) -> Path:
@@ -104,7 +69,7 @@ def whole(server: Server, source: Path, config: PrecomputeConfig, tmp_path: Path
 
 
 def test_only_the_rows_of_the_status_are_asked_for_and_nothing_shows_that_they_ever_failed(
-    server: Server, source: Path, config: PrecomputeConfig, store: Path, whole: Callable[..., Path]
+    server: PictureServer, source: Path, config: PrecomputeConfig, store: Path, whole: Callable[..., Path]
 ) -> None:
     last = (store / "latents" / "c.3.0.0.0").stat()
     precompute(replace(config, out=store, retry=("http_5*",)), [str(source)])
@@ -118,18 +83,18 @@ def test_only_the_rows_of_the_status_are_asked_for_and_nothing_shows_that_they_e
 
 
 def test_a_row_that_fails_again_has_its_new_status(
-    server: Server, source: Path, config: PrecomputeConfig, store: Path, whole: Callable[..., Path]
+    server: PictureServer, source: Path, config: PrecomputeConfig, store: Path, whole: Callable[..., Path]
 ) -> None:
     server.status = {5: 410}
     precompute(replace(config, out=store, retry=("all",)), [str(source)])
     assert sorted(server.asked) == sorted(FAILS)
     assert shard_bytes(store) == shard_bytes(whole({5: 410}))
     table = Store(store).rows_table()
-    assert (table["status"][5].as_py(), table["source"][5].as_py()) == ("http_410", f"{server.url}/5")
+    assert (table["status"][5].as_py(), table["source"][5].as_py()) == ("http_410", server.url(5))
 
 
 def test_nothing_to_take_up_leaves_the_store_alone(
-    source: Path, config: PrecomputeConfig, store: Path, server: Server
+    source: Path, config: PrecomputeConfig, store: Path, server: PictureServer
 ) -> None:
     times = {path: path.stat().st_mtime_ns for path in store.rglob("*.*") if path.suffix != ".lock"}
     precompute(replace(config, out=store, retry=("timeout",)), [str(source)])
