@@ -3,6 +3,7 @@
 use std::io::Cursor;
 
 use image::codecs::{bmp::BmpDecoder, gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
+use image::error::{LimitError, LimitErrorKind};
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageResult, Limits};
 
@@ -38,10 +39,36 @@ pub(super) fn dimensions(bytes: &[u8], format: Format) -> Result<(u32, u32), Ima
     open(bytes, format).map(|decoder| decoder.dimensions()).map_err(|error| failed(format, &error))
 }
 
+/// Whether no lossy frame of a `WebP` says that it is larger than the picture: the decoder makes room for one, and
+/// fills it, before it compares the two.
+fn frames_fit(bytes: &[u8], width: u32, height: u32) -> bool {
+    let mut at = 12;
+    while let Some([name @ .., a, b, c, d]) = bytes.get(at..at + 8) {
+        let content = at + 8;
+        let length = u32::from_le_bytes([*a, *b, *c, *d]) as usize;
+        at = content + length.next_multiple_of(2);
+        match name {
+            b"ANMF" => at = content + 16, // its chunks, behind its place
+            // Three bytes, a signature of three, and 14 bits each.
+            b"VP8 " => {
+                let side = |from: usize| bytes.get(from..from + 2).map_or(0, |it| u16::from_le_bytes([it[0], it[1]]));
+                if u32::from(side(content + 6) & 0x3fff) > width || u32::from(side(content + 8) & 0x3fff) > height {
+                    return false;
+                }
+            }
+            _ => {}
+        }
+    }
+    true
+}
+
 pub(super) fn decode(bytes: &[u8], format: Format) -> Result<(Picture, Orientation), ImageError> {
     let decode = || -> ImageResult<_> {
         let mut decoder = open(bytes, format)?;
         let (width, height) = decoder.dimensions();
+        if format == Format::WebP && !frames_fit(bytes, width, height) {
+            return Err(image::ImageError::Limits(LimitError::from_kind(LimitErrorKind::DimensionError)));
+        }
         decoder.set_limits(limits(u64::from(width) * u64::from(height)))?;
         // Metadata that cannot be read is metadata that is not there.
         let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);

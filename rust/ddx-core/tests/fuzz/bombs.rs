@@ -9,6 +9,7 @@ use image::{ExtendedColorType, ImageEncoder};
 
 use crate::harness::alone;
 use crate::memory::peak_of;
+use crate::pictures::webps;
 
 const MIB: usize = 1 << 20;
 
@@ -24,6 +25,17 @@ fn a_profile_is_decompressed_to_a_bounded_size() {
     let (read, peak) = peak_of(|| read_header(&bytes, 1).and_then(|header| decode(&bytes, &header)));
     assert!(read.unwrap().profile.is_none());
     assert!(peak < 200 * MIB, "{} MiB", peak / MIB);
+}
+
+#[test]
+fn a_frame_larger_than_its_picture_is_refused() {
+    let _guard = alone();
+    let (_, mut bytes) = webps().pop().unwrap();
+    let at = bytes.windows(3).position(|window| window == [0x9d, 0x01, 0x2a]).unwrap();
+    bytes[at + 3..at + 7].fill(0xff);
+    let (read, peak) = peak_of(|| read_header(&bytes, 1000).and_then(|header| decode(&bytes, &header)));
+    assert!(read.is_err());
+    assert!(peak < MIB, "{} MiB", peak / MIB);
 }
 
 #[test]

@@ -100,6 +100,11 @@ impl<'a, Read: FnMut(&Path, &mut Random) -> Result<(), String>> Run<'a, Read> {
         say(&format!("fuzz {name}: DDX_FUZZ_SEED={}, the file at hand is in {}", self.seed, self.folder.display()));
         let (case_began, dog) = watchdog(begin, name);
         let mut case = 0;
+        if let Ok(path) = std::env::var("DDX_FUZZ_INPUT") {
+            let file = files.iter().position(|(name, _)| path.ends_with(&flat(name))).unwrap_or(0);
+            self.case(u64::MAX, file, std::fs::read(path).unwrap(), &mut Random::new(self.seed));
+            case = CASES;
+        }
         while seconds().map_or(case < CASES, |seconds| begin.elapsed().as_secs() < seconds) {
             case_began.store(begin.elapsed().as_millis() as u64, Relaxed);
             let mut random = Random::new(Random::new(self.seed).next() ^ case);
