@@ -35,7 +35,8 @@ def retry_rows(plan: Plan, writer: StoreWriter, progress: Progress) -> None:
         if rows:
             _write_renewed(plan, writer, rows, progress)
         else:
-            progress.log(f"no row of {plan.store} failed with {', '.join(plan.config.retry)}")
+            like_that = "" if "all" in plan.config.retry else f" with {', '.join(plan.config.retry)}"
+            progress.log(f"no row of {plan.store} failed{like_that}")
 
 
 def retry_lock(rank: int) -> str:
