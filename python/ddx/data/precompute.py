@@ -21,7 +21,7 @@ from ddx.data.fetched import fetch_parts, fetched, forget, forget_all
 from ddx.data.part_writer import PartWriter
 from ddx.data.pictures import fetch
 from ddx.data.plan import Plan, make_plan
-from ddx.data.ranks import already_written, cannot_write, claim, share_lock
+from ddx.data.ranks import COMPLETE, already_written, cannot_write, claim, share_lock
 from ddx.data.retry import any_retries, retry_rows
 from ddx.errors import DdxError
 from ddx.progress import NullProgress
@@ -127,7 +127,7 @@ def _help(plan: Plan, writer: StoreWriter, progress: Progress) -> None:
 
 def _complete(plan: Plan, writer: StoreWriter, progress: Progress) -> None:
     """Join the rows and record the run, unless another rank has done so, or will when it has ended its retries."""
-    with claim(plan.store, "complete", wait=True):
+    with claim(plan.store, COMPLETE, wait=True):
         if any_retries(plan):
             return
         if row_table.is_joined(plan.store, plan.sizes.num_parts):

@@ -13,6 +13,7 @@ from pathlib import Path
 from ddx.errors import DdxError
 
 READERS = "readers"  # the lock that whoever reads a store's shards holds, shared
+COMPLETE = "complete"  # the lock of whoever declares a store complete, or no longer so
 
 
 @dataclass(frozen=True)

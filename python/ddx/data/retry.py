@@ -13,7 +13,7 @@ from ddx.data.part import Part, read_part
 from ddx.data.part_writer import PartWriter
 from ddx.data.pictures import fetch
 from ddx.data.plan import Plan
-from ddx.data.ranks import READERS, already_written, claim
+from ddx.data.ranks import COMPLETE, READERS, already_written, claim
 from ddx.data.rows import FILE_NAME, OK, piece_path, sync_folder
 from ddx.errors import DdxError
 
@@ -66,7 +66,8 @@ def matches(status: str, patterns: Sequence[str]) -> bool:
 
 
 def _write_renewed(plan: Plan, writer: StoreWriter, rows: Sequence[int], progress: Progress) -> None:
-    with claim(plan.store, READERS) as alone:
+    # One rank at a time: else two of them would take each other for a training.
+    with claim(plan.store, COMPLETE, wait=True), claim(plan.store, READERS) as alone:
         if not alone:
             raise DdxError(
                 f"{plan.store} is being read, and taking rows up again would change it under the reader",
