@@ -17,7 +17,7 @@ from PIL import Image
 
 @dataclass
 class PictureServer:
-    """Row r is a picture of 80 + r by 90 pixels, and answers with `status[r]` where that is set.
+    """Row r is a picture of 80 + r by 90 pixels, and answers with `status[r]` where that is set; 100 + r is the same.
 
     Rows from `held_from` on are not answered before `released` is set. `asked`: the rows that were asked for.
     """
@@ -45,7 +45,8 @@ def serve_pictures(status: dict[int, int] | None = None, held_from: int | None =
             if state.held_from is not None and row >= state.held_from:
                 state.released.wait()
             buffer = io.BytesIO()
-            Image.linear_gradient("L").rotate(15 * row).resize((80 + row, 90)).convert("RGB").save(buffer, "PNG")
+            number = row % 100
+            Image.linear_gradient("L").rotate(15 * number).resize((80 + number, 90)).convert("RGB").save(buffer, "PNG")
             with contextlib.suppress(ConnectionError):  # who asked may have been killed
                 self.send_response(state.status.get(row, 200))
                 self.end_headers()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddx.data.layout import TOKEN_CHUNK, round_up
+from ddx.data.layout import round_up
 
 if TYPE_CHECKING:
     from ddx.teachers.base import Teacher
@@ -144,4 +144,4 @@ def overhead(counts: Array) -> float | None:
     """Stored tokens for one true token, where `counts[n]` captions have n: what starting on chunk boundaries costs."""
     lengths = np.arange(len(counts))
     total = int(counts @ lengths)
-    return int(counts @ (-(-lengths // TOKEN_CHUNK) * TOKEN_CHUNK)) / total if total else None
+    return int(counts @ round_up(lengths)) / total if total else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,13 +17,8 @@ if TYPE_CHECKING:
     from ddx.progress import Progress
 
 
-def encoded_parts(
-    plan: Plan, items: Iterable[Pictures | End], progress: Progress, *, numbers: Sequence[int] | None = None
-) -> Iterator[Part]:
-    """Yield the parts of these items, in order; a row that fails is in the part's rows, with its reason.
-
-    `numbers`: what the rows are called that the parts' rows count, if they are called otherwise (`fetch`).
-    """
+def encoded_parts(plan: Plan, items: Iterable[Pictures | End], progress: Progress) -> Iterator[Part]:
+    """Yield the parts of these items, in order; a row that fails is in the part's rows, with its reason."""
     counts = {"ok": 0, "failed": 0}
     latents = LatentBatches(plan.teacher, flip=plan.config.flip, posterior=plan.config.posterior)
     for item in items:
@@ -32,19 +27,17 @@ def encoded_parts(
             progress.advance(len(item.rows), **item.stats)
             continue
         skipped = sum(status != OK for status in item.rows.status)
-        part = _finish(plan, item, latents, numbers)
+        part = _finish(plan, item, latents)
         counts["ok"] += len(part.encoded)
         counts["failed"] += len(part.rows.status) - len(part.encoded)
         progress.advance(skipped, **counts)
         yield part
 
 
-def _finish(plan: Plan, end: End, latents: LatentBatches, numbers: Sequence[int] | None) -> Part:
+def _finish(plan: Plan, end: End, latents: LatentBatches) -> Part:
     """Encode the captions of the rows whose pictures are fine, and put the part together."""
-    rows = end.rows
+    rows, names = end.rows, end.names
     encoded, failed = latents.take()
-    counted = range(rows.first_row, rows.first_row + len(rows.status))
-    names = counted if numbers is None else [numbers[row] for row in counted]
     for place, name in enumerate(names):
         if name in failed:
             rows.fail(place, failed[name], "the picture's latents")

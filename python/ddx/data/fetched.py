@@ -94,7 +94,8 @@ def fetched(plan: Plan, parts: Sequence[int]) -> Iterator[Pictures | End]:
                 for place, picture in enumerate(batch["picture"]):
                     images[place] = np.frombuffer(picture.as_buffer(), np.uint8).reshape(size, size, 3)
                 yield Pictures(batch["row"].to_pylist(), images)
-        yield End(part, rows, [row or [text] for row, text in zip(rows.captions, rows.caption, strict=True)])
+        captions = [row or [text] for row, text in zip(rows.captions, rows.caption, strict=True)]
+        yield End(part, rows, captions, rows.numbers)
 
 
 def forget(plan: Plan, part: int) -> None:
@@ -109,7 +110,7 @@ def forget_all(plan: Plan) -> None:
 
 
 def _digest(plan: Plan) -> bytes:
-    return plan.digest.encode()
+    return plan.pictures_digest.encode()
 
 
 def _pictures_path(plan: Plan, part: int) -> Path:

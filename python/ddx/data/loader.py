@@ -61,22 +61,26 @@ class Loader(IterableDataset[Batch]):
     ) -> None:
         self.store = store if isinstance(store, Store) else Store(store)
         self.store.require_complete()
-        self._lock = ExitStack()  # rows may not be taken up again meanwhile: captions would change places
-        if not self._lock.enter_context(claim(self.store.path, READERS, shared=True)):
-            raise DdxError(f"{self.store.path} is being changed", hint="wait until `ddx precompute --retry` has ended")
         self._pin = torch.cuda.is_available()
-        with core_errors():
-            self._reader: BatchReader | None = BatchReader(
-                self.store.path,
-                batch_size=batch_size,
-                seed=seed % 2**64,
-                position=position,
-                rank=rank,
-                world=world,
-                prefetch=prefetch,
-                threads=threads,
-                verify=verify,
-            )
+        with ExitStack() as opening:
+            # Rows may not be taken up again meanwhile: captions would change places.
+            if not opening.enter_context(claim(self.store.path, READERS, shared=True)):
+                raise DdxError(
+                    f"{self.store.path} is being changed", hint="wait until `ddx precompute --retry` has ended"
+                )
+            with core_errors():
+                self._reader: BatchReader | None = BatchReader(
+                    self.store.path,
+                    batch_size=batch_size,
+                    seed=seed % 2**64,
+                    position=position,
+                    rank=rank,
+                    world=world,
+                    prefetch=prefetch,
+                    threads=threads,
+                    verify=verify,
+                )
+            self._lock = opening.pop_all()
         self.num_rows = self._reader.num_rows
         self._position = position
         self._seed, self._batch_size, self._rank = seed, batch_size, rank

@@ -30,11 +30,15 @@ class Pictures:
 
 @dataclass(frozen=True)
 class End:
-    """A part has no more pictures. `captions`: of each row one a column, empty where it is blank."""
+    """A part has no more pictures. `captions`: of each row one a column, empty where it is blank.
+
+    `names`: what `Pictures.rows` calls the rows, where that is not their number in `rows`.
+    """
 
     number: int
     rows: PartRows
     captions: list[list[str]]
+    names: Sequence[int]
 
 
 def fetch(
@@ -57,13 +61,15 @@ def fetch(
             if item is None:
                 return
             if isinstance(item, Batch):
-                rows = item.rows if numbers is None else [numbers[row] for row in item.rows]
-                yield Pictures(rows, np.asarray(item.images), pace.look())
+                names = item.rows if numbers is None else [numbers[row] for row in item.rows]
+                yield Pictures(names, np.asarray(item.images), pace.look())
             else:
-                yield End(item.part, part_rows(item, plan.sizes.num_captions), item.captions)
+                rows = rows_of(item, plan.sizes.num_captions)
+                named = rows.numbers if numbers is None else [numbers[row] for row in rows.numbers]
+                yield End(item.part, rows, item.captions, named)
 
 
-def part_rows(end: PartEnd, num_captions: int) -> PartRows:
+def rows_of(end: PartEnd, num_captions: int) -> PartRows:
     """What the store keeps of the rows of a part."""
     given: dict[str, Any] = {
         "caption": [next(filter(None, captions), "") for captions in end.captions],

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 COLUMNS = ("url_column", "image_column", "path_column", "key_column")
 # Settings that shape the bytes, and are recorded where they are not what they are by default.
 UNUSUAL = ("where", "dedup", "limit", "shuffle", "flip", "posterior", "verify_checksums")
+# Those of all the recorded settings that begin to matter when pictures are encoded.
+ENCODING = ("dtype", "flip", "posterior")
 # Settings of PrecomputeConfig that the core's Ingest takes under the same name.
 INGEST = (
     *("batch_size", "max_pixels", "max_upscale", "verify_checksums", "concurrency", "per_host", "host_rate"),
@@ -52,6 +54,12 @@ class Plan:
     def digest(self) -> str:
         """The hash of everything that shapes the bytes."""
         return digest(self.fingerprint, self.settings)
+
+    @property
+    def pictures_digest(self) -> str:
+        """The hash of everything that shapes pictures before they are encoded, maybe on another machine."""
+        shaping = {name: value for name, value in self.settings.items() if name not in ENCODING}
+        return digest({"resolution": self.resolution}, shaping)
 
     def attributes(self) -> dict[str, Any]:
         """What the store says of itself, but for what the text encoder adds."""

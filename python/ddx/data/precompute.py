@@ -23,6 +23,7 @@ from ddx.data.pictures import fetch
 from ddx.data.plan import Plan, make_plan
 from ddx.data.ranks import COMPLETE, already_written, cannot_write, claim, share_lock
 from ddx.data.retry import any_retries, retry_rows
+from ddx.data.store import tally
 from ddx.errors import DdxError
 from ddx.progress import NullProgress
 from ddx.run_record import versions, write_run
@@ -64,9 +65,6 @@ def precompute(
         plan, writer = open_writer(plan)
         with core_errors():
             writer.finish_replacements()
-        done = {int(record["part"]) for record in committed(writer, plan)}
-        if 0 < len(done) < plan.sizes.num_parts:
-            progress.log(f"{plan.store} has {len(done)} of {plan.sizes.num_parts} parts; going on with the rest")
         if mine:
             _run_parts(plan, writer, plan.share(plan.rank.rank), progress)
     while len(committed(writer, plan)) < plan.sizes.num_parts:
@@ -97,6 +95,8 @@ def _run_parts(plan: Plan, writer: StoreWriter, share: Sequence[int], progress: 
     parts = [part for part in share if part not in done]
     if not parts:
         return
+    if done:
+        progress.log(f"{plan.store} has {len(done)} of {plan.sizes.num_parts} parts; going on with the rest")
     progress.start("precompute", sum(len(plan.sizes.part_range(part)) for part in parts), "rows")
     part_writer = PartWriter(writer, plan.sizes, then=partial(forget, plan))
     try:
@@ -136,7 +136,7 @@ def _complete(plan: Plan, writer: StoreWriter, progress: Progress) -> None:
         (plan.store / row_table.FILE_NAME).unlink(missing_ok=True)  # one from before --retry
         if plan.config.dedup == "content":
             drop_duplicates(plan, writer, progress)
-        ok, failed = summary_of(committed(writer, plan))
+        ok, failed = tally(committed(writer, plan))
         record = {
             "kind": "store",
             "teacher": plan.teacher.name,
@@ -155,12 +155,3 @@ def _complete(plan: Plan, writer: StoreWriter, progress: Progress) -> None:
             raise cannot_write(plan.store, error) from error
     bad = ", ".join(f"{count} {reason}" for reason, count in failed.items())
     progress.log(f"{ok} of {plan.sizes.rows} rows are in {plan.store}" + (f"; skipped: {bad}" if bad else ""))
-
-
-def summary_of(records: Sequence[dict[str, Any]]) -> tuple[int, dict[str, int]]:
-    """Rows that are fine, and failed ones by reason, over commit records."""
-    failed: dict[str, int] = {}
-    for record in records:
-        for reason, count in record["failed"].items():
-            failed[reason] = failed.get(reason, 0) + count
-    return sum(record["ok"] for record in records), dict(sorted(failed.items()))

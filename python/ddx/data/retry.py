@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
+from ddx.data.dedup import DUPLICATE
 from ddx.data.encode_parts import encoded_parts
 from ddx.data.part import Part, read_part
 from ddx.data.part_writer import PartWriter
@@ -61,8 +62,10 @@ def failed_rows(plan: Plan, part: int) -> list[int]:
 
 
 def matches(status: str, patterns: Sequence[str]) -> bool:
-    """Whether a row with this status is to be taken up again."""
-    return status != OK and any(pattern == "all" or fnmatchcase(status, pattern) for pattern in patterns)
+    """Whether a row with this status is to be taken up again; not a duplicate with "all", which would be one again."""
+    if status == OK:
+        return False
+    return any(status != DUPLICATE if pattern == "all" else fnmatchcase(status, pattern) for pattern in patterns)
 
 
 def _write_renewed(plan: Plan, writer: StoreWriter, rows: Sequence[int], progress: Progress) -> None:
@@ -92,7 +95,7 @@ def _renewed(plan: Plan, rows: Sequence[int], progress: Progress) -> Iterator[Pa
     picked = range(-(-len(rows) // plan.sizes.part_rows))
     current: Part | None = None
     items = fetch(plan, plan.input.pick(list(rows)), picked, numbers=rows)
-    for piece in encoded_parts(plan, items, progress, numbers=rows):
+    for piece in encoded_parts(plan, items, progress):
         for place in range(len(piece.rows.status)):
             row = rows[piece.rows.first_row + place]
             number = row // plan.sizes.part_rows

@@ -51,6 +51,11 @@ class PartRows:
     hash: list[str]
 
     @property
+    def numbers(self) -> range:
+        """The rows' numbers in the store."""
+        return range(self.first_row, self.first_row + len(self.status))
+
+    @property
     def ok(self) -> list[int]:
         """Places inside the part of the rows that are fine."""
         return [place for place, status in enumerate(self.status) if status == OK]
@@ -72,8 +77,7 @@ class PartRows:
     def table(self) -> pa.Table:
         """The rows as a table of `SCHEMA`."""
         columns = {name: getattr(self, name) for name in COLUMNS}
-        numbers = range(self.first_row, self.first_row + len(self.status))
-        return pa.Table.from_pydict({"row": numbers, **columns}, schema=SCHEMA)
+        return pa.Table.from_pydict({"row": self.numbers, **columns}, schema=SCHEMA)
 
     def parquet(self) -> bytes:
         """The piece of rows.parquet."""

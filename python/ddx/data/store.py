@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +72,7 @@ class Store:
     @property
     def num_ok(self) -> int:
         """Rows that have latents and text."""
-        return sum(record["ok"] for record in self.commits())
+        return tally(self.commits())[0]
 
     @property
     def num_parts(self) -> int:
@@ -155,12 +155,11 @@ class Store:
 
     def summary(self) -> dict[str, Any]:
         """What `ddx inspect` shows: rows by status, completeness, teacher, sizes on disk."""
-        done, ok, failed = 0, 0, Counter[str]()
+        ok, failed = tally(self.commits())
         arrays = ("latents", "latents_flip", "logvar", "logvar_flip", "text/tokens", "text/pooled", "other")
-        size = dict.fromkeys(arrays, 0)
+        done, size = 0, dict.fromkeys(arrays, 0)
         for record in self.commits():
-            done, ok = done + 1, ok + int(record["ok"])
-            failed.update(record["failed"])
+            done += 1
             for file, num_bytes in record["files"].items():
                 array = file.rpartition("/")[0]
                 size[array if array in size else "other"] += num_bytes
@@ -169,7 +168,7 @@ class Store:
             "path": str(self.path),
             "rows": self.rows,
             "ok": ok,
-            "failed": dict(sorted(failed.items())),
+            "failed": failed,
             "complete": self.is_complete,
             "parts": {"done": done, "total": self.num_parts},
             "teacher": self.teacher,
@@ -182,6 +181,15 @@ class Store:
             "fingerprint": self.fingerprint,
             "settings": self.attributes["settings"],
         }
+
+
+def tally(records: Iterable[Mapping[str, Any]]) -> tuple[int, dict[str, int]]:
+    """Rows that are fine, and failed ones by reason, over commit records."""
+    ok, failed = 0, Counter[str]()
+    for record in records:
+        ok += int(record["ok"])
+        failed.update(record["failed"])
+    return ok, dict(sorted(failed.items()))
 
 
 def _condition(tokens: np.ndarray[Any, Any], pooled: np.ndarray[Any, Any] | None) -> Condition:

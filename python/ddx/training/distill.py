@@ -13,7 +13,7 @@ import torch
 from ddx.config import to_dict
 from ddx.data.loader import Loader
 from ddx.data.store import Store
-from ddx.errors import UsageError
+from ddx.errors import DdxError, UsageError
 from ddx.methods.base import Batch, Method
 from ddx.methods.draws import Draws
 from ddx.methods.registry import load_method
@@ -95,6 +95,7 @@ class _Run:
     method: Method[Any]
     teacher: Teacher
     store: Store
+    num_samples: int
     null: Condition
     folder: StudentFolder
     metrics: Metrics
@@ -131,10 +132,11 @@ def _prepare(config: DistillConfig, method_config: Any, workspace: Workspace, ra
         if folder.resumed and not folder.finished:
             where = folder.checkpoint.name if folder.checkpoint else "its start"
             progress.log(f"going on with the unfinished {folder.path} from {where}")
-    if store.num_ok < config.batch_size:
+    num_samples = store.num_ok
+    if num_samples < config.batch_size:
         raise UsageError(
-            f"{store.path} holds {store.num_ok} usable pictures, fewer than batch_size = {config.batch_size}",
-            hint=f"--batch-size {max(1, store.num_ok)}, or precompute more rows",
+            f"{store.path} holds {num_samples} usable pictures, fewer than batch_size = {config.batch_size}",
+            hint=f"--batch-size {max(1, num_samples)}, or precompute more rows",
         )
     return _Run(
         config=config,
@@ -142,6 +144,7 @@ def _prepare(config: DistillConfig, method_config: Any, workspace: Workspace, ra
         method=method,
         teacher=teacher,
         store=store,
+        num_samples=num_samples,
         null=store.null_condition().to(ranks.device, torch.float32),
         folder=folder,
         metrics=Metrics(folder.path),
@@ -161,6 +164,12 @@ def _resume(run: _Run, trainer: Trainer) -> int:
     if run.folder.checkpoint is None:
         return 0
     snapshot = load_checkpoint(run.folder.checkpoint)
+    before, now = snapshot.state.get("num_samples"), run.num_samples
+    if before not in (None, now):
+        raise DdxError(
+            f"{run.store.path} has {now} usable pictures, and had {before} when this run began: their order is another",
+            hint="give --out for a new run",
+        )
     trainer.restore(snapshot)
     return int(snapshot.state["step"])
 
@@ -237,6 +246,7 @@ def _save(run: _Run, trainer: Trainer, clock: Clock, step: int) -> None:
     state = {
         "step": step,
         "position": step,  # one global batch a step; noise and times follow from (seed, step) alone
+        "num_samples": run.num_samples,  # whose order follows from the seed
         "images": step * run.config.batch_size,
         "seconds": clock.seconds(),
         "config": run.settings,

@@ -149,8 +149,29 @@ def test_the_parts_of_a_rank_that_is_gone_are_taken_over(
     assert shard_bytes(store) == shard_bytes(whole({}))
 
 
+def test_a_row_that_comes_back_makes_its_later_twin_the_duplicate(
+    server: PictureServer, config: PrecomputeConfig, tmp_path: Path
+) -> None:
+    source = write_urls(tmp_path / "twins.parquet", [server.url(row) for row in (0, 1, 2, 3, 4, 101, 102)])
+    once = replace(config, dedup="content")
+
+    def statuses(store: Path) -> list[str]:
+        return list(Store(store).rows_table()["status"].to_pylist())
+
+    server.status = {1: 500}
+    store = precompute(replace(once, out=tmp_path / "retried.zarr"), [str(source)])
+    assert statuses(store) == ["ok", "http_500", *["ok"] * 4, "duplicate"]
+    server.status = {}
+    server.asked.clear()
+    precompute(replace(once, out=store, retry=("all",)), [str(source)])
+    assert server.asked == [1], "a duplicate would be one again"
+    assert statuses(store) == [*["ok"] * 5, "duplicate", "duplicate"]
+    assert shard_bytes(store) == shard_bytes(precompute(replace(once, out=tmp_path / "whole.zarr"), [str(source)]))
+
+
 def test_statuses_and_patterns() -> None:
     assert matches("timeout", ("timeout",)) and matches("http_503", ("dns", "http_5*")) and matches("dns", ("all",))
+    assert matches("duplicate", ("dup*",)) and not matches("duplicate", ("all",))
     assert not matches("http_404", ("http_5*",)) and not matches("ok", ("all", "ok", "*"))
 
 

@@ -66,6 +66,16 @@ def test_a_part_that_is_missing_is_named_and_the_rest_is_kept(
     assert Store(store).is_complete
 
 
+def test_a_machine_that_computes_in_another_type_takes_the_pictures(
+    config: PrecomputeConfig, pairs: Path, tmp_path: Path
+) -> None:
+    apart = replace(config, out=tmp_path / "s.zarr", dtype="float32", flip=False)
+    precompute(replace(apart, stage="fetch"), [str(pairs)])
+    store = Store(precompute(replace(apart, stage="encode", dtype="bf16", flip=True), [str(pairs)]))
+    assert store.attributes["settings"]["dtype"] == "bfloat16"
+    assert store.array("latents_flip").any()
+
+
 def test_pictures_of_other_settings_are_refused(config: PrecomputeConfig, pairs: Path, tmp_path: Path) -> None:
     apart = replace(config, out=tmp_path / "s.zarr")
     precompute(replace(apart, stage="fetch"), [str(pairs)])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 import distill_runs as runs
 from ddx.cli import main
-from ddx.errors import UsageError
+from ddx.errors import DdxError, UsageError
 from ddx.progress import NullProgress
 from ddx.training.checkpoint import latest_checkpoint
 
@@ -95,6 +96,19 @@ def test_a_stopped_run_saves_and_the_same_call_ends_as_if_never_stopped(
     with pytest.raises(KeyboardInterrupt):
         runs.run(teacher_folder, store, tmp_path, progress=Stopper(1, number))
     assert sorted(path.name for path in (tmp_path / "students").iterdir()) == ["tiny-lcm", "tiny-lcm-2"]
+
+
+def test_a_store_that_has_other_rows_since_is_refused(teacher_folder: Path, store: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.zarr"
+    shutil.copytree(store, copy)
+    with pytest.raises(KeyboardInterrupt):
+        runs.run(teacher_folder, copy, tmp_path, progress=Stopper(5, signal.SIGINT))
+    record = copy / "_ddx" / "commit" / "0"
+    changed = json.loads(record.read_text())
+    record.write_text(json.dumps({**changed, "ok": changed["ok"] + 1}))
+    with pytest.raises(DdxError, match="usable pictures, and had") as error:
+        runs.run(teacher_folder, copy, tmp_path)
+    assert "--out" in str(error.value.hint)
 
 
 def _compare_without_grids(student: Path, undisturbed: Path) -> None:
