@@ -13,6 +13,7 @@
 pub mod atomic;
 mod commit;
 mod files;
+mod mapped;
 mod metadata;
 mod order;
 mod reader;

@@ -27,7 +27,7 @@ pub struct ReaderOptions {
     pub prefetch: usize,
     /// Threads that read.
     pub threads: usize,
-    /// Whether every chunk is checked against its checksum.
+    /// Whether chunks are checked against their checksums; see [`RowStore::open`].
     pub verify: bool,
 }
 
@@ -182,10 +182,10 @@ impl Plan {
         let share = all.len() / self.options.world;
         let samples = &all[self.options.rank * share..][..share];
         let token_bytes = self.store.token_bytes();
-        let mut tokens = vec![0; share * length * token_bytes];
-        for (sample, out) in samples.iter().zip(tokens.chunks_exact_mut(length * token_bytes)) {
-            let out = &mut out[..self.length(sample) * token_bytes];
-            self.store.read_tokens(sample.row, sample.caption, out, scratch)?;
+        let mut tokens = Vec::with_capacity(share * length * token_bytes);
+        for (number, sample) in samples.iter().enumerate() {
+            self.store.read_tokens(sample.row, sample.caption, &mut tokens, scratch)?;
+            tokens.resize((number + 1) * length * token_bytes, 0);
         }
         let latents = self.read_rows(samples, RowArray::Latents, RowArray::Flip, scratch)?.unwrap_or_default();
         Ok(Batch {
@@ -213,10 +213,10 @@ impl Plan {
         scratch: &mut Vec<u8>,
     ) -> Result<Option<Vec<u8>>> {
         let Some(bytes) = self.store.row_bytes(array) else { return Ok(None) };
-        let mut rows = vec![0; samples.len() * bytes];
-        for (sample, out) in samples.iter().zip(rows.chunks_exact_mut(bytes)) {
+        let mut rows = Vec::with_capacity(samples.len() * bytes);
+        for sample in samples {
             let array = if sample.flipped { flipped } else { array };
-            self.store.read_row(array, sample.row, out, scratch)?;
+            self.store.read_row(array, sample.row, &mut rows, scratch)?;
         }
         Ok(Some(rows))
     }
@@ -237,6 +237,7 @@ const FLIPPED: u64 = 1;
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
     use std::fs;
+    use std::os::unix::fs::FileExt;
 
     use serde_json::Map;
 
@@ -355,6 +356,22 @@ mod tests {
         assert!(reader.store().ok_rows().len() == 9);
         // Without checksums the bit passes: this is what they are for.
         read(folder.path(), &ReaderOptions { verify: false, ..options() }, 4);
+    }
+
+    #[test]
+    fn a_chunk_is_checked_once() {
+        let folder = tempfile::tempdir().unwrap();
+        store(folder.path());
+        let store = RowStore::open(folder.path(), true).unwrap();
+        let latents = |row| {
+            let mut out = Vec::new();
+            store.read_row(RowArray::Latents, row, &mut out, &mut Vec::new()).map(|()| out)
+        };
+        assert_eq!(latents(4).unwrap(), [4; 12]);
+        let shard = fs::File::options().write(true).open(folder.path().join("latents/c.1.0.0")).unwrap();
+        shard.write_all_at(&[9; 32], 0).unwrap(); // into the chunks of rows 4 and 6
+        assert_eq!(latents(4).unwrap(), [9; 12]);
+        assert!(latents(6).is_err() && latents(6).is_err());
     }
 
     #[test]

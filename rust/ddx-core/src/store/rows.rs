@@ -1,11 +1,13 @@
 //! Single rows of a store, straight from its shards.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use super::files::FileCache;
+use super::mapped::{Places, stays_cached};
 use super::metadata::{ArraySpec, DataType};
 use super::shard::{self, ABSENT, CHECKSUM_BYTES};
 use super::writer::read_arrays;
@@ -40,6 +42,8 @@ pub struct RowStore {
     tokens: ArraySpec,
     num_captions: usize,
     verify: bool,
+    /// Whether chunks that were read are read again from maps of their shards.
+    map: bool,
     /// Rows that have latents and text, ascending.
     ok: Vec<u64>,
     /// First token of each caption up to the last that is there, rows by captions, inside its part's shard; meaningless
@@ -47,7 +51,7 @@ pub struct RowStore {
     first_token: Vec<u32>,
     length: Vec<u32>,
     /// The parts that are done.
-    parts: BTreeMap<u64, OnceLock<Arc<PartIndex>>>,
+    parts: BTreeMap<u64, OnceLock<PartIndex>>,
     files: FileCache<(Option<RowArray>, u64)>,
 }
 
@@ -78,15 +82,16 @@ impl RowArray {
 #[derive(Debug)]
 struct PartIndex {
     /// Of each row, by [`RowArray`].
-    rows: [Vec<u64>; RowArray::ALL.len()],
+    rows: [Places; RowArray::ALL.len()],
     /// Of each caption's first chunk, rows by captions.
-    tokens: Vec<u64>,
+    tokens: Places,
 }
 
 impl RowStore {
     /// Opens a store. Only the small arrays are read: which rows are there, and how long their captions are.
     ///
-    /// `verify` checks every chunk against its checksum.
+    /// `verify` checks a chunk against its checksum: when it is first read, and each time if the store is larger than
+    /// half of the machine's memory, so that it may come from the disk again.
     ///
     /// # Errors
     /// When this is not a store, an array is missing or damaged, or no part is done.
@@ -134,8 +139,13 @@ impl RowStore {
             tokens,
             num_captions,
             verify,
+            map: false,
         };
         store.read_rows(&offset, &lengths)?;
+        let row_bytes: usize = RowArray::ALL.iter().filter_map(|&array| store.row_bytes(array)).sum();
+        let num_tokens: u64 = store.length.iter().map(|&length| u64::from(length)).sum();
+        let bytes = (store.ok.len() as u64).saturating_mul(row_bytes as u64);
+        store.map = stays_cached(bytes.saturating_add(num_tokens.saturating_mul(store.token_bytes() as u64)));
         Ok(store)
     }
 
@@ -185,17 +195,18 @@ impl RowStore {
         &self.latents().shape[1..]
     }
 
-    /// Reads a row that is there into `out`, which has exactly its size.
+    /// Appends a row that is there to `out`.
     ///
     /// # Errors
     /// When the store has no such array, or the shard is missing or damaged.
-    pub fn read_row(&self, array: RowArray, row: u64, out: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
+    pub fn read_row(&self, array: RowArray, row: u64, out: &mut Vec<u8>, scratch: &mut Vec<u8>) -> Result<()> {
         let spec = self.row_arrays[array as usize]
             .as_ref()
             .ok_or_else(|| Error::store(format!("{} has no array {}", self.root.display(), array.path()), None))?;
         let (part, local) = self.place(row);
-        let start = self.part(part)?.rows[array as usize][local];
-        self.read_chunks(Some(array), spec, part, start, out, scratch)
+        let chunk =
+            Chunk { kind: Some(array), array: spec, part, places: &self.part(part)?.rows[array as usize], local };
+        self.read_chunks(&chunk, spec.chunk_bytes(), out, scratch)
     }
 
     /// Checks that the chunks of a row that is there are in its part's shards: what it takes is then no more than these.
@@ -206,14 +217,15 @@ impl RowStore {
         self.part(self.place(row).0).map(|_| ())
     }
 
-    /// Reads a caption that is there into `out`, which has exactly the size of its tokens.
+    /// Appends the tokens of a caption that is there to `out`.
     ///
     /// # Errors
     /// When the shard is missing or damaged.
-    pub fn read_tokens(&self, row: u64, caption: usize, out: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
+    pub fn read_tokens(&self, row: u64, caption: usize, out: &mut Vec<u8>, scratch: &mut Vec<u8>) -> Result<()> {
         let (part, local) = self.place(row);
-        let start = self.part(part)?.tokens[local * self.num_captions + caption];
-        self.read_chunks(None, &self.tokens, part, start, out, scratch)
+        let local = local * self.num_captions + caption;
+        let chunk = Chunk { kind: None, array: &self.tokens, part, places: &self.part(part)?.tokens, local };
+        self.read_chunks(&chunk, self.length(row, caption) * self.token_bytes(), out, scratch)
     }
 
     fn latents(&self) -> &ArraySpec {
@@ -265,7 +277,7 @@ impl RowStore {
     fn read_whole_shard(&self, array: &ArraySpec, shard: u64) -> Result<Vec<u8>> {
         let path = self.root.join(array.shard_path(shard));
         let read = || {
-            let file = std::fs::File::open(&path)?;
+            let file = File::open(&path)?;
             let start = shard::read_index(&file, 1, array.chunk_bytes())?[0];
             if start == ABSENT {
                 return Ok(Vec::new());
@@ -284,30 +296,33 @@ impl RowStore {
         (row / part_rows, (row % part_rows) as usize)
     }
 
-    fn part(&self, part: u64) -> Result<Arc<PartIndex>> {
+    fn part(&self, part: u64) -> Result<&PartIndex> {
         let cell = &self.parts[&part];
         if let Some(index) = cell.get() {
-            return Ok(Arc::clone(index));
+            return Ok(index);
         }
-        let index = Arc::new(self.read_part_index(part)?);
-        Ok(Arc::clone(cell.get_or_init(|| index))) // two threads may have read it; either will do
+        let index = self.read_part_index(part)?;
+        Ok(cell.get_or_init(|| index)) // two threads may have read it; either will do
     }
 
     fn read_part_index(&self, part: u64) -> Result<PartIndex> {
-        let read = |kind, array: &ArraySpec| -> Result<Vec<u64>> {
+        let read = |kind, array: &ArraySpec| -> Result<(Vec<u64>, Arc<File>)> {
             let path = self.root.join(array.shard_path(part));
-            self.files
-                .open((kind, part), || &path)
-                .and_then(|file| shard::read_index(&file, array.chunks_per_shard(), array.chunk_bytes()))
-                .map_err(|source| Error::read(&path, source))
+            let read = || {
+                let file = self.files.open((kind, part), || &path)?;
+                Ok((shard::read_index(&file, array.chunks_per_shard(), array.chunk_bytes())?, file))
+            };
+            read().map_err(|source| Error::read(&path, source))
         };
-        let mut rows: [Vec<u64>; RowArray::ALL.len()] = Default::default();
+        let places = |starts, file: &File| Places::new(starts, self.map.then_some(file));
+        let mut rows: [Places; RowArray::ALL.len()] = Default::default();
         for array in RowArray::ALL {
             if let Some(spec) = &self.row_arrays[array as usize] {
-                rows[array as usize] = read(Some(array), spec)?;
+                let (starts, file) = read(Some(array), spec)?;
+                rows[array as usize] = places(starts, &file);
             }
         }
-        let chunks = read(None, &self.tokens)?;
+        let (chunks, token_file) = read(None, &self.tokens)?;
         let latents = self.latents();
         let first_row = part * latents.shard_rows;
         let num_rows = latents.shard_rows.min(latents.shape[0] - first_row) as usize;
@@ -324,7 +339,7 @@ impl RowStore {
             let caption = &chunks[first..first + length.div_ceil(chunk_rows)];
             // A caption is read in one piece, so its chunks must lie one after another, as they are written.
             let in_order = caption.windows(2).all(|pair| pair[0].wrapping_add(stored_bytes) == pair[1]);
-            let row_there = rows.iter().all(|starts| starts.is_empty() || starts[row] != ABSENT);
+            let row_there = rows.iter().all(|array| array.of.is_empty() || array.of[row].is_there());
             if caption[0] == ABSENT || !in_order || !row_there {
                 return Err(Error::Damaged {
                     path: self.root.join(self.tokens.shard_path(part)),
@@ -333,40 +348,47 @@ impl RowStore {
             }
             *start = caption[0];
         }
-        Ok(PartIndex { rows, tokens })
+        Ok(PartIndex { rows, tokens: places(tokens, &token_file) })
     }
 
-    /// Reads neighbouring chunks that begin at byte `start` of a shard, as many as `out` needs.
-    fn read_chunks(
-        &self,
-        kind: Option<RowArray>,
-        array: &ArraySpec,
-        part: u64,
-        start: u64,
-        out: &mut [u8],
-        scratch: &mut Vec<u8>,
-    ) -> Result<()> {
-        let chunk_bytes = array.chunk_bytes();
+    /// Appends neighbouring chunks that begin with `chunk`, as many as make up `bytes`.
+    fn read_chunks(&self, chunk: &Chunk<'_>, bytes: usize, out: &mut Vec<u8>, scratch: &mut Vec<u8>) -> Result<()> {
+        let chunk_bytes = chunk.array.chunk_bytes();
         let stored_bytes = chunk_bytes + CHECKSUM_BYTES;
-        let num_chunks = out.len().div_ceil(chunk_bytes);
-        let mut read = || {
-            let file = self.files.open((kind, part), || self.root.join(array.shard_path(part)))?;
-            if num_chunks == 1 && !self.verify {
-                return file.read_exact_at(out, start);
+        let all_bytes = bytes.div_ceil(chunk_bytes) * stored_bytes;
+        let place = &chunk.places.of[chunk.local];
+        let mapped = chunk.places.mapped(place, all_bytes);
+        let path = || self.root.join(chunk.array.shard_path(chunk.part));
+        let read = || {
+            let stored = if let Some(stored) = mapped {
+                stored
+            } else {
+                scratch.resize(all_bytes, 0);
+                self.files.open((chunk.kind, chunk.part), path)?.read_exact_at(scratch, place.start())?;
+                scratch
+            };
+            for (stored, first) in stored.chunks_exact(stored_bytes).zip((0..bytes).step_by(chunk_bytes)) {
+                if self.verify && mapped.is_none() && shard::checked(stored).is_none() {
+                    return Err(shard::corrupt(format!("a chunk near byte {} fails its checksum", place.start())));
+                }
+                out.extend_from_slice(&stored[..chunk_bytes.min(bytes - first)]);
             }
-            scratch.resize(num_chunks * stored_bytes, 0);
-            file.read_exact_at(scratch, start)?;
-            for (stored, out) in scratch.chunks_exact(stored_bytes).zip(out.chunks_mut(chunk_bytes)) {
-                let content = if self.verify { shard::checked(stored) } else { Some(&stored[..chunk_bytes]) };
-                let Some(content) = content else {
-                    return Err(shard::corrupt(format!("a chunk near byte {start} fails its checksum")));
-                };
-                out.copy_from_slice(&content[..out.len()]);
+            if mapped.is_none() {
+                place.set_read();
             }
             Ok(())
         };
-        read().map_err(|source| Error::read(self.root.join(array.shard_path(part)), source))
+        read().map_err(|source| Error::read(path(), source))
     }
+}
+
+/// The first chunk of a row or caption.
+struct Chunk<'a> {
+    kind: Option<RowArray>,
+    array: &'a ArraySpec,
+    part: u64,
+    places: &'a Places,
+    local: usize,
 }
 
 fn offset_path(part: u64) -> String {
