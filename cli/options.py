@@ -70,9 +70,9 @@ class Invocation:
     def progress(self) -> Progress:
         """The progress display that fits the terminal, one for the whole command."""
         if not self._progress:
-            from ddx.cli.console import make_progress
+            from ddx.cli.displays import make_progress
 
-            self._progress.append(make_progress(quiet=self.quiet))
+            self._progress.append(make_progress(quiet=self.quiet, as_json=self.as_json))
         return self._progress[0]
 
 
@@ -146,7 +146,12 @@ def _shared_options(has_config: bool, dry_run: bool) -> list[Callable[[Any], Any
     run = [click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")]
     shared = [
         click.option("--workspace", metavar="DIR", help="Where outputs live.  [default: $DDX_WORKSPACE or ./runs]"),
-        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
+        click.option(
+            "--json",
+            "as_json",
+            is_flag=True,
+            help="Print the result as JSON on stdout; progress, too, unless stderr is a terminal.",
+        ),
         click.option("--quiet", is_flag=True, help="No progress on stderr."),
         click.option("--debug", is_flag=True, help="Show a traceback for every error."),
     ]

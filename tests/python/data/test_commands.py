@@ -30,6 +30,22 @@ def test_the_store_lies_where_the_next_stage_looks(workspace: Path, store: Path)
     assert Workspace(workspace).newest_store() == store
 
 
+def test_with_json_the_progress_is_lines_of_json_on_stderr(
+    teacher_folder: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["precompute", str(pairs), "--teacher", str(teacher_folder), "--part-rows", "8", "--device", "cpu"]
+    assert main.run([*line, "--workspace", str(tmp_path), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["complete"]
+    lines = [json.loads(text) for text in captured.err.splitlines()]
+    assert any("14 rows" in line.get("log", "") for line in lines)
+    stages = [line for line in lines if "stage" in line]
+    assert {"stage": "precompute", "unit": "rows", "done": 0, "total": 14, "finished": False}.items() <= stages[
+        0
+    ].items()
+    assert stages[-1]["done"] == 14 and stages[-1]["finished"] and stages[-1]["failed"] == 3
+
+
 def test_the_result_is_on_stdout(
     workspace: Path, store: Path, teacher_folder: Path, pairs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
