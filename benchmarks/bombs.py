@@ -89,7 +89,7 @@ def ingest(path: Path, count: int) -> str:
 
     (path.parent / "list.csv").write_text("path,caption\n" + f"{path.name},x\n" * count, encoding="utf-8")
     source = Input([str(path.parent / "list.csv")])
-    with Ingest(source, resolution=512, part_rows=count, batch_size=1, parts=[0], decode_threads=1) as items:
+    with Ingest(source, sizes=[(512, 512)], part_rows=count, batch_size=1, parts=[0], decode_threads=1) as items:
         (end,) = [item for item in items if isinstance(item, PartEnd)]
     (status,) = set(end.status)
     return status

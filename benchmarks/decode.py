@@ -78,7 +78,13 @@ def table(path: Path, pictures: Sequence[bytes]) -> Input:
 def ours(source: Input, count: int) -> np.ndarray:
     """Every row through ingest; returns the last batch."""
     last, found = np.empty(0), 0
-    settings = {"resolution": RESOLUTION, "part_rows": 1024, "batch_size": 16, "parts": [0], "decode_threads": 1}
+    settings = {
+        "sizes": [(RESOLUTION, RESOLUTION)],
+        "part_rows": 1024,
+        "batch_size": 16,
+        "parts": [0],
+        "decode_threads": 1,
+    }
     with Ingest(source, **settings) as ingest:
         for item in ingest:
             if isinstance(item, Batch):

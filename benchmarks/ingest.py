@@ -53,7 +53,7 @@ def main() -> None:
 
 def ingest(source: Input, count: int) -> None:
     """All pictures, fetched and resized."""
-    settings = {"resolution": RESOLUTION, "part_rows": 1024, "batch_size": 16, "decode_threads": 1}
+    settings = {"sizes": [(RESOLUTION, RESOLUTION)], "part_rows": 1024, "batch_size": 16, "decode_threads": 1}
     with Ingest(source, parts=[0], per_host=THREADS, allow_private_hosts=True, **settings) as items:
         found = sum(item.count for item in items if isinstance(item, Batch))
     assert found == count, f"{found} of {count} pictures"

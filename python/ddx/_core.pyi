@@ -63,7 +63,7 @@ class Input:
 
 @final
 class Batch:
-    """Pictures of one part, in row order."""
+    """Pictures of one part and one size, in row order."""
 
     @property
     def part(self) -> int: ...
@@ -74,7 +74,7 @@ class Batch:
     def count(self) -> int: ...
     @property
     def images(self) -> Buffer:
-        """uint8 `[batch_size, resolution, resolution, 3]`, sRGB; zero from `count` on."""
+        """uint8 `[batch_size, height, width, 3]` of one of the sizes, sRGB; zero from `count` on."""
 
 @final
 class PartEnd:
@@ -121,7 +121,8 @@ class PartEnd:
 class Ingest(Iterator[Batch | PartEnd]):
     """Fetches, decodes, crops and batches the rows of the given parts, in the order given, on its own threads.
 
-    A part is `part_rows` rows. `next()` releases the GIL and reacts to signals within 0.1 s. Memory is bounded by
+    A part is `part_rows` rows. A picture gets the one of `sizes` (width, height) whose aspect ratio is nearest to its
+    own. `next()` releases the GIL and reacts to signals within 0.1 s. Memory is bounded by
     `prefetch_rows` (default: four batches and 64 rows; for URLs as many as 512 MiB of pictures, at most 4096),
     `byte_budget` and `pixel_budget`.
     `total_timeout_s` is for all attempts at a row together. Loopback and private addresses are refused unless
@@ -133,7 +134,7 @@ class Ingest(Iterator[Batch | PartEnd]):
         cls,
         input: Input,
         *,
-        resolution: int,
+        sizes: Sequence[tuple[int, int]],
         part_rows: int,
         batch_size: int,
         parts: Sequence[int],
@@ -212,11 +213,12 @@ class BatchReader(Iterator[dict[str, Any]]):
     """An endless iterator over random batches, read ahead by `threads` of its own; `next()` releases the GIL.
 
     The batch at a position depends on the store, `seed` and `batch_size` (over all ranks) alone; a rank gets its slice.
-    A batch is `rows` int64 `[B]`, `latents` float16 `[B, C, h, w]`, `tokens` float16 `[B, L, D]` (zero behind each
-    caption's end), `lengths` int32 `[B]`, and, if the store has them, `logvar` `[B, C, h, w]` and `pooled` `[B, K]`,
-    float16. A sample of a store with mirrored pictures is one of them half of the time (`flipped`: a list of bool); of
-    several captions it draws one. Raises CoreError naming the shard when `verify` finds bytes that do not match their
-    checksum: at the first reading of a row, and at every one if the store is larger than half of the memory.
+    A batch is of one aspect bucket: `rows` int64 `[B]`, `latents` float16 `[B, C, h, w]`, `tokens` float16 `[B, L, D]`
+    (zero behind each caption's end), `lengths` int32 `[B]`, and, if the store has them, `logvar` `[B, C, h, w]` and
+    `pooled` `[B, K]`, float16. Tokens in eight bits are uint8 codes, to be multiplied with `scales` float32 `[B]`.
+    A sample of a store with mirrored pictures is one of them half of the time (`flipped`: a list of bool); of several
+    captions it draws one. Raises CoreError naming the shard when `verify` finds bytes that do not match their checksum:
+    at the first reading of a row, and at every one if the store is larger than half of the memory.
     """
 
     def __new__(

@@ -14,7 +14,7 @@ STATUSES = (
     *("no_caption", "no_image", "unreadable_source", "missing_file", "unreadable_file", "bad_url", "refused_address"),
     *("dns", "connect", "timeout", "reset", *(f"http_{code}" for code in range(300, 600)), "redirects", "opted_out"),
     *("too_large", "empty", "wrong_checksum", "not_an_image", "unsupported_format", "too_many_pixels", "too_small"),
-    *("decode", "non_finite", "float16_range", "duplicate"),
+    *("decode", "non_finite", "float16_range", "float8_error", "duplicate"),
 )
 
 
@@ -47,6 +47,17 @@ class PrecomputeConfig:
         "mode",
         "which latents of an autoencoder that gives a distribution; params: mean and variance, drawn in training",
         choices=("mode", "sample", "params"),
+    )
+    text_dtype: str = option(
+        "float16",
+        "of stored text embeddings; float8: half the size, with a scale a caption",
+        choices=("float16", "float8"),
+    )
+    max_aspect: float = option(
+        1.0, "pictures keep their shape up to this ratio, in buckets of sizes; 1: all are cut to a square"
+    )
+    bucket_step: int | None = option(
+        None, "pixels that the sides of buckets are multiples of (none: an eighth of the resolution)"
     )
     max_pixels: int = option(100_000_000, "pixels that a picture may have; larger ones are never decoded")
     max_upscale: float = option(1.0, "how much a small picture may be enlarged; 1: not at all, it is skipped")
@@ -82,10 +93,16 @@ class PrecomputeConfig:
             )
         if self.shuffle is not None and self.shuffle < 0:
             raise UsageError(f"shuffle = {self.shuffle} is negative", hint="--shuffle 0 or more")
-        for name in ("batch_size", "part_rows", "concurrency", "per_host", "limit"):
+        for name in ("batch_size", "part_rows", "concurrency", "per_host", "limit", "bucket_step"):
             if (value := getattr(self, name)) is not None and value < 1:
                 flag = "--" + name.replace("_", "-")
                 raise UsageError(f"{name} = {value}: at least 1 is needed", hint=f"{flag} 1 or more")
+        if not 1 <= self.max_aspect < float("inf"):
+            raise UsageError(f"max_aspect = {self.max_aspect} is below 1", hint="--max-aspect 2, or leave it away")
+        if self.bucket_step is not None and self.max_aspect == 1:
+            raise UsageError(
+                f"bucket_step = {self.bucket_step} is for aspect buckets, and there are none", hint="add --max-aspect 2"
+            )
         if self.retry and self.stage != "all":
             raise UsageError("--retry fetches and encodes", hint="leave --stage away")
         for pattern in self.retry:

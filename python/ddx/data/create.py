@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ddx._core import StoreWriter
 from ddx.data.core import core_errors
 from ddx.data.encode import Captions, Text, as_text, pack
 from ddx.data.fingerprint import refuse_mismatch
+from ddx.data.float8 import MAX_ERROR, float8_error, to_float8
 from ddx.data.layout import array_specs, whole_spec
 from ddx.data.part_writer import raw
 from ddx.data.plan import Plan, with_pooled
@@ -74,6 +78,8 @@ def _create(plan: Plan) -> tuple[Plan, StoreWriter]:
         names = ("token", "channel") if array.ndim == 2 else ("prompt",)
         specs.append(whole_spec(path, array.shape, str(array.dtype), names))
     attributes = {**plan.attributes(), "pooled_width": plan.sizes.pooled_width, "validation_prompts": prompts}
+    if plan.sizes.float8:
+        attributes["text_error"] = _float8_errors(plan, [null, *texts])
     # A store exists when its root does, so what has no parts goes in first.
     with core_errors():
         writer = StoreWriter.create(
@@ -94,6 +100,17 @@ def _text(plan: Plan, condition: Condition) -> Text:
             hint="try --dtype float32",
         )
     return text
+
+
+def _float8_errors(plan: Plan, texts: Sequence[Text]) -> dict[str, float]:
+    """One minus the cosine between embeddings and what eight bits keep of them: of each caption's worst token."""
+    errors = [float8_error(text.tokens, *to_float8(text.tokens)) for text in texts]
+    if max(errors) > MAX_ERROR:
+        raise UsageError(
+            f"the embeddings of {plan.teacher.name} lose too much in float8: an error of {max(errors):.2%}",
+            hint="leave --text-dtype away",
+        )
+    return {"mean": float(np.mean(errors)), "largest": max(errors)}
 
 
 def _validation_arrays(validation: Captions) -> dict[str, Any]:

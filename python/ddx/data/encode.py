@@ -8,41 +8,47 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ddx.data.layout import round_up
+from ddx.data.float8 import MAX_ERROR, float8_error, to_float8
+from ddx.data.layout import Array, round_up
 
 if TYPE_CHECKING:
+    from ddx.data.buckets import Bucket
     from ddx.teachers.base import Teacher
     from ddx.teachers.condition import Condition
 
 NON_FINITE = "non_finite"
 OUT_OF_RANGE = "float16_range"
+INEXACT = "float8_error"
 FLOAT16_MAX = 65504.0
 CAPTIONS_AT_ONCE = 256
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class Text:
-    """An encoded caption: float16 tokens `[L, D]`, and the pooled embedding `[K]` of families that have one."""
+    """An encoded caption: float16 tokens `[L, D]`, and the pooled embedding `[K]` of families that have one.
+
+    In eight bits the tokens are uint8 codes and what they are multiplied with.
+    """
 
     tokens: Array
     pooled: Array | None
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
 class Captions:
-    """Ragged tokens in whole chunks: float16 `[T, D]`, and of each caption its first token and its length."""
+    """Ragged tokens in whole chunks, `[T, D]` as in `Text`, and of each caption its first token and its length."""
 
     tokens: Array
     offset: Array
     length: Array
+    scale: Array
     pooled: Array | None
 
 
@@ -58,11 +64,12 @@ class LatentBatches:
         self.failed: dict[int, str] = {}
         self._pending: deque[tuple[list[int], dict[str, Tensor], Tensor]] = deque()
 
-    def add(self, rows: Sequence[int], images: Tensor) -> None:
-        """Encode uint8 `[B, H, W, 3]`, of which the first `len(rows)` are the pictures of these rows."""
-        arrays = self._encode(rows, images, "")
+    def add(self, rows: Sequence[int], images: Tensor, bucket: Bucket) -> None:
+        """Encode uint8 `[B, H, W, 3]` of a bucket, of which the first `len(rows)` are the pictures of these rows."""
+        kinds = self._encode(rows, images, "")
         if self.flip:
-            arrays |= self._encode(rows, images.flip(2), "_flip")
+            kinds |= self._encode(rows, images.flip(2), "_flip")
+        arrays = {bucket.array(kind): tensor for kind, tensor in kinds.items()}
         # NaN and infinity stay what they are
         largest = torch.stack([array.abs().flatten(1).amax(dim=1) for array in arrays.values()]).amax(dim=0)
         self._pending.append((list(rows), {name: array.half() for name, array in arrays.items()}, largest))
@@ -70,7 +77,7 @@ class LatentBatches:
             self._collect()
 
     def _encode(self, rows: Sequence[int], images: Tensor, end: str) -> dict[str, Tensor]:
-        """The arrays of `Sizes.latent_arrays` for one side of the mirror."""
+        """Those of `Sizes.latent_kinds` for one side of the mirror."""
         mean, logvar = self.teacher.encode_posterior(images)
         if logvar is None or self.posterior == "mode":
             return {"latents" + end: mean}
@@ -108,13 +115,13 @@ def unfit(largest: float) -> str | None:
     return OUT_OF_RANGE if largest > FLOAT16_MAX else None
 
 
-def encode_captions(teacher: Teacher, captions: Sequence[str]) -> list[Text | str]:
+def encode_captions(teacher: Teacher, captions: Sequence[str], *, float8: bool = False) -> list[Text | str]:
     """Encode captions; of one whose embedding cannot be stored, the reason."""
     texts: list[Text | str] = []
     for start in range(0, len(captions), CAPTIONS_AT_ONCE):
         conditions = teacher.encode_text(captions[start : start + CAPTIONS_AT_ONCE])
         texts += [as_text(condition.to("cpu", torch.float32)) for condition in conditions]
-    return texts
+    return [in_float8(text) if float8 and isinstance(text, Text) else text for text in texts]
 
 
 def as_text(condition: Condition) -> Text | str:
@@ -128,16 +135,26 @@ def as_text(condition: Condition) -> Text | str:
     return reason or Text(tokens.astype(np.float16), None if pooled is None else pooled.astype(np.float16))
 
 
+def in_float8(text: Text) -> Text | str:
+    """A caption in eight bits a value, or why it cannot be: it would point another way."""
+    codes, scale = to_float8(text.tokens)
+    if float8_error(text.tokens, codes, scale) > MAX_ERROR:
+        return INEXACT
+    return Text(codes, text.pooled, scale)
+
+
 def pack(texts: Sequence[Text]) -> Captions:
     """Put captions one after another, each starting on a chunk boundary."""
     length = np.array([len(text.tokens) for text in texts], np.int32)
     end = np.cumsum([round_up(int(num)) for num in length], dtype=np.int64)
     offset = np.concatenate([np.zeros(1, np.int64), end[:-1]]) if len(texts) else np.zeros(0, np.int64)
-    tokens = np.zeros((int(end[-1]), texts[0].tokens.shape[1]) if texts else (0, 0), np.float16)
+    shape, dtype = ((int(end[-1]), texts[0].tokens.shape[1]), texts[0].tokens.dtype) if texts else ((0, 0), np.float16)
+    tokens = np.zeros(shape, dtype)
     for start, text in zip(offset, texts, strict=True):
         tokens[start : start + len(text.tokens)] = text.tokens
     pooled = [text.pooled for text in texts if text.pooled is not None]
-    return Captions(tokens, offset, length, np.stack(pooled) if pooled else None)
+    scale = np.array([text.scale for text in texts], np.float32)
+    return Captions(tokens, offset, length, scale, np.stack(pooled) if pooled else None)
 
 
 def overhead(counts: Array) -> float | None:

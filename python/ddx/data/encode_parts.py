@@ -23,7 +23,9 @@ def encoded_parts(plan: Plan, items: Iterable[Pictures | End], progress: Progres
     latents = LatentBatches(plan.teacher, flip=plan.config.flip, posterior=plan.config.posterior)
     for item in items:
         if isinstance(item, Pictures):
-            latents.add(item.rows, torch.from_numpy(item.images))
+            height, width = item.images.shape[1:3]
+            bucket = next(it for it in plan.sizes.buckets if (it.width, it.height) == (width, height))
+            latents.add(item.rows, torch.from_numpy(item.images), bucket)
             progress.advance(len(item.rows), **item.stats)
             continue
         skipped = sum(status != OK for status in item.rows.status)
@@ -55,7 +57,9 @@ def _finish(plan: Plan, end: End, latents: LatentBatches) -> Part:
 def _encode_texts(plan: Plan, captions: dict[int, list[str]]) -> dict[int, list[Text | str | None]]:
     """Encode all captions at once; of one that cannot be stored the reason, None for one that is blank."""
     there = [(place, number) for place, row in captions.items() for number, text in enumerate(row) if text]
-    encoded = encode_captions(plan.teacher, [captions[place][number] for place, number in there])
+    encoded = encode_captions(
+        plan.teacher, [captions[place][number] for place, number in there], float8=plan.sizes.float8
+    )
     texts: dict[int, list[Text | str | None]] = {place: [None] * len(row) for place, row in captions.items()}
     for (place, number), text in zip(there, encoded, strict=True):
         texts[place][number] = text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from collections.abc import Sequence
@@ -33,8 +34,9 @@ def estimate(config: PrecomputeConfig, sources: Sequence[str], workspace: Worksp
         refuse_mismatch(plan.store, found.get("fingerprint", {}), plan.fingerprint)
         refuse_mismatch(plan.store, found.get("settings", {}), plan.settings)
     seconds_per_row, tokens, memory = _measure(plan)
-    channels, height, width = plan.sizes.latent_shape
-    row_bytes = channels * height * width * 2 + round_up(tokens) * (plan.sizes.text_width * 2 + 1)
+    row_bytes = len(plan.sizes.latent_kinds) * _latent_bytes(plan) + round_up(tokens) * (
+        plan.sizes.text_width * (1 if plan.sizes.float8 else 2) + 1
+    )
     return {
         **to_dict(config),
         "reads": plan.reads,
@@ -60,8 +62,12 @@ def _measure(plan: Plan) -> tuple[float, int, int]:
         memory = torch.cuda.max_memory_allocated(teacher.device)
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    picture_bytes = plan.sizes.part_rows * 2 * (plan.sizes.latent_shape[0] * plan.sizes.latent_shape[1] ** 2)
-    return seconds, int(condition.mask.sum()), memory + 2 * picture_bytes
+    part_bytes = plan.sizes.part_rows * len(plan.sizes.latent_kinds) * _latent_bytes(plan)
+    return seconds, int(condition.mask.sum()), memory + 2 * part_bytes
+
+
+def _latent_bytes(plan: Plan) -> int:
+    return 2 * max(math.prod(bucket.latent_shape) for bucket in plan.sizes.buckets)
 
 
 def _seconds(call: Any) -> float:

@@ -1,6 +1,6 @@
 """`--stage fetch`: pictures wait on disk for `--stage encode`, which may run elsewhere and later.
 
-_ddx/fetched/<part>.pictures.parquet   row, picture: uint8 `[S, S, 3]` in C order
+_ddx/fetched/<part>.pictures.parquet   row, width, height, picture: uint8 `[H, W, 3]` in C order; a row group a batch
 _ddx/fetched/<part>.rows.parquet       what became of every row; written last
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ddx.progress import Progress
 
 FOLDER = "_ddx/fetched"
-SCHEMA = pa.schema([("row", pa.int64()), ("picture", pa.binary())])
+SCHEMA = pa.schema([("row", pa.int64()), ("width", pa.int32()), ("height", pa.int32()), ("picture", pa.binary())])
 DIGEST = b"ddx.digest"
 
 
@@ -46,8 +46,7 @@ def fetch_parts(plan: Plan, parts: Sequence[int], progress: Progress) -> None:
             if writer is None:
                 writer = pq.ParquetWriter(temporary, SCHEMA, compression="zstd", compression_level=1)
             if isinstance(item, Pictures):
-                pictures = [image.tobytes() for image in item.images[: len(item.rows)]]
-                writer.write_table(pa.Table.from_pydict({"row": item.rows, "picture": pictures}, schema=SCHEMA))
+                writer.write_table(_table(item))
                 progress.advance(len(item.rows), **item.stats)
                 continue
             writer.close()
@@ -87,15 +86,28 @@ def fetched(plan: Plan, parts: Sequence[int]) -> Iterator[Pictures | End]:
                 f"part {part} of {plan.store} is not fetched yet",
                 hint="run the same command with --stage fetch, then this one again: it goes on",
             )
-        rows, size = read_rows(_rows_path(plan, part)), plan.resolution
+        rows = read_rows(_rows_path(plan, part))
         with pq.ParquetFile(_pictures_path(plan, part)) as file:
-            for batch in file.iter_batches(plan.config.batch_size):
-                images = np.zeros((plan.config.batch_size, size, size, 3), np.uint8)
-                for place, picture in enumerate(batch["picture"]):
-                    images[place] = np.frombuffer(picture.as_buffer(), np.uint8).reshape(size, size, 3)
-                yield Pictures(batch["row"].to_pylist(), images)
+            for group in range(file.num_row_groups):
+                yield _pictures(file.read_row_group(group), plan.config.batch_size)
         captions = [row or [text] for row, text in zip(rows.captions, rows.caption, strict=True)]
         yield End(part, rows, captions, rows.numbers)
+
+
+def _table(batch: Pictures) -> pa.Table:
+    height, width = batch.images.shape[1:3]
+    num = len(batch.rows)
+    pictures = [image.tobytes() for image in batch.images[:num]]
+    columns = {"row": batch.rows, "width": [width] * num, "height": [height] * num, "picture": pictures}
+    return pa.Table.from_pydict(columns, schema=SCHEMA)
+
+
+def _pictures(table: pa.Table, batch_size: int) -> Pictures:
+    height, width = table["height"][0].as_py(), table["width"][0].as_py()
+    images = np.zeros((batch_size, height, width, 3), np.uint8)
+    for place, picture in enumerate(table["picture"]):
+        images[place] = np.frombuffer(picture.as_buffer(), np.uint8).reshape(height, width, 3)
+    return Pictures(table["row"].to_pylist(), images)
 
 
 def forget(plan: Plan, part: int) -> None:

@@ -4,7 +4,11 @@ zarr.json            attributes["ddx"]: fingerprint, settings, teacher, resoluti
 latents              [N, C, h, w] float16, unscaled; chunk: one sample, shard: one part
 latents_flip         the same of the mirrored pictures, on request
 logvar, logvar_flip  the same of the logarithms of the variances, on request; `latents` are then the means
-text/tokens          [P·CAP, D] float16, ragged; chunk: TOKEN_CHUNK tokens, shard: one part of CAP tokens
+buckets/<W>x<H>/…    these arrays, with aspect buckets: one of each a bucket, in which the other rows are absent
+bucket               [N] int32, with aspect buckets: which of its attribute "names" a row is in, or -1
+text/tokens          [P·CAP, D] float16, ragged; chunk: TOKEN_CHUNK tokens, shard: one part of CAP tokens; on request
+                     uint8 codes of float8 e4m3
+text/scale           [N], or [N, K], float32, beside such codes: what a caption's are multiplied with
 text/offset, length  [N], or [N, K] of K captions a row: where one starts in text/tokens (-1: it is not there), and its
                      tokens
 text/pooled          [N, W] float16, for families that have it
@@ -16,13 +20,16 @@ _ddx/                commit records, and what each part adds to rows.parquet
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 
+from ddx.data.buckets import Bucket
+
 SCHEMA = 1
+Array = np.ndarray[Any, Any]
 # LAION's captions have 10 to 20 tokens: chunks of 4 waste 9 to 18 %, and the index stays small.
 TOKEN_CHUNK = 4
 
@@ -33,19 +40,25 @@ class Sizes:
 
     rows: int
     part_rows: int
-    latent_shape: tuple[int, int, int]
+    buckets: tuple[Bucket, ...]
     text_width: int
     max_tokens: int
     pooled_width: int | None = None
     num_captions: int = 1
     flip: bool = False
     logvar: bool = False
+    float8: bool = False
 
     @property
-    def latent_arrays(self) -> list[str]:
-        """The arrays of a latent shape a row."""
+    def latent_kinds(self) -> list[str]:
+        """What is stored of every picture: arrays of the shape of its latents."""
         kinds = ["latents", "logvar"] if self.logvar else ["latents"]
         return [kind + end for end in (("", "_flip") if self.flip else ("",)) for kind in kinds]
+
+    @property
+    def latent_arrays(self) -> dict[str, tuple[int, int, int]]:
+        """These arrays of all buckets, and the shape of a row."""
+        return {bucket.array(kind): bucket.latent_shape for bucket in self.buckets for kind in self.latent_kinds}
 
     @property
     def num_parts(self) -> int:
@@ -62,7 +75,7 @@ class Sizes:
         return range(part * self.part_rows, min(self.rows, (part + 1) * self.part_rows))
 
 
-Tokens = TypeVar("Tokens", int, np.ndarray[Any, Any])
+Tokens = TypeVar("Tokens", int, Array)
 
 
 def round_up(num_tokens: Tokens) -> Tokens:
@@ -72,24 +85,36 @@ def round_up(num_tokens: Tokens) -> Tokens:
 
 def array_specs(sizes: Sizes) -> list[dict[str, Any]]:
     """The per-row arrays, as `StoreWriter.create` takes them."""
-    rows, part_rows, width = sizes.rows, sizes.part_rows, sizes.text_width
-    tokens = sizes.num_parts * sizes.part_tokens
+    rows, part_rows = sizes.rows, sizes.part_rows
     # Without a second axis where there is one caption a row: the plain case is plain to read.
     captions, names = (
         ((rows,), ("row",)) if sizes.num_captions == 1 else ((rows, sizes.num_captions), ("row", "caption"))
     )
     specs = [
         *(
-            spec(name, (rows, *sizes.latent_shape), part_rows, 1, names=("row", "channel", "y", "x"))
-            for name in sizes.latent_arrays
+            spec(name, (rows, *shape), part_rows, 1, names=("row", "channel", "y", "x"))
+            for name, shape in sizes.latent_arrays.items()
         ),
-        spec("text/tokens", (tokens, width), sizes.part_tokens, TOKEN_CHUNK, names=("token", "channel")),
+        _tokens_spec(sizes),
         spec("text/offset", captions, part_rows, part_rows, "int64", -1, names=names),
         spec("text/length", captions, part_rows, part_rows, "int32", 0, names=names),
     ]
+    if sizes.float8:
+        specs.append(spec("text/scale", captions, part_rows, part_rows, "float32", names=names))
+    if len(sizes.buckets) > 1:
+        buckets = {"names": [bucket.name for bucket in sizes.buckets]}
+        specs.append(spec("bucket", (rows,), part_rows, part_rows, "int32", -1, names=("row",), attributes=buckets))
     if sizes.pooled_width:
         specs.append(spec("text/pooled", (rows, sizes.pooled_width), part_rows, 1, names=("row", "channel")))
     return specs
+
+
+def _tokens_spec(sizes: Sizes) -> dict[str, Any]:
+    shape, names = (sizes.num_parts * sizes.part_tokens, sizes.text_width), ("token", "channel")
+    if not sizes.float8:
+        return spec("text/tokens", shape, sizes.part_tokens, TOKEN_CHUNK, names=names)
+    attributes = {"encoding": "float8_e4m3fn", "scale": "text/scale"}
+    return spec("text/tokens", shape, sizes.part_tokens, TOKEN_CHUNK, "uint8", names=names, attributes=attributes)
 
 
 def whole_spec(path: str, shape: Sequence[int], data_type: str, names: tuple[str, ...]) -> dict[str, Any]:
@@ -106,6 +131,7 @@ def spec(
     fill_value: float | int = 0,
     *,
     names: tuple[str, ...],
+    attributes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """One array: shards and chunks cut its first axis."""
     return {
@@ -114,6 +140,7 @@ def spec(
         "shard_rows": shard_rows,
         "chunk_rows": chunk_rows,
         "data_type": data_type,
-        "fill_value": float(fill_value) if data_type == "float16" else fill_value,
+        "fill_value": float(fill_value) if data_type.startswith("float") else fill_value,
         "dimension_names": list(names),
+        "attributes": dict(attributes or {}),
     }

@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset
 
 from ddx._core import BatchReader
 from ddx.data.core import core_errors
+from ddx.data.float8 import from_float8
 from ddx.data.ranks import READERS, claim
 from ddx.data.store import Store
 from ddx.errors import DdxError
@@ -25,9 +26,9 @@ from ddx.teachers.condition import Condition
 class Batch:
     """This rank's slice of a global batch.
 
-    latents: unscaled, float16 `[B, C, h, w]`, of a store with means and variances drawn from them; condition: float16,
-    padded to the longest caption of the global batch; rows: int64 `[B]`, the input rows; flipped: bool `[B]`, whether a
-    sample is the mirrored picture. On the CPU, in pinned memory where there is a GPU.
+    latents: unscaled, float16 `[B, C, h, w]`, all of one aspect bucket, of a store with means and variances drawn from
+    them; condition: float16, padded to the longest caption of the global batch; rows: int64 `[B]`, the input rows;
+    flipped: bool `[B]`, whether a sample is the mirrored picture. On the CPU, in pinned memory where there is a GPU.
     """
 
     latents: Tensor
@@ -96,6 +97,8 @@ class Loader(IterableDataset[Batch]):
         latents = self._latents(arrays)
         self._position += 1
         tokens, lengths = self._tensor(arrays["tokens"]), self._tensor(arrays["lengths"])
+        if "scales" in arrays:
+            tokens = self._pinned(from_float8(tokens, self._tensor(arrays["scales"])))
         mask = torch.arange(tokens.shape[1]) < lengths[:, None]
         pooled = self._tensor(arrays["pooled"]) if "pooled" in arrays else None
         rows, flipped = self._tensor(arrays["rows"]), torch.tensor(arrays["flipped"])
@@ -110,7 +113,7 @@ class Loader(IterableDataset[Batch]):
         noise = torch.randn(self._batch_size, *mean.shape[1:], generator=generator)
         noise = noise[self._rank * len(mean) : (self._rank + 1) * len(mean)]
         drawn = mean.float() + torch.exp(0.5 * self._tensor(arrays["logvar"]).float()) * noise
-        return drawn.half().pin_memory() if self._pin else drawn.half()
+        return self._pinned(drawn.half())
 
     @property
     def position(self) -> int:
@@ -123,5 +126,7 @@ class Loader(IterableDataset[Batch]):
         self._lock.close()
 
     def _tensor(self, buffer: Any) -> Tensor:
-        tensor = torch.from_numpy(np.asarray(buffer))
+        return self._pinned(torch.from_numpy(np.asarray(buffer)))
+
+    def _pinned(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory() if self._pin else tensor

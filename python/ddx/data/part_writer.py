@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ddx.data.core import core_errors
-from ddx.data.encode import Array
-from ddx.data.layout import Sizes
+from ddx.data.layout import Array, Sizes
 from ddx.data.part import Part
 from ddx.data.rows import errors_path, piece_path
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ddx._core import Batch, Ingest, PartEnd
 from ddx.data.core import core_errors
-from ddx.data.encode import Array
+from ddx.data.layout import Array
 from ddx.data.pace import Pace
 from ddx.data.plan import INGEST, Plan
 from ddx.data.rows import COLUMNS, PartRows
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pictures:
-    """A batch of one shape: uint8 `[B, S, S, 3]`, zero behind the pictures of `rows`."""
+    """A batch of one shape: uint8 `[B, H, W, 3]`, zero behind the pictures of `rows`."""
 
     rows: list[int]
     images: Array
@@ -50,9 +50,8 @@ def fetch(
     """
     settings = {name: getattr(plan.config, name) for name in INGEST}
     with core_errors():
-        ingest = Ingest(
-            source, resolution=plan.resolution, part_rows=plan.sizes.part_rows, parts=list(parts), **settings
-        )
+        sizes = [(bucket.width, bucket.height) for bucket in plan.sizes.buckets]
+        ingest = Ingest(source, sizes=sizes, part_rows=plan.sizes.part_rows, parts=list(parts), **settings)
     with ingest:
         pace = Pace(ingest.stats)
         while True:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddx._core import Input
+from ddx.data.buckets import described, make_buckets
 from ddx.data.config import PrecomputeConfig
 from ddx.data.core import core_errors
 from ddx.data.fingerprint import digest, source_digest
@@ -23,9 +24,20 @@ if TYPE_CHECKING:
 
 COLUMNS = ("url_column", "image_column", "path_column", "key_column")
 # Settings that shape the bytes, and are recorded where they are not what they are by default.
-UNUSUAL = ("where", "dedup", "limit", "shuffle", "flip", "posterior", "verify_checksums")
+UNUSUAL = (
+    "where",
+    "dedup",
+    "limit",
+    "shuffle",
+    "flip",
+    "posterior",
+    "verify_checksums",
+    "max_aspect",
+    "bucket_step",
+    "text_dtype",
+)
 # Those of all the recorded settings that begin to matter when pictures are encoded.
-ENCODING = ("dtype", "flip", "posterior")
+ENCODING = ("dtype", "flip", "posterior", "text_dtype")
 # Settings of PrecomputeConfig that the core's Ingest takes under the same name.
 INGEST = (
     *("batch_size", "max_pixels", "max_upscale", "verify_checksums", "concurrency", "per_host", "host_rate"),
@@ -72,7 +84,8 @@ class Plan:
             "settings": self.settings,
             "digest": self.digest,
             "resolution": self.resolution,
-            "latent_shape": list(self.sizes.latent_shape),
+            "latent_shape": list(self.teacher.latent_shape(self.resolution)),
+            **described(self.sizes.buckets),
             "scaling_factor": teacher.scaling_factor,
             "shift_factor": teacher.shift_factor,
             "rows": self.sizes.rows,
@@ -135,12 +148,13 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Works
     sizes = Sizes(
         rows=source.rows,
         part_rows=min(config.part_rows, source.rows),
-        latent_shape=teacher.latent_shape(resolution),
+        buckets=make_buckets(teacher, resolution, config.max_aspect, config.bucket_step),
         text_width=teacher.text_width,
         max_tokens=int(fingerprint["max_sequence_length"]),
         num_captions=max(len(config.caption_column), 1),
         flip=config.flip,
         logvar=config.posterior == "params",
+        float8=config.text_dtype == "float8",
     )
     settings = {
         "input": source_digest(source.files),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ddx.data.bar_charts import column_chart, row_chart
-from ddx.data.encode import Array
+from ddx.data.layout import Array
 from ddx.data.statistics import (
     BINS_PER_DOUBLING,
     DOUBLINGS,

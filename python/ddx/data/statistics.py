@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ddx.data.encode import Array
+from ddx.data.layout import Array
 from ddx.data.rows import OK
 
 if TYPE_CHECKING:
@@ -84,10 +84,12 @@ def latent_moments(store: Store, rows: Sequence[int] | Array) -> Moments:
 
     if not len(rows):
         raise ValueError("moments need a row")
-    latents = zarr.open_array(str(store.path), path="latents", mode="r")
+    group, buckets = zarr.open_group(str(store.path), mode="r"), store.buckets
+    numbers = group["bucket"].oindex[np.asarray(rows)] if len(buckets) > 1 else np.zeros(len(rows), np.int64)
+    latents = [group[bucket.array("latents")] for bucket in buckets]
     total, squares, count = np.zeros(store.latent_shape[0]), np.zeros(store.latent_shape[0]), 0
-    for row in rows:
-        values = np.asarray(latents[int(row)], np.float64).reshape(len(total), -1)
+    for row, number in zip(rows, numbers, strict=True):
+        values = np.asarray(latents[number][int(row)], np.float64).reshape(len(total), -1)
         total, squares, count = total + values.sum(1), squares + np.square(values).sum(1), count + values.shape[1]
     mean = total / count
     return Moments(mean, np.sqrt(np.maximum(squares / count - np.square(mean), 0)))

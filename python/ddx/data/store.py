@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ddx.data.buckets import Bucket, read_buckets
 from ddx.data.create import read_attributes
 from ddx.data.encode import overhead
 from ddx.data.rows import FILE_NAME, tables
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from ddx.progress import Progress
     from ddx.teachers.condition import Condition
 
-# Caption lengths are read in slices of about so many rows.
-LENGTHS_AT_ONCE = 1 << 20
+# Small arrays are read in slices of about so many rows.
+ROWS_AT_ONCE = 1 << 20
 
 
 class Store:
@@ -63,6 +64,11 @@ class Store:
         """(C, h, w) of the latents."""
         channels, height, width = self.attributes["latent_shape"]
         return channels, height, width
+
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """The sizes of its pictures; one, the square, without aspect buckets."""
+        return read_buckets(self.attributes)
 
     @property
     def is_complete(self) -> bool:
@@ -136,22 +142,37 @@ class Store:
         finally:
             progress.finish()
 
+    def bucket_counts(self) -> dict[str, int]:
+        """How many pictures each aspect bucket has, in parts that are done; nothing without buckets."""
+        buckets = self.buckets
+        if len(buckets) == 1:
+            return {}
+        counts = np.zeros(len(buckets), np.int64)
+        for numbers in self._of_done_parts("bucket"):
+            counts += np.bincount(numbers[numbers >= 0], minlength=len(buckets))
+        return {str(bucket.name): int(count) for bucket, count in zip(buckets, counts, strict=True)}
+
     def token_counts(self) -> np.ndarray[Any, Any]:
         """How many captions of rows that are fine have n tokens: int64 `[max_tokens + 1]`, in parts that are done."""
+        longest = int(self.attributes["max_tokens"])
+        counts = np.zeros(longest + 1, np.int64)
+        for lengths in self._of_done_parts("text/length"):
+            counts += np.bincount(lengths.ravel(), minlength=longest + 1)
+        counts[0] = 0  # failed rows, and captions that are not there
+        return counts
+
+    def _of_done_parts(self, name: str) -> Iterator[np.ndarray[Any, Any]]:
+        """The rows of a small array that are in parts which are done, a bounded number at a time."""
         import zarr
 
         done = np.zeros(self.num_parts, bool)
         done[[int(record["part"]) for record in self.commits()]] = True
-        lengths = zarr.open_array(str(self.path), path="text/length", mode="r")
-        part_rows, longest = int(self.attributes["part_rows"]), int(self.attributes["max_tokens"])
-        counts = np.zeros(longest + 1, np.int64)
-        step = max(1, LENGTHS_AT_ONCE // part_rows)
+        array = zarr.open_array(str(self.path), path=name, mode="r")
+        part_rows = int(self.attributes["part_rows"])
+        step = max(1, ROWS_AT_ONCE // part_rows)
         for first in range(0, self.num_parts, step):
-            values = np.asarray(lengths[first * part_rows : (first + step) * part_rows])
-            inside = np.repeat(done[first : first + step], part_rows)[: len(values)]
-            counts += np.bincount(values[inside].ravel(), minlength=longest + 1)
-        counts[0] = 0  # failed rows, and captions that are not there
-        return counts
+            values = np.asarray(array[first * part_rows : (first + step) * part_rows])
+            yield values[np.repeat(done[first : first + step], part_rows)[: len(values)]]
 
     def summary(self) -> dict[str, Any]:
         """What `ddx inspect` shows: rows by status, completeness, teacher, sizes on disk."""
@@ -162,6 +183,7 @@ class Store:
             done += 1
             for file, num_bytes in record["files"].items():
                 array = file.rpartition("/")[0]
+                array = array.rpartition("/")[2] if array.startswith("buckets/") else array
                 size[array if array in size else "other"] += num_bytes
         tokens = self.token_counts()
         return {
@@ -174,8 +196,10 @@ class Store:
             "teacher": self.teacher,
             "resolution": self.resolution,
             "latent_shape": list(self.latent_shape),
+            **({"buckets": counts} if (counts := self.bucket_counts()) else {}),
             "mean_tokens": round(float(tokens @ np.arange(len(tokens)) / tokens.sum()), 2) if ok else None,
             "token_overhead": round(value, 4) if (value := overhead(tokens)) else None,
+            **({"text_error": error} if (error := self.attributes.get("text_error")) else {}),
             "bytes": {name: num for name, num in size.items() if num},
             "validation_prompts": len(self.attributes["validation_prompts"]),
             "fingerprint": self.fingerprint,

@@ -15,6 +15,8 @@ pub enum Element {
     U8,
     /// IEEE half precision.
     F16,
+    /// IEEE single precision.
+    F32,
     /// Signed 32-bit integers.
     I32,
     /// Signed 64-bit integers.
@@ -26,7 +28,7 @@ impl Element {
         match self {
             Self::U8 => 1,
             Self::F16 => 2,
-            Self::I32 => 4,
+            Self::F32 | Self::I32 => 4,
             Self::I64 => 8,
         }
     }
@@ -35,6 +37,7 @@ impl Element {
         match self {
             Self::U8 => c"B",
             Self::F16 => c"e",
+            Self::F32 => c"f",
             Self::I32 => c"i",
             Self::I64 => c"q",
         }

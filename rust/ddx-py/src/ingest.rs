@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ddx_core::fetch::FetchConfig;
+use ddx_core::image::Size;
 use ddx_core::ingest::{Ingest as CoreIngest, IngestConfig, Item, PartEnd as CorePartEnd, Poll, RowRecord};
 use ddx_core::source::{ColumnChoice, Input as CoreInput, Selection, Source, pick, select};
 use pyo3::prelude::*;
@@ -191,7 +192,7 @@ fn hex(bytes: &[u8]) -> String {
 #[pyclass(frozen, module = "ddx._core")]
 struct Ingest {
     inner: Mutex<CoreIngest>,
-    batch_shape: [usize; 4],
+    batch_size: usize,
 }
 
 #[pymethods]
@@ -200,7 +201,7 @@ impl Ingest {
     // The keyword arguments of one Python constructor; what Python hands over is owned.
     #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)]
     #[pyo3(signature = (
-        input, *, resolution, part_rows, batch_size, parts,
+        input, *, sizes, part_rows, batch_size, parts,
         concurrency=64, per_host=8, host_rate=None, connect_timeout_s=10.0, idle_timeout_s=15.0, total_timeout_s=60.0,
         max_body_bytes=64 << 20, retries=3, backoff_s=0.5, allow_private_hosts=false, respect_opt_out=true,
         user_agent=None, max_pixels=100_000_000, max_upscale=1.0, verify_checksums=true, prefetch_rows=None, decode_threads=None,
@@ -209,7 +210,7 @@ impl Ingest {
     fn new(
         py: Python<'_>,
         input: &Input,
-        resolution: u32,
+        sizes: Vec<(u32, u32)>,
         part_rows: u64,
         batch_size: usize,
         parts: Vec<u64>,
@@ -247,13 +248,13 @@ impl Ingest {
             respect_opt_out,
             user_agent: user_agent.unwrap_or_else(|| concat!("ddx/", env!("CARGO_PKG_VERSION")).to_owned()),
         };
+        let sizes: Vec<Size> = sizes.into_iter().map(|(width, height)| Size { width, height }).collect();
         let config = IngestConfig {
-            resolution,
             part_rows,
             batch_size,
-            prefetch_rows: prefetch_rows.unwrap_or_else(|| {
-                IngestConfig::default_prefetch_rows(input.source.image_kind(), resolution, batch_size)
-            }),
+            prefetch_rows: prefetch_rows
+                .unwrap_or_else(|| IngestConfig::default_prefetch_rows(input.source.image_kind(), &sizes, batch_size)),
+            sizes,
             decode_threads: decode_threads.unwrap_or_else(available_threads),
             max_pixels,
             max_upscale,
@@ -262,11 +263,9 @@ impl Ingest {
             pixel_budget,
             fetch,
         };
-        let side = resolution as usize;
-        let batch_shape = [batch_size, side, side, 3];
         let source = input.source.clone();
         let inner = py.detach(|| CoreIngest::start(source, &parts, config)).map_err(to_python)?;
-        Ok(Self { inner: Mutex::new(inner), batch_shape })
+        Ok(Self { inner: Mutex::new(inner), batch_size })
     }
 
     fn __iter__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
@@ -321,7 +320,9 @@ impl Ingest {
     fn to_python(&self, py: Python<'_>, item: Item) -> PyResult<Py<PyAny>> {
         match item {
             Item::Batch(batch) => {
-                let images = Py::new(py, Buffer::new(batch.images, Element::U8, &self.batch_shape))?;
+                let (width, height) = (batch.size.width as usize, batch.size.height as usize);
+                let shape = [self.batch_size, height, width, 3];
+                let images = Py::new(py, Buffer::new(batch.images, Element::U8, &shape))?;
                 let batch = Batch { part: batch.part, count: batch.rows.len(), rows: batch.rows, images };
                 Ok(Py::new(py, batch)?.into_any())
             }

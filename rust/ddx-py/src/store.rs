@@ -132,7 +132,7 @@ impl PyBatchReader {
     /// Rows that a batch may hold.
     #[getter]
     fn num_rows(&self) -> usize {
-        self.inner.store().ok_rows().len()
+        self.inner.store().num_ok()
     }
 
     /// Number of the batch that comes next.
@@ -149,9 +149,12 @@ impl PyBatchReader {
         let batch = py.detach(|| self.inner.next_batch()).map_err(to_python)?;
         let store = self.inner.store();
         let num = batch.rows.len();
-        let shape: Vec<usize> =
-            [num].into_iter().chain(store.latent_shape().iter().map(|&extent| extent as usize)).collect();
-        let token_shape = [num, batch.length, store.token_bytes() / 2];
+        let shape_of = |array| -> Vec<usize> {
+            let shape = store.shape(batch.bucket, array).unwrap_or_default();
+            [num].into_iter().chain(shape.iter().map(|&extent| extent as usize)).collect()
+        };
+        let shape = shape_of(RowArray::Latents);
+        let token_shape = [num, batch.length, store.token_width()];
         let dict = PyDict::new(py);
         let rows = batch.rows.iter().flat_map(|row| row.to_le_bytes()).collect();
         let lengths = batch.lengths.iter().flat_map(|length| length.to_le_bytes()).collect();
@@ -162,9 +165,14 @@ impl PyBatchReader {
         if let Some(logvar) = batch.logvar {
             dict.set_item("logvar", Buffer::new(logvar, Element::F16, &shape))?;
         }
-        dict.set_item("tokens", Buffer::new(batch.tokens, Element::F16, &token_shape))?;
-        if let (Some(pooled), Some(bytes)) = (batch.pooled, store.row_bytes(RowArray::Pooled)) {
-            dict.set_item("pooled", Buffer::new(pooled, Element::F16, &[num, bytes / 2]))?;
+        let element = if batch.scales.is_some() { Element::U8 } else { Element::F16 };
+        dict.set_item("tokens", Buffer::new(batch.tokens, element, &token_shape))?;
+        if let Some(scales) = batch.scales {
+            let scales = scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
+            dict.set_item("scales", Buffer::new(scales, Element::F32, &[num]))?;
+        }
+        if let Some(pooled) = batch.pooled {
+            dict.set_item("pooled", Buffer::new(pooled, Element::F16, &shape_of(RowArray::Pooled)))?;
         }
         Ok(dict)
     }

@@ -62,7 +62,7 @@ def test_latents_are_those_of_the_teacher(store: Path, pairs: Path, teacher: Tea
     latents = zarr.open_array(str(store / "latents"), mode="r")[:]
     seen = []
     parts = list(range(4))
-    for item in Ingest(Input([str(pairs)]), resolution=64, part_rows=PART_ROWS, batch_size=BATCH, parts=parts):
+    for item in Ingest(Input([str(pairs)]), sizes=[(64, 64)], part_rows=PART_ROWS, batch_size=BATCH, parts=parts):
         if hasattr(item, "images"):
             expected = teacher.encode_images(torch.from_numpy(np.asarray(item.images))).half().numpy()
             for row, array in zip(item.rows, expected, strict=False):

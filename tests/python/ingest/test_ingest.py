@@ -37,7 +37,7 @@ def embed(path: Path, pictures: list[bytes | None], captions: list[str | None] |
 
 def run(path: Path, **settings: Any) -> tuple[list[Batch], list[PartEnd]]:
     source = Input([str(path)])
-    settings = {"resolution": 64, "part_rows": 16, "batch_size": 4, **settings}
+    settings = {"sizes": [(64, 64)], "part_rows": 16, "batch_size": 4, **settings}
     parts = range(-(-source.rows // settings["part_rows"]))
     with Ingest(source, parts=list(parts), **settings) as ingest:
         items = list(ingest)
@@ -92,7 +92,7 @@ def test_a_photograph_shrunk_fractionally_equals_pillows(tmp_path: Path) -> None
     import skimage.data
 
     encoded = (Path(skimage.data.__file__).parent / "coffee.png").read_bytes()  # 600 x 400
-    batches, (end,) = run(embed(tmp_path / "a.parquet", [encoded]), resolution=213)
+    batches, (end,) = run(embed(tmp_path / "a.parquet", [encoded]), sizes=[(213, 213)])
     assert (end.width, end.height, end.crop) == ([600], [400], [(100.0, 0.0, 400.0, 400.0)])
     assert psnr(pictures_of(batches)[0], reference(encoded, 213)) >= 50
 
@@ -155,7 +155,7 @@ import resource
 from ddx._core import Ingest, Input
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 settings = dict(pixel_budget=1, max_pixels=13_000_000, byte_budget=8 << 20, max_body_bytes=4 << 20, decode_threads=4)
-ingest = Ingest(Input([{str(path)!r}]), resolution=64, part_rows=24, batch_size=4, parts=[0], **settings)
+ingest = Ingest(Input([{str(path)!r}]), sizes=[(64, 64)], part_rows=24, batch_size=4, parts=[0], **settings)
 assert [item.count for item in ingest if hasattr(item, "count")] == [4] * 6
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
@@ -191,7 +191,7 @@ def test_an_interrupt_reaches_a_waiting_process(tmp_path: Path) -> None:
         urls_of(tmp_path / "a.parquet", url)
         code = f"""
 from ddx._core import Ingest, Input
-ingest = Ingest(Input([{str(tmp_path / "a.parquet")!r}]), resolution=8, part_rows=9, batch_size=2, parts=[0],
+ingest = Ingest(Input([{str(tmp_path / "a.parquet")!r}]), sizes=[(8, 8)], part_rows=9, batch_size=2, parts=[0],
                 allow_private_hosts=True)
 print("waiting", flush=True)
 try:
@@ -237,7 +237,7 @@ def urls_of(path: Path, url: str) -> None:
 def waiting_ingest(folder: Path, url: str) -> Ingest:
     urls_of(folder / "a.parquet", url)
     source = Input([str(folder / "a.parquet")])
-    return Ingest(source, resolution=8, part_rows=9, batch_size=2, parts=[0], allow_private_hosts=True)
+    return Ingest(source, sizes=[(8, 8)], part_rows=9, batch_size=2, parts=[0], allow_private_hosts=True)
 
 
 class silent_server:

@@ -5,10 +5,12 @@ mod crop;
 mod decode;
 mod jpeg;
 mod raster;
+mod size;
 mod sniff;
 
 pub use crop::{CropBox, Resizer, cover_crop};
 pub use decode::{Header, decode, read_header};
+pub use size::Size;
 pub use sniff::{Format, sniff};
 
 /// What the names of images end in, in lower case.
@@ -50,14 +52,14 @@ pub enum ImageError {
         max_pixels: u64,
     },
     /// It would have to be enlarged more than allowed.
-    #[error("{width}x{height} is smaller than {resolution}")]
+    #[error("{width}x{height} is smaller than {size}")]
     TooSmall {
         /// Width after orientation.
         width: u32,
         /// Height after orientation.
         height: u32,
-        /// The side that is wanted.
-        resolution: u32,
+        /// What is wanted.
+        size: Size,
     },
     /// Broken, cut short, or beyond the decoder.
     #[error("{0}")]

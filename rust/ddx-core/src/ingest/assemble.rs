@@ -4,16 +4,19 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::{IngestConfig, Outcome, RowRecord};
+use crate::image::Size;
 use crate::{Error, Result};
 
-/// Pictures of one part, in row order; the last of a part may hold fewer.
+/// Pictures of one part and one size, in row order; the last ones of a part may hold fewer.
 #[derive(Debug)]
 pub struct Batch {
     /// The part.
     pub part: u64,
     /// The rows of the pictures, counted over the whole source.
     pub rows: Vec<u64>,
-    /// `batch_size * resolution * resolution * 3` bytes of RGB; zero beyond the pictures.
+    /// The size of the pictures.
+    pub size: Size,
+    /// As many bytes of RGB as `batch_size` pictures have; zero beyond the pictures.
     pub images: Vec<u8>,
 }
 
@@ -43,17 +46,23 @@ struct Part {
     range: Range<u64>,
 }
 
+/// A batch that is not full.
+struct Growing {
+    size: Size,
+    rows: Vec<u64>,
+    images: Vec<u8>,
+}
+
 pub(super) struct Assembler {
     parts: VecDeque<Part>,
     batch_size: usize,
-    image_bytes: usize,
     /// Outcomes that wait for earlier rows, from `next_sequence` on.
     waiting: VecDeque<Option<Outcome>>,
     next_sequence: u64,
     /// The part at hand.
     records: Vec<RowRecord>,
-    rows: Vec<u64>,
-    images: Vec<u8>,
+    /// Its next batch of each size.
+    batches: Vec<Growing>,
     items: VecDeque<Item>,
 }
 
@@ -71,12 +80,10 @@ impl Assembler {
         Ok(Self {
             parts: parts.iter().map(part).collect::<Result<_>>()?,
             batch_size: config.batch_size,
-            image_bytes: config.resolution as usize * config.resolution as usize * 3,
             waiting: VecDeque::new(),
             next_sequence: 0,
             records: Vec::new(),
-            rows: Vec::new(),
-            images: Vec::new(),
+            batches: config.sizes.iter().map(|&size| Growing { size, rows: Vec::new(), images: Vec::new() }).collect(),
             items: VecDeque::new(),
         })
     }
@@ -116,18 +123,21 @@ impl Assembler {
         let Some(part) = self.parts.front() else { return };
         let (number, range) = (part.number, part.range.clone());
         if let Some(image) = outcome.image {
-            if self.images.is_empty() {
-                self.images.reserve_exact(self.batch_size * self.image_bytes);
+            let batch = &mut self.batches[image.size];
+            if batch.images.is_empty() {
+                batch.images.reserve_exact(self.batch_size * batch.size.num_bytes());
             }
-            self.images.extend_from_slice(&image);
-            self.rows.push(range.start + self.records.len() as u64);
+            batch.images.extend_from_slice(&image.rgb);
+            batch.rows.push(range.start + self.records.len() as u64);
         }
         self.records.push(outcome.record);
         let is_complete = self.records.len() as u64 == range.end - range.start;
-        if self.rows.len() == self.batch_size || (is_complete && !self.rows.is_empty()) {
-            let mut images = std::mem::take(&mut self.images);
-            images.resize(self.batch_size * self.image_bytes, 0);
-            self.items.push_back(Item::Batch(Batch { part: number, rows: std::mem::take(&mut self.rows), images }));
+        for batch in &mut self.batches {
+            if batch.rows.len() == self.batch_size || (is_complete && !batch.rows.is_empty()) {
+                let (rows, mut images) = (std::mem::take(&mut batch.rows), std::mem::take(&mut batch.images));
+                images.resize(self.batch_size * batch.size.num_bytes(), 0);
+                self.items.push_back(Item::Batch(Batch { part: number, size: batch.size, rows, images }));
+            }
         }
         if is_complete {
             let records = std::mem::take(&mut self.records);

@@ -1,14 +1,15 @@
 //! The settings of an ingest.
 
 use crate::fetch::FetchConfig;
+use crate::image::Size;
 use crate::source::ImageKind;
 use crate::{Error, Result};
 
 /// What to make of the rows, and within which limits.
 #[derive(Clone, Debug)]
 pub struct IngestConfig {
-    /// Side of the square pictures.
-    pub resolution: u32,
+    /// What pictures are cut to: the one whose aspect ratio is nearest to theirs.
+    pub sizes: Vec<Size>,
     /// Rows of a part.
     pub part_rows: u64,
     /// Pictures of a batch.
@@ -38,11 +39,11 @@ impl IngestConfig {
     /// How many rows to be ahead: behind a server that takes a minute to fail, hundreds of others should be done
     /// meanwhile; local pictures only have to keep the decoders busy.
     #[must_use]
-    pub fn default_prefetch_rows(kind: ImageKind, resolution: u32, batch_size: usize) -> usize {
+    pub fn default_prefetch_rows(kind: ImageKind, sizes: &[Size], batch_size: usize) -> usize {
         let at_least = 4 * batch_size + 64;
         match kind {
             ImageKind::Url => {
-                let image_bytes = (resolution as usize).pow(2) * 3;
+                let image_bytes = sizes.iter().map(|size| size.num_bytes()).max().unwrap_or(0);
                 (PREFETCH_BYTES / image_bytes.max(1)).clamp(at_least, at_least.max(4096))
             }
             ImageKind::Bytes | ImageKind::Path => at_least,
@@ -55,7 +56,7 @@ impl IngestConfig {
     /// The first setting that is out of its range.
     pub fn check(&self) -> Result<()> {
         let at_least_one = [
-            ("resolution", u64::from(self.resolution)),
+            ("sizes", self.sizes.iter().map(|size| u64::from(size.width.min(size.height))).min().unwrap_or(0)),
             ("part_rows", self.part_rows),
             ("batch_size", self.batch_size as u64),
             ("prefetch_rows", self.prefetch_rows as u64),

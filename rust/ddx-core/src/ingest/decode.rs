@@ -9,9 +9,9 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 
-use super::{Outcome, PIXEL_PIECE, RowRecord, RowStatus, Shared};
+use super::{Cropped, IngestConfig, Outcome, PIXEL_PIECE, RowRecord, RowStatus, Shared};
 use crate::fetch::{Body, FetchError};
-use crate::image::{Resizer, cover_crop, decode, read_header};
+use crate::image::{CropBox, ImageError, Resizer, Size, cover_crop, decode, read_header};
 use crate::source::{Checksum, sha256};
 
 /// A row on its way to a decoder.
@@ -92,7 +92,7 @@ impl Worker {
         mut record: RowRecord,
         checksum: Option<Checksum>,
         body: Body,
-    ) -> (RowRecord, Option<Vec<u8>>) {
+    ) -> (RowRecord, Option<Cropped>) {
         let config = &self.shared.config;
         self.shared.stats.bytes.fetch_add(body.bytes.len() as u64, Ordering::Relaxed);
         if !body.bytes.is_empty() {
@@ -108,8 +108,10 @@ impl Worker {
             Err(error) => return (record.failed(RowStatus::from(&error), &error), None),
         };
         (record.width, record.height) = (header.width, header.height);
-        // The shorter side is the same after orientation: too small is known before anything is decoded.
-        if let Err(error) = cover_crop(header.width, header.height, config.resolution, config.max_upscale) {
+        // Too small, upright or turned, is known before anything is decoded.
+        if let Err(error) = crop(config, header.width, header.height)
+            && crop(config, header.height, header.width).is_err()
+        {
             return (record.failed(RowStatus::from(&error), &error), None);
         }
         let pieces = header.num_pixels().div_ceil(PIXEL_PIECE);
@@ -121,12 +123,20 @@ impl Worker {
         let resized = decode(&body.bytes, &header).and_then(|picture| {
             drop(body); // its share of the byte budget is free while we resize
             (record.width, record.height) = (picture.width, picture.height);
-            record.crop = cover_crop(picture.width, picture.height, config.resolution, config.max_upscale)?;
-            self.resizer.resize(picture, &record.crop, config.resolution)
+            let (size, crop_box) = crop(config, picture.width, picture.height)?;
+            record.crop = crop_box;
+            let rgb = self.resizer.resize(picture, &crop_box, config.sizes[size])?;
+            Ok(Cropped { size, rgb })
         });
         match resized {
             Ok(image) => (record, Some(image)),
             Err(error) => (record.failed(RowStatus::from(&error), &error), None),
         }
     }
+}
+
+/// Which of the wanted sizes a picture gets, and what of it is cut out for that.
+fn crop(config: &IngestConfig, width: u32, height: u32) -> Result<(usize, CropBox), ImageError> {
+    let size = Size { width, height }.nearest(&config.sizes);
+    Ok((size, cover_crop(width, height, config.sizes[size], config.max_upscale)?))
 }

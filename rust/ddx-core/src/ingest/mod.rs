@@ -37,8 +37,16 @@ use assemble::Assembler;
 struct Outcome {
     sequence: u64,
     record: RowRecord,
-    /// `resolution * resolution * 3` bytes if the row is ok.
-    image: Option<Vec<u8>>,
+    /// If the row is ok.
+    image: Option<Cropped>,
+}
+
+/// A picture of one of the wanted sizes.
+struct Cropped {
+    /// Its place among the sizes.
+    size: usize,
+    /// 8-bit RGB.
+    rgb: Vec<u8>,
 }
 
 /// Counters since the start.

@@ -16,6 +16,8 @@ pub enum DataType {
     Float16,
     /// IEEE single precision.
     Float32,
+    /// Codes of an 8-bit format, named by an attribute.
+    Uint8,
     /// Bits of another 16-bit format, named by an attribute.
     Uint16,
     /// Signed 32-bit integers.
@@ -29,6 +31,7 @@ impl DataType {
     #[must_use]
     pub fn size(self) -> usize {
         match self {
+            Self::Uint8 => 1,
             Self::Float16 | Self::Uint16 => 2,
             Self::Float32 | Self::Int32 => 4,
             Self::Int64 => 8,

@@ -10,6 +10,7 @@
 //! * [`Permutation`] orders an epoch from a seed without storing it;
 //! * [`BatchReader`] reads random batches on threads of its own, in an order that does not depend on them.
 
+mod arrays;
 pub mod atomic;
 mod commit;
 mod files;
@@ -19,12 +20,15 @@ mod order;
 mod reader;
 mod replace;
 mod rows;
+mod sampler;
 pub mod shard;
+mod table;
 mod writer;
 
+pub use arrays::{BUCKET, FLIP, LATENTS, LENGTH, LOGVAR, LOGVAR_FLIP, OFFSET, POOLED, RowArray, SCALE, TOKENS};
 pub use commit::{COMMIT_FOLDER, Commit};
 pub use metadata::{ArraySpec, DataType, GROUP_FILE};
 pub use order::Permutation;
 pub use reader::{Batch, BatchReader, ReaderOptions};
-pub use rows::{FLIP, LATENTS, LENGTH, LOGVAR, LOGVAR_FLIP, OFFSET, POOLED, RowArray, RowStore, TOKENS};
+pub use rows::RowStore;
 pub use writer::{Part, ShardData, StoreWriter};

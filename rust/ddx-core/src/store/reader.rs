@@ -6,8 +6,10 @@ use std::thread::{Builder, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::order::{Permutation, draw};
-use super::rows::{RowArray, RowStore};
+use super::arrays::RowArray;
+use super::order::draw;
+use super::rows::RowStore;
+use super::sampler::Sampler;
 use crate::error::{Error, Result};
 
 /// How batches are drawn and read.
@@ -32,8 +34,10 @@ pub struct ReaderOptions {
 }
 
 /// One rank's slice of a batch. Arrays are C-ordered and little endian.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
+    /// The aspect bucket that all samples are in; 0 in a store without.
+    pub bucket: usize,
     /// Row of the store of every sample.
     pub rows: Vec<i64>,
     /// Whether the latents are those of the mirrored picture: half of the samples, if the store has them.
@@ -48,6 +52,8 @@ pub struct Batch {
     pub length: usize,
     /// Tokens of every caption.
     pub lengths: Vec<i32>,
+    /// What every caption's tokens are multiplied with, where they are codes of eight bits.
+    pub scales: Option<Vec<f32>>,
     /// Pooled embeddings, if the store has them.
     pub pooled: Option<Vec<u8>>,
 }
@@ -83,7 +89,9 @@ impl BatchReader {
         for thread in 0..num_threads {
             // Thread i reads batches i, i + n, i + 2n, … into a queue of its own: the order needs no coordination.
             let (sender, receiver) = bounded(depth);
-            let plan = Plan { store: Arc::clone(&store), options: options.clone() };
+            let rows = store.ok_rows().iter().map(|rows| rows.len() as u64).collect();
+            let sampler = Sampler::new(rows, options.batch_size as u64, options.seed);
+            let plan = Plan { store: Arc::clone(&store), sampler, options: options.clone() };
             let first = options.position + thread as u64;
             let handle = Builder::new()
                 .name(format!("ddx-reader-{thread}"))
@@ -135,6 +143,7 @@ impl Drop for BatchReader {
 /// What a reader thread knows.
 struct Plan {
     store: Arc<RowStore>,
+    sampler: Sampler,
     options: ReaderOptions,
 }
 
@@ -150,31 +159,23 @@ impl Plan {
         }
     }
 
-    /// What batch `position` holds over all ranks. Batches run on over the end of an epoch.
-    fn samples(&self, position: u64) -> Vec<Sample> {
-        let ok = self.store.ok_rows();
-        let num_ok = ok.len() as u64;
+    /// What batch `position` holds over all ranks, and the bucket that all of it is in.
+    fn samples(&self, position: u64) -> (usize, Vec<Sample>) {
+        let chosen = self.sampler.batch(position);
+        let rows = &self.store.ok_rows()[chosen.bucket];
+        let can_flip = self.store.shape(chosen.bucket, RowArray::Flip).is_some();
         let first = position * self.options.batch_size as u64;
-        let can_flip = self.store.has(RowArray::Flip);
-        let mut order: Option<(u64, Permutation)> = None;
-        (first..first + self.options.batch_size as u64)
-            .map(|sample| {
-                let epoch = sample / num_ok;
-                if order.as_ref().is_none_or(|(of, _)| *of != epoch) {
-                    order = None;
-                }
-                let (_, permutation) =
-                    order.get_or_insert_with(|| (epoch, Permutation::new(num_ok, self.options.seed, epoch)));
-                let row = ok[permutation.at(sample % num_ok) as usize];
-                let draw = |purpose| draw(self.options.seed, sample, purpose);
-                let caption = self.store.choose_caption(row, draw(CAPTION));
-                Sample { row, caption, flipped: can_flip && draw(FLIPPED).is_multiple_of(2) }
-            })
-            .collect()
+        let samples = chosen.places.iter().zip(first..).map(|(&place, sample)| {
+            let row = rows[place as usize];
+            let draw = |purpose| draw(self.options.seed, sample, purpose);
+            let caption = self.store.choose_caption(row, draw(CAPTION));
+            Sample { row, caption, flipped: can_flip && draw(FLIPPED).is_multiple_of(2) }
+        });
+        (chosen.bucket, samples.collect())
     }
 
     fn read(&self, position: u64, scratch: &mut Vec<u8>) -> Result<Batch> {
-        let all = self.samples(position);
+        let (bucket, all) = self.samples(position);
         // Before anything is allocated by what the metadata say: the shards must be as large.
         all.iter().try_for_each(|sample| self.store.check(sample.row))?;
         // Padded to the longest caption of the whole batch, so that the shape does not depend on the ranks.
@@ -187,16 +188,18 @@ impl Plan {
             self.store.read_tokens(sample.row, sample.caption, &mut tokens, scratch)?;
             tokens.resize((number + 1) * length * token_bytes, 0);
         }
-        let latents = self.read_rows(samples, RowArray::Latents, RowArray::Flip, scratch)?.unwrap_or_default();
+        let mut read = |array, flipped| self.read_rows(bucket, samples, array, flipped, scratch);
         Ok(Batch {
+            bucket,
             rows: samples.iter().map(|sample| sample.row as i64).collect(),
             flipped: samples.iter().map(|sample| sample.flipped).collect(),
             lengths: samples.iter().map(|sample| self.length(sample) as i32).collect(),
-            latents,
-            logvar: self.read_rows(samples, RowArray::LogVar, RowArray::LogVarFlip, scratch)?,
+            scales: samples.iter().map(|sample| self.store.scale(sample.row, sample.caption)).collect(),
+            latents: read(RowArray::Latents, RowArray::Flip)?.unwrap_or_default(),
+            logvar: read(RowArray::LogVar, RowArray::LogVarFlip)?,
+            pooled: read(RowArray::Pooled, RowArray::Pooled)?,
             tokens,
             length,
-            pooled: self.read_rows(samples, RowArray::Pooled, RowArray::Pooled, scratch)?,
         })
     }
 
@@ -207,12 +210,13 @@ impl Plan {
     /// One array's rows of these samples, from `flipped` for those that are; None if the store does not have it.
     fn read_rows(
         &self,
+        bucket: usize,
         samples: &[Sample],
         array: RowArray,
         flipped: RowArray,
         scratch: &mut Vec<u8>,
     ) -> Result<Option<Vec<u8>>> {
-        let Some(bytes) = self.store.row_bytes(array) else { return Ok(None) };
+        let Some(bytes) = self.store.row_bytes(bucket, array) else { return Ok(None) };
         let mut rows = Vec::with_capacity(samples.len() * bytes);
         for sample in samples {
             let array = if sample.flipped { flipped } else { array };
@@ -241,7 +245,7 @@ mod tests {
 
     use serde_json::Map;
 
-    use super::super::rows::{LATENTS, LENGTH, OFFSET, POOLED, TOKENS};
+    use super::super::arrays::{LATENTS, LENGTH, OFFSET, POOLED, TOKENS};
     use super::super::writer::tests::array;
     use super::super::{DataType, Part, ShardData, StoreWriter};
     use super::*;
@@ -353,7 +357,7 @@ mod tests {
         let mut reader = BatchReader::open(folder.path(), &options()).unwrap();
         let error = (0..4).find_map(|_| reader.next_batch().err()).unwrap();
         assert!(error.to_string().contains("latents/c.1.0.0 is damaged"), "{error}");
-        assert!(reader.store().ok_rows().len() == 9);
+        assert!(reader.store().num_ok() == 9);
         // Without checksums the bit passes: this is what they are for.
         read(folder.path(), &ReaderOptions { verify: false, ..options() }, 4);
     }

@@ -2,34 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use super::Commit;
+use super::arrays::{Arrays, RowArray};
 use super::files::FileCache;
 use super::mapped::{Places, stays_cached};
-use super::metadata::{ArraySpec, DataType};
+use super::metadata::ArraySpec;
 use super::shard::{self, ABSENT, CHECKSUM_BYTES};
-use super::writer::read_arrays;
-use super::{COMMIT_FOLDER, Commit};
+use super::table::Table;
 use crate::error::{Error, Result};
-
-/// Latents, one row a sample.
-pub const LATENTS: &str = "latents";
-/// Token embeddings of all captions, each starting on a chunk boundary.
-pub const TOKENS: &str = "text/tokens";
-/// Latents of the mirrored pictures.
-pub const FLIP: &str = "latents_flip";
-/// Logarithms of the variances that belong to the latents, where these are means.
-pub const LOGVAR: &str = "logvar";
-/// The same of the mirrored pictures.
-pub const LOGVAR_FLIP: &str = "logvar_flip";
-/// First token of each row's caption (`[rows]`, or `[rows, K]` of K captions each), -1 for one that is not there.
-pub const OFFSET: &str = "text/offset";
-/// Number of tokens of each caption, in the same shape.
-pub const LENGTH: &str = "text/length";
-/// Pooled embeddings, for the families that have them.
-pub const POOLED: &str = "text/pooled";
 
 const OPEN_FILES: usize = 256;
 
@@ -37,52 +22,21 @@ const OPEN_FILES: usize = 256;
 #[derive(Debug)]
 pub struct RowStore {
     root: PathBuf,
-    /// The arrays of one chunk a row, by [`RowArray`]; of these only the latents are always there.
-    row_arrays: [Option<ArraySpec>; RowArray::ALL.len()],
-    tokens: ArraySpec,
-    num_captions: usize,
+    arrays: Arrays,
+    table: Table,
     verify: bool,
     /// Whether chunks that were read are read again from maps of their shards.
     map: bool,
-    /// Rows that have latents and text, ascending.
-    ok: Vec<u64>,
-    /// First token of each caption up to the last that is there, rows by captions, inside its part's shard; meaningless
-    /// where the length is 0.
-    first_token: Vec<u32>,
-    length: Vec<u32>,
     /// The parts that are done.
     parts: BTreeMap<u64, OnceLock<PartIndex>>,
-    files: FileCache<(Option<RowArray>, u64)>,
-}
-
-/// An array whose rows are read one by one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum RowArray {
-    /// [`LATENTS`].
-    Latents,
-    /// [`FLIP`].
-    Flip,
-    /// [`LOGVAR`].
-    LogVar,
-    /// [`LOGVAR_FLIP`].
-    LogVarFlip,
-    /// [`POOLED`].
-    Pooled,
-}
-
-impl RowArray {
-    const ALL: [Self; 5] = [Self::Latents, Self::Flip, Self::LogVar, Self::LogVarFlip, Self::Pooled];
-
-    fn path(self) -> &'static str {
-        [LATENTS, FLIP, LOGVAR, LOGVAR_FLIP, POOLED][self as usize]
-    }
+    files: FileCache<(usize, u64)>,
 }
 
 /// Where the chunks of a part start in the part's shards.
 #[derive(Debug)]
 struct PartIndex {
-    /// Of each row, by [`RowArray`].
-    rows: [Places; RowArray::ALL.len()],
+    /// Of each row, by [`Arrays::slot`]; empty where the part has no shard.
+    rows: Vec<Places>,
     /// Of each caption's first chunk, rows by captions.
     tokens: Places,
 }
@@ -96,103 +50,81 @@ impl RowStore {
     /// # Errors
     /// When this is not a store, an array is missing or damaged, or no part is done.
     pub fn open(root: &Path, verify: bool) -> Result<Self> {
-        let mut arrays = read_arrays(root)?;
-        let mut take = |path: &str| arrays.remove(path);
-        let missing = |path: &str| Error::store(format!("{} has no array {path}", root.display()), None);
-        let row_arrays = RowArray::ALL.map(|array| take(array.path()));
-        let latents = row_arrays[RowArray::Latents as usize].as_ref().ok_or_else(|| missing(LATENTS))?;
-        let tokens = take(TOKENS).ok_or_else(|| missing(TOKENS))?;
-        let offset = take(OFFSET).ok_or_else(|| missing(OFFSET))?;
-        let lengths = take(LENGTH).ok_or_else(|| missing(LENGTH))?;
-        let (rows, part_rows) = (latents.shape[0], latents.shard_rows);
-        let num_captions = offset.shape.get(1).map_or(1, |&num| num as usize);
-        let num_parts = latents.num_shards();
-        let fits = tokens.data_type.size() == 2
-            && [&offset, &lengths].iter().all(|array| {
-                array.shape[0] == rows
-                    && array.shape == offset.shape
-                    && array.shape.len() <= 2
-                    && array.shard_rows == part_rows
-                    && array.chunks_per_shard() == 1
-            })
-            && num_captions > 0
-            && (offset.data_type, lengths.data_type) == (DataType::Int64, DataType::Int32)
-            && tokens.num_shards() == num_parts
-            && u32::try_from(tokens.shard_rows).is_ok()
-            && row_arrays.iter().flatten().all(|array| {
-                array.shape[0] == rows
-                    && array.shard_rows == part_rows
-                    && array.chunk_rows == 1
-                    && array.data_type.size() == 2
-            });
-        if !fits {
-            return Err(Error::store(format!("the arrays of {} do not fit each other", root.display()), None));
-        }
-        let mut store = Self {
-            root: root.to_owned(),
-            parts: Commit::recorded(root, num_parts).into_iter().map(|part| (part, OnceLock::new())).collect(),
-            ok: Vec::new(),
-            first_token: Vec::new(),
-            length: Vec::new(),
-            files: FileCache::new(OPEN_FILES),
-            row_arrays,
-            tokens,
-            num_captions,
-            verify,
-            map: false,
+        let arrays = Arrays::read(root)?;
+        let parts = Commit::recorded(root, arrays.num_parts());
+        let table = Table::read(root, &arrays, parts.iter().copied())?;
+        let row_bytes = |bucket| -> usize {
+            let specs = arrays.slots().iter().enumerate().filter(|&(slot, _)| arrays.is_of(slot, bucket));
+            specs.filter_map(|(_, array)| array.as_ref()).map(ArraySpec::chunk_bytes).sum()
         };
-        store.read_rows(&offset, &lengths)?;
-        let row_bytes: usize = RowArray::ALL.iter().filter_map(|&array| store.row_bytes(array)).sum();
-        let num_tokens: u64 = store.length.iter().map(|&length| u64::from(length)).sum();
-        let bytes = (store.ok.len() as u64).saturating_mul(row_bytes as u64);
-        store.map = stays_cached(bytes.saturating_add(num_tokens.saturating_mul(store.token_bytes() as u64)));
-        Ok(store)
+        let rows = table.ok.iter().enumerate();
+        let bytes = rows.fold(0, |sum: u64, (bucket, rows)| {
+            sum.saturating_add((rows.len() as u64).saturating_mul(row_bytes(bucket) as u64))
+        });
+        let token_bytes = table.num_tokens().saturating_mul(arrays.tokens.row_bytes() as u64);
+        Ok(Self {
+            root: root.to_owned(),
+            verify,
+            map: stays_cached(bytes.saturating_add(token_bytes)),
+            parts: parts.into_iter().map(|part| (part, OnceLock::new())).collect(),
+            files: FileCache::new(OPEN_FILES),
+            arrays,
+            table,
+        })
     }
 
-    /// Rows that have latents and text, ascending.
+    /// Rows that have latents and text.
     #[must_use]
-    pub fn ok_rows(&self) -> &[u64] {
-        &self.ok
+    pub fn num_ok(&self) -> usize {
+        self.table.num_ok()
+    }
+
+    /// Those of each aspect bucket, ascending; of one bucket in a store without.
+    #[must_use]
+    pub fn ok_rows(&self) -> &[Vec<u64>] {
+        &self.table.ok
     }
 
     /// One of the captions that a row has, chosen by a number.
     #[must_use]
     pub fn choose_caption(&self, row: u64, number: u64) -> usize {
-        if self.num_captions == 1 {
-            return 0;
-        }
-        let there: Vec<usize> = (0..self.num_captions).filter(|&caption| self.length(row, caption) > 0).collect();
-        there[(number % there.len() as u64) as usize]
+        self.table.choose_caption(row, number)
     }
 
     /// Number of tokens of a row's caption.
     #[must_use]
     pub fn length(&self, row: u64, caption: usize) -> usize {
-        self.length.get(row as usize * self.num_captions + caption).map_or(0, |&length| length as usize)
+        self.table.length(row, caption)
     }
 
-    /// Whether the store has this array.
+    /// What the codes of a row's caption are multiplied with, if tokens are codes.
     #[must_use]
-    pub fn has(&self, array: RowArray) -> bool {
-        self.row_arrays[array as usize].is_some()
+    pub fn scale(&self, row: u64, caption: usize) -> Option<f32> {
+        self.table.scale(row, caption)
+    }
+
+    /// Shape of one row of an array, if the store has it; that of the latents depends on the bucket.
+    #[must_use]
+    pub fn shape(&self, bucket: usize, array: RowArray) -> Option<&[u64]> {
+        self.spec(bucket, array).map(|spec| &spec.shape[1..])
     }
 
     /// Bytes of one row of an array, if the store has it.
     #[must_use]
-    pub fn row_bytes(&self, array: RowArray) -> Option<usize> {
-        self.row_arrays[array as usize].as_ref().map(ArraySpec::chunk_bytes)
+    pub fn row_bytes(&self, bucket: usize, array: RowArray) -> Option<usize> {
+        self.spec(bucket, array).map(ArraySpec::chunk_bytes)
     }
 
     /// Bytes of one token's embedding.
     #[must_use]
     pub fn token_bytes(&self) -> usize {
-        self.tokens.row_bytes()
+        self.arrays.tokens.row_bytes()
     }
 
-    /// Shape of one row's latents.
+    /// Values of one token's embedding.
     #[must_use]
-    pub fn latent_shape(&self) -> &[u64] {
-        &self.latents().shape[1..]
+    pub fn token_width(&self) -> usize {
+        self.token_bytes() / self.arrays.tokens.data_type.size()
     }
 
     /// Appends a row that is there to `out`.
@@ -200,12 +132,12 @@ impl RowStore {
     /// # Errors
     /// When the store has no such array, or the shard is missing or damaged.
     pub fn read_row(&self, array: RowArray, row: u64, out: &mut Vec<u8>, scratch: &mut Vec<u8>) -> Result<()> {
-        let spec = self.row_arrays[array as usize]
+        let slot = self.arrays.slot(self.table.bucket(row), array);
+        let spec = self.arrays.slots()[slot]
             .as_ref()
-            .ok_or_else(|| Error::store(format!("{} has no array {}", self.root.display(), array.path()), None))?;
+            .ok_or_else(|| Error::store(format!("{} has no array {array:?}", self.root.display()), None))?;
         let (part, local) = self.place(row);
-        let chunk =
-            Chunk { kind: Some(array), array: spec, part, places: &self.part(part)?.rows[array as usize], local };
+        let chunk = Chunk { slot, array: spec, part, places: &self.part(part)?.rows[slot], local };
         self.read_chunks(&chunk, spec.chunk_bytes(), out, scratch)
     }
 
@@ -223,76 +155,18 @@ impl RowStore {
     /// When the shard is missing or damaged.
     pub fn read_tokens(&self, row: u64, caption: usize, out: &mut Vec<u8>, scratch: &mut Vec<u8>) -> Result<()> {
         let (part, local) = self.place(row);
-        let local = local * self.num_captions + caption;
-        let chunk = Chunk { kind: None, array: &self.tokens, part, places: &self.part(part)?.tokens, local };
+        let local = local * self.arrays.num_captions() + caption;
+        let (slot, array) = (self.arrays.slots().len(), &self.arrays.tokens);
+        let chunk = Chunk { slot, array, part, places: &self.part(part)?.tokens, local };
         self.read_chunks(&chunk, self.length(row, caption) * self.token_bytes(), out, scratch)
     }
 
-    fn latents(&self) -> &ArraySpec {
-        self.row_arrays[RowArray::Latents as usize].as_ref().expect("checked when the store was opened")
-    }
-
-    /// Reads the small arrays of every part that is done.
-    fn read_rows(&mut self, offset: &ArraySpec, lengths: &ArraySpec) -> Result<()> {
-        let (rows, part_rows) = (self.latents().shape[0], self.latents().shard_rows);
-        let parts: Vec<u64> = self.parts.keys().copied().collect();
-        for part in parts {
-            let offsets = self.read_whole_shard(offset, part)?;
-            let counts = self.read_whole_shard(lengths, part)?;
-            let first_caption = part * part_rows * self.num_captions as u64;
-            let part_start = (part * self.tokens.shard_rows) as i64;
-            for (caption, (offset, count)) in (first_caption..rows * self.num_captions as u64)
-                .zip(offsets.as_chunks::<8>().0.iter().zip(counts.as_chunks::<4>().0))
-            {
-                let row = caption / self.num_captions as u64;
-                let (offset, count) = (i64::from_le_bytes(*offset), i32::from_le_bytes(*count));
-                if offset < 0 {
-                    continue;
-                }
-                let local = offset - part_start;
-                if local < 0 || count <= 0 || i64::from(count) > self.tokens.shard_rows as i64 - local {
-                    let path = self.root.join(offset_path(part));
-                    return Err(Error::Damaged { path, reason: format!("row {row} has tokens {offset} + {count}") });
-                }
-                if self.ok.last() != Some(&row) {
-                    self.ok.push(row);
-                }
-                // Grown with the captions that are there, whatever number of them the metadata claim.
-                self.first_token.resize(caption as usize, 0);
-                self.length.resize(caption as usize, 0);
-                self.first_token.push(local as u32);
-                self.length.push(count as u32);
-            }
-        }
-        if self.ok.is_empty() {
-            return Err(Error::store(
-                format!("{} has no row to read", self.root.display()),
-                Some(format!("see {}/ for the parts that are done", self.root.join(COMMIT_FOLDER).display())),
-            ));
-        }
-        Ok(())
-    }
-
-    /// The contents of a shard that is one chunk; empty when the chunk is absent.
-    fn read_whole_shard(&self, array: &ArraySpec, shard: u64) -> Result<Vec<u8>> {
-        let path = self.root.join(array.shard_path(shard));
-        let read = || {
-            let file = File::open(&path)?;
-            let start = shard::read_index(&file, 1, array.chunk_bytes())?[0];
-            if start == ABSENT {
-                return Ok(Vec::new());
-            }
-            let mut stored = vec![0; array.chunk_bytes() + CHECKSUM_BYTES];
-            file.read_exact_at(&mut stored, start)?;
-            shard::checked(&stored)
-                .map(<[u8]>::to_vec)
-                .ok_or_else(|| shard::corrupt("its chunk fails its checksum".into()))
-        };
-        read().map_err(|source| Error::read(&path, source))
+    fn spec(&self, bucket: usize, array: RowArray) -> Option<&ArraySpec> {
+        self.arrays.slots()[self.arrays.slot(bucket, array)].as_ref()
     }
 
     fn place(&self, row: u64) -> (u64, usize) {
-        let part_rows = self.latents().shard_rows;
+        let part_rows = self.arrays.part_rows();
         (row / part_rows, (row % part_rows) as usize)
     }
 
@@ -306,49 +180,55 @@ impl RowStore {
     }
 
     fn read_part_index(&self, part: u64) -> Result<PartIndex> {
-        let read = |kind, array: &ArraySpec| -> Result<(Vec<u64>, Arc<File>)> {
+        let read = |slot, array: &ArraySpec| -> Result<Option<(Vec<u64>, Arc<File>)>> {
             let path = self.root.join(array.shard_path(part));
-            let read = || {
-                let file = self.files.open((kind, part), || &path)?;
-                Ok((shard::read_index(&file, array.chunks_per_shard(), array.chunk_bytes())?, file))
+            let file = match self.files.open((slot, part), || &path) {
+                Ok(file) => file,
+                // A bucket that no picture of the part is in has no shard.
+                Err(error) if error.kind() == ErrorKind::NotFound && self.arrays.num_buckets() > 1 => return Ok(None),
+                Err(error) => return Err(Error::read(&path, error)),
             };
-            read().map_err(|source| Error::read(&path, source))
+            let starts = shard::read_index(&file, array.chunks_per_shard(), array.chunk_bytes());
+            starts.map(|starts| Some((starts, file))).map_err(|source| Error::read(&path, source))
         };
         let places = |starts, file: &File| Places::new(starts, self.map.then_some(file));
-        let mut rows: [Places; RowArray::ALL.len()] = Default::default();
-        for array in RowArray::ALL {
-            if let Some(spec) = &self.row_arrays[array as usize] {
-                let (starts, file) = read(Some(array), spec)?;
-                rows[array as usize] = places(starts, &file);
-            }
+        let mut rows = Vec::with_capacity(self.arrays.slots().len());
+        for (slot, array) in self.arrays.slots().iter().enumerate() {
+            let index = array.as_ref().map_or(Ok(None), |array| read(slot, array))?;
+            rows.push(index.map_or_else(Places::default, |(starts, file)| places(starts, &file)));
         }
-        let (chunks, token_file) = read(None, &self.tokens)?;
-        let latents = self.latents();
-        let first_row = part * latents.shard_rows;
-        let num_rows = latents.shard_rows.min(latents.shape[0] - first_row) as usize;
-        let chunk_rows = self.tokens.chunk_rows as usize;
-        let stored_bytes = (self.tokens.chunk_bytes() + CHECKSUM_BYTES) as u64;
-        let mut tokens = vec![ABSENT; num_rows * self.num_captions];
-        for (local, start) in tokens.iter_mut().enumerate() {
-            let row = local / self.num_captions;
-            let length = self.length(first_row + row as u64, local % self.num_captions);
+        let tokens = &self.arrays.tokens;
+        let damaged = |reason| Error::Damaged { path: self.root.join(tokens.shard_path(part)), reason };
+        let (chunks, token_file) =
+            read(self.arrays.slots().len(), tokens)?.ok_or_else(|| damaged("it is not there".into()))?;
+        let (first_row, num_captions) = (part * self.arrays.part_rows(), self.arrays.num_captions());
+        let num_rows = self.arrays.part_rows().min(self.arrays.num_rows() - first_row) as usize;
+        let chunk_rows = tokens.chunk_rows as usize;
+        let stored_bytes = (tokens.chunk_bytes() + CHECKSUM_BYTES) as u64;
+        let mut starts = vec![ABSENT; num_rows * num_captions];
+        for (local, start) in starts.iter_mut().enumerate() {
+            let (local_row, caption) = (local / num_captions, local % num_captions);
+            let row = first_row + local_row as u64;
+            let length = self.length(row, caption);
             if length == 0 {
                 continue;
             }
-            let first = self.first_token[first_row as usize * self.num_captions + local] as usize / chunk_rows;
+            let first = self.table.first_token(row, caption) / chunk_rows;
             let caption = &chunks[first..first + length.div_ceil(chunk_rows)];
             // A caption is read in one piece, so its chunks must lie one after another, as they are written.
             let in_order = caption.windows(2).all(|pair| pair[0].wrapping_add(stored_bytes) == pair[1]);
-            let row_there = rows.iter().all(|array| array.of.is_empty() || array.of[row].is_there());
+            let bucket = self.table.bucket(row);
+            let row_there = self.arrays.slots().iter().enumerate().all(|(slot, array)| {
+                array.is_none()
+                    || !self.arrays.is_of(slot, bucket)
+                    || rows[slot].of.get(local_row).is_some_and(super::mapped::Place::is_there)
+            });
             if caption[0] == ABSENT || !in_order || !row_there {
-                return Err(Error::Damaged {
-                    path: self.root.join(self.tokens.shard_path(part)),
-                    reason: format!("the chunks of row {} are missing or out of order", first_row as usize + row),
-                });
+                return Err(damaged(format!("the chunks of row {row} are missing or out of order")));
             }
             *start = caption[0];
         }
-        Ok(PartIndex { rows, tokens: places(tokens, &token_file) })
+        Ok(PartIndex { rows, tokens: places(starts, &token_file) })
     }
 
     /// Appends neighbouring chunks that begin with `chunk`, as many as make up `bytes`.
@@ -364,7 +244,7 @@ impl RowStore {
                 stored
             } else {
                 scratch.resize(all_bytes, 0);
-                self.files.open((chunk.kind, chunk.part), path)?.read_exact_at(scratch, place.start())?;
+                self.files.open((chunk.slot, chunk.part), path)?.read_exact_at(scratch, place.start())?;
                 scratch
             };
             for (stored, first) in stored.chunks_exact(stored_bytes).zip((0..bytes).step_by(chunk_bytes)) {
@@ -384,13 +264,10 @@ impl RowStore {
 
 /// The first chunk of a row or caption.
 struct Chunk<'a> {
-    kind: Option<RowArray>,
+    /// The array among those of [`Arrays::slots`]; behind them the tokens.
+    slot: usize,
     array: &'a ArraySpec,
     part: u64,
     places: &'a Places,
     local: usize,
-}
-
-fn offset_path(part: u64) -> String {
-    format!("{OFFSET}/c.{part}")
 }

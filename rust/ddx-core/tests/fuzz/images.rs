@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ddx_core::image::{CropBox, ImageError, Picture, Resizer, cover_crop, decode, read_header};
+use ddx_core::image::{CropBox, ImageError, Picture, Resizer, Size, cover_crop, decode, read_header};
 
 use crate::harness::{Target, unrepaired};
 use crate::pictures;
@@ -27,8 +27,8 @@ fn read(path: &Path, resizer: &mut Resizer) -> Result<(), String> {
         "{width}x{height}: {header:?}"
     );
     assert_eq!(picture.rgb.len() as u64, 3 * header.num_pixels());
-    let crop = cover_crop(width, height, 24, 1e9).map_err(|error| error.to_string())?;
-    let square = resizer.resize(picture, &crop, 24).map_err(|error| error.to_string())?;
+    let crop = cover_crop(width, height, Size::square(24), 1e9).map_err(|error| error.to_string())?;
+    let square = resizer.resize(picture, &crop, Size::square(24)).map_err(|error| error.to_string())?;
     assert_eq!(square.len(), 24 * 24 * 3);
     Ok(())
 }
@@ -117,7 +117,7 @@ fn profile() {
         let profile = Some(std::fs::read(path).unwrap());
         let picture = Picture { width: 16, height: 16, rgb: rgb.clone(), profile };
         let crop = CropBox { left: 0.0, top: 0.0, width: 16.0, height: 16.0 };
-        let square = resizer.resize(picture, &crop, 16).map_err(|error| error.to_string())?;
+        let square = resizer.resize(picture, &crop, Size::square(16)).map_err(|error| error.to_string())?;
         assert_eq!(square.len(), rgb.len());
         if square == rgb { Err("a profile that changes nothing".to_owned()) } else { Ok(()) }
     });

@@ -109,7 +109,9 @@ fn read(root: &Path, random: &mut Random) -> Result<(), String> {
     let mut reader = BatchReader::open(root, &options).map_err(said)?;
     for _ in 0..4 {
         match reader.next_batch() {
-            Ok(batch) => assert_eq!(batch.latents.len(), 6 * reader.store().row_bytes(RowArray::Latents).unwrap()),
+            Ok(batch) => {
+                assert_eq!(batch.latents.len(), 6 * reader.store().row_bytes(batch.bucket, RowArray::Latents).unwrap())
+            }
             Err(error) => {
                 let error = said(error);
                 assert!(!error.contains("the reader stopped"), "a thread died: {error}");

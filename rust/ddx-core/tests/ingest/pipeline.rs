@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ddx_core::image::Size;
 use ddx_core::ingest::{Batch, Ingest, IngestConfig, Item, PartEnd, Poll};
 use ddx_core::source::{ColumnChoice, Input};
 
@@ -15,7 +16,7 @@ use crate::sources::{texts, write_parquet};
 
 fn config() -> IngestConfig {
     IngestConfig {
-        resolution: 32,
+        sizes: vec![Size::square(32)],
         part_rows: 10,
         batch_size: 4,
         prefetch_rows: 16,
@@ -169,6 +170,31 @@ fn parts_alone_give_the_bytes_of_the_whole_run() {
         };
         assert_eq!(images(&whole), images(&part), "part {number}");
     }
+}
+
+#[test]
+fn every_picture_is_in_a_batch_of_the_size_that_is_nearest_to_its_shape() {
+    let folder = tempfile::tempdir().unwrap();
+    // Wide, square and high ones in turns; the last two are too small for theirs.
+    let sides = [(120, 60), (70, 70), (50, 100), (90, 50), (80, 79), (60, 110), (38, 20), (31, 32)];
+    for (row, (width, height)) in sides.into_iter().enumerate() {
+        std::fs::write(folder.path().join(format!("{row}.jpg")), jpeg(&gradient(width, height))).unwrap();
+    }
+    let parquet = folder.path().join("a.parquet");
+    let columns = vec![
+        ("path", texts((0..8).map(|row| Some(format!("{row}.jpg"))))),
+        ("text", texts((0..8).map(|row| Some(row.to_string())))),
+    ];
+    write_parquet(&parquet, columns, 10);
+    let sizes = vec![Size { width: 24, height: 40 }, Size::square(32), Size { width: 40, height: 24 }];
+    let (batches, ends) = run(&parquet, &[0], IngestConfig { sizes: sizes.clone(), batch_size: 2, ..config() });
+    let found: Vec<_> = batches.iter().map(|batch| (batch.size, batch.rows.as_slice())).collect();
+    // A batch comes when it is full: rows 0 and 3 at row 3, 1 and 4 at row 4, 2 and 5 at row 5.
+    assert_eq!(found, [(sizes[2], [0, 3].as_slice()), (sizes[1], &[1, 4]), (sizes[0], &[2, 5])]);
+    assert!(batches.iter().all(|batch| batch.images.len() == 2 * batch.size.num_bytes()));
+    let statuses: Vec<_> = ends[0].records.iter().map(|record| record.status.slug().into_owned()).collect();
+    assert_eq!(statuses[6..], ["too_small", "too_small"]);
+    assert!((ends[0].records[3].crop.width / ends[0].records[3].crop.height - 40.0 / 24.0).abs() < 1e-6);
 }
 
 #[test]
