@@ -41,11 +41,12 @@ if ! command -v cc >/dev/null && ! command -v gcc >/dev/null && ! command -v cla
 fi
 endef
 
-.PHONY: help install demo test test-rust test-python check fuzz bench
+.PHONY: help install demo test test-rust test-python test-zarrs check fuzz bench
 
 help:
 	@echo "make demo    distil the bundled teacher and look at the pictures (about 6 minutes once installed)"
 	@echo "make test    the tests, Rust and Python (VENV=$(VENV), JOBS=$(JOBS), PYTEST_ARGS=…)"
+	@echo "make test-zarrs a store read by zarrs, the Zarr of Rust, which compiles for minutes"
 	@echo "make check   formatters, linters, types"
 	@echo "make fuzz    damaged inputs of twelve kinds, each for FUZZ_SECONDS=$(FUZZ_SECONDS); what fails is kept"
 	@echo "make bench   the benchmarks; results go to benchmarks/results/"
@@ -81,11 +82,16 @@ test-rust: $(STAMP)
 test-python: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" --durations 15 $(PYTEST_ARGS)
 
+# One of the slow tests, which `make test` leaves out.
+test-zarrs: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/python/data/test_zarrs.py $(PYTEST_ARGS)
+
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	cargo fmt --check
+	cargo fmt --check --manifest-path tests/zarrs/Cargo.toml
 	cargo clippy --locked --release --workspace --all-targets -- -D warnings
 
 # One kind after the other; bytes from a random seed, which is printed.

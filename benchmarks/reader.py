@@ -1,7 +1,8 @@
 """Random batches of 64 from the shards: our reader on one thread beside a flat memory map and zarr-python.
 
 From a store in the page cache: latents of (32, 16, 16) float16, which are 16 KiB, with captions of one token of width
-8; and with captions of 16 tokens of width 2304, as SANA has. The peers read latents alone, and zarr-python from the
+8; and with captions of 16 tokens of width 2304, as SANA has. A row is read from its file and checked at first, and
+copied from a map of its shard from then on: both are measured. The peers read latents alone, and zarr-python from the
 same shards: sorted and without those that were drawn twice, as it likes them.
 """
 
@@ -22,10 +23,12 @@ from _environment import machine, write_result
 from _peers import Work, paired
 
 from ddx._core import BatchReader, StoreWriter
+from ddx.data.buckets import Bucket
 from ddx.data.layout import Sizes, array_specs, round_up
 from ddx.data.part_writer import raw
 
 LATENT_SHAPE = (32, 16, 16)
+SQUARE = Bucket(512, 512, LATENT_SHAPE)
 BATCH = 64
 PART_ROWS = 1024
 ROUNDS = 15
@@ -38,8 +41,12 @@ def main() -> None:
     for name, (rows, tokens, width) in STORES.items():
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "store.zarr"
-            write_store(path, Sizes(rows, PART_ROWS, LATENT_SHAPE, width, tokens), tokens)
-            peers = {"the same, checksums not verified": reader_work(path, verify=False)}
+            write_store(path, Sizes(rows, PART_ROWS, (SQUARE,), width, tokens), tokens)
+            peers = {
+                "the same, checksums not verified": reader_work(path, verify=False),
+                "the same, each row for the first time": first_work(path, rows // BATCH, verify=True),
+                "for the first time, not verified": first_work(path, rows // BATCH, verify=False),
+            }
             if tokens == 1:
                 peers["np.memmap"] = memmap_work(path, rows)
                 peers["zarr-python oindex"] = zarr_work(path, rows)
@@ -75,6 +82,17 @@ def reader_work(path: Path, *, verify: bool) -> Work:
     """Our reader, one thread; it reads ahead by two batches of 500, no more between turns."""
     reader = BatchReader(path, batch_size=BATCH, seed=0, threads=1, prefetch=2, verify=verify)
     return batches(lambda: next(reader))
+
+
+def first_work(path: Path, num_batches: int, *, verify: bool) -> Work:
+    """The first epoch of a reader, with its opening."""
+
+    def run() -> None:
+        reader = BatchReader(path, batch_size=BATCH, seed=0, threads=1, prefetch=2, verify=verify)
+        for _ in range(num_batches):
+            next(reader)
+
+    return Work(run, num_batches * BATCH)
 
 
 def memmap_work(path: Path, rows: int) -> Work:

@@ -234,13 +234,13 @@ pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use std::slice;
 
     use super::*;
     use crate::store::DataType;
 
-    pub(in crate::store) fn array(path: &str, shape: &[u64], shard: u64, chunk: u64, data_type: DataType) -> ArraySpec {
+    fn array(path: &str, shape: &[u64], shard: u64, chunk: u64, data_type: DataType) -> ArraySpec {
         ArraySpec {
             path: path.into(),
             shape: shape.to_vec(),

@@ -12,6 +12,8 @@
 mod bombs;
 mod harness;
 mod images;
+#[path = "../store/made.rs"]
+mod made;
 mod memory;
 mod mutate;
 mod pictures;
