@@ -25,22 +25,14 @@ if TYPE_CHECKING:
 COLUMNS = ("url_column", "image_column", "path_column", "key_column")
 # Settings that shape the bytes, and are recorded where they are not what they are by default.
 UNUSUAL = (
-    "where",
-    "dedup",
-    "limit",
-    "shuffle",
-    "flip",
-    "posterior",
-    "verify_checksums",
-    "max_aspect",
-    "bucket_step",
-    "text_dtype",
+    *("where", "dedup", "limit", "shuffle", "flip", "posterior", "tiff", "verify_checksums"),
+    *("max_aspect", "bucket_step", "text_dtype"),
 )
 # Those of all the recorded settings that begin to matter when pictures are encoded.
 ENCODING = ("dtype", "flip", "posterior", "text_dtype")
 # Settings of PrecomputeConfig that the core's Ingest takes under the same name.
 INGEST = (
-    *("batch_size", "max_pixels", "max_upscale", "verify_checksums", "concurrency", "per_host", "host_rate"),
+    *("batch_size", "max_pixels", "max_upscale", "tiff", "verify_checksums", "concurrency", "per_host", "host_rate"),
     *("retries", "backoff_s"),
     *("connect_timeout_s", "idle_timeout_s", "total_timeout_s", "max_body_bytes", "allow_private_hosts"),
     *("respect_opt_out", "user_agent", "prefetch_rows", "decode_threads"),
@@ -157,7 +149,7 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Works
         float8=config.text_dtype == "float8",
     )
     settings = {
-        "input": source_digest(source.files),
+        "input": source_digest(source.files, source.identities),
         "input_rows": source.rows,
         "columns": dict(source.columns),
         "part_rows": sizes.part_rows,

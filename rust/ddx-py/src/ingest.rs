@@ -1,7 +1,6 @@
 //! Python face of `ddx_core::source` and `ddx_core::ingest`.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,7 +21,8 @@ const PATIENCE: Duration = Duration::from_millis(100);
 #[pyclass(frozen, module = "ddx._core")]
 struct Input {
     source: Arc<dyn Source>,
-    files: Vec<PathBuf>,
+    files: Vec<String>,
+    identities: Vec<Option<String>>,
 }
 
 #[pymethods]
@@ -57,8 +57,9 @@ impl Input {
         let selection = Selection { filter, unique, limit, shuffle };
         let open = || {
             let input = CoreInput::open(&sources, &choice)?;
-            let files = input.files().map(Path::to_owned).collect();
-            Ok(Self { source: select(Arc::new(input), &selection)?, files })
+            let files = input.files().map(|path| path.to_string_lossy().into_owned()).collect();
+            let identities = input.identities().map(|identity| identity.map(str::to_owned)).collect();
+            Ok(Self { source: select(Arc::new(input), &selection)?, files, identities })
         };
         py.detach(open).map_err(to_python)
     }
@@ -67,7 +68,7 @@ impl Input {
     #[allow(clippy::needless_pass_by_value)] // what Python hands over is owned
     fn pick(&self, rows: Vec<u64>) -> PyResult<Self> {
         let source = pick(self.source.clone(), &rows).map_err(to_python)?;
-        Ok(Self { source, files: self.files.clone() })
+        Ok(Self { source, files: self.files.clone(), identities: self.identities.clone() })
     }
 
     #[getter]
@@ -77,8 +78,14 @@ impl Input {
 
     /// The files in order; a folder of images is one of them.
     #[getter]
-    fn files(&self) -> Vec<PathBuf> {
+    fn files(&self) -> Vec<String> {
         self.files.clone()
+    }
+
+    /// For each file what its store says of its contents; None for one on a disk.
+    #[getter]
+    fn identities(&self) -> Vec<Option<String>> {
+        self.identities.clone()
     }
 
     #[getter]
@@ -204,7 +211,7 @@ impl Ingest {
         input, *, sizes, part_rows, batch_size, parts,
         concurrency=64, per_host=8, host_rate=None, connect_timeout_s=10.0, idle_timeout_s=15.0, total_timeout_s=60.0,
         max_body_bytes=64 << 20, retries=3, backoff_s=0.5, allow_private_hosts=false, respect_opt_out=true,
-        user_agent=None, max_pixels=100_000_000, max_upscale=1.0, verify_checksums=true, prefetch_rows=None, decode_threads=None,
+        user_agent=None, max_pixels=100_000_000, max_upscale=1.0, tiff=false, verify_checksums=true, prefetch_rows=None, decode_threads=None,
         byte_budget=256 << 20, pixel_budget=128_000_000,
     ))]
     fn new(
@@ -228,6 +235,7 @@ impl Ingest {
         user_agent: Option<String>,
         max_pixels: u64,
         max_upscale: f64,
+        tiff: bool,
         verify_checksums: bool,
         prefetch_rows: Option<usize>,
         decode_threads: Option<usize>,
@@ -258,6 +266,7 @@ impl Ingest {
             decode_threads: decode_threads.unwrap_or_else(available_threads),
             max_pixels,
             max_upscale,
+            tiff,
             verify_checksums,
             byte_budget,
             pixel_budget,

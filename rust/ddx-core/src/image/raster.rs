@@ -1,8 +1,8 @@
-//! PNG, WebP, GIF and BMP through the `image` crate.
+//! PNG, WebP, GIF, BMP and TIFF through the `image` crate.
 
 use std::io::Cursor;
 
-use image::codecs::{bmp::BmpDecoder, gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
+use image::codecs::{bmp::BmpDecoder, gif::GifDecoder, png::PngDecoder, tiff::TiffDecoder, webp::WebPDecoder};
 use image::error::{LimitError, LimitErrorKind};
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageResult, Limits};
@@ -27,7 +27,8 @@ fn open(bytes: &[u8], format: Format) -> ImageResult<Decoder<'_>> {
         Format::WebP => Box::new(WebPDecoder::new(reader)?),
         Format::Gif => Box::new(GifDecoder::new(reader)?),
         Format::Bmp => Box::new(BmpDecoder::new(reader)?),
-        Format::Jpeg | Format::Other(_) => unreachable!("not a format of this module: {format:?}"),
+        Format::Tiff => Box::new(TiffDecoder::new(reader)?),
+        Format::Jpeg | Format::Avif | Format::Other(_) => unreachable!("not a format of this module: {format:?}"),
     })
 }
 

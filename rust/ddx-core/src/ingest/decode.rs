@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::{Cropped, IngestConfig, Outcome, PIXEL_PIECE, RowRecord, RowStatus, Shared};
 use crate::fetch::{Body, FetchError};
-use crate::image::{CropBox, ImageError, Resizer, Size, cover_crop, decode, read_header};
+use crate::image::{CropBox, Format, ImageError, Resizer, Size, cover_crop, decode, read_header, sniff};
 use crate::source::{Checksum, sha256};
 
 /// A row on its way to a decoder.
@@ -102,6 +102,10 @@ impl Worker {
                 let detail = "the bytes are not those that the checksum in the input was taken of";
                 return (record.failed(RowStatus::WrongChecksum, &detail), None);
             }
+        }
+        if sniff(&body.bytes) == Some(Format::Tiff) && !config.tiff {
+            let error = ImageError::LeftOut { format: "TIFF", reason: "they are decoded with --tiff only" };
+            return (record.failed(RowStatus::from(&error), &error), None);
         }
         let header = match read_header(&body.bytes, config.max_pixels) {
             Ok(header) => header,
