@@ -53,27 +53,36 @@ def open_writer(plan: Plan) -> tuple[Plan, StoreWriter]:
         return with_pooled(plan, found["pooled_width"]), StoreWriter.open(plan.store, plan.digest)
 
 
-def _create(plan: Plan) -> tuple[Plan, StoreWriter]:
+def whole_arrays(plan: Plan) -> tuple[Plan, dict[str, Any]]:
+    """The arrays of one shard: the null condition and the validation prompts, encoded; and the plan that knows them."""
     teacher = plan.teacher
     prompts = list(teacher.validation_prompts)
     null, *texts = (_text(plan, condition) for condition in (teacher.null_condition(), *teacher.encode_text(prompts)))
-    plan = with_pooled(plan, None if null.pooled is None else len(null.pooled))
-    if plan.sizes.pooled_width and plan.sizes.num_captions > 1:
-        raise UsageError(
-            f"{teacher.name} has pooled embeddings, which a store keeps for one caption a row",
-            hint="give --caption-column once",
-        )
     arrays = {
         "text/null": null.tokens,
         **_validation_arrays(pack(texts)),
     }
     if null.pooled is not None:
         arrays["text/null_pooled"] = null.pooled[None]
+    return with_pooled(plan, None if null.pooled is None else len(null.pooled)), arrays
+
+
+def _create(plan: Plan) -> tuple[Plan, StoreWriter]:
+    plan, arrays = whole_arrays(plan)
+    if plan.sizes.pooled_width and plan.sizes.num_captions > 1:
+        raise UsageError(
+            f"{plan.teacher.name} has pooled embeddings, which a store keeps for one caption a row",
+            hint="give --caption-column once",
+        )
     specs = array_specs(plan.sizes)
     for path, array in arrays.items():
         names = ("token", "channel") if array.ndim == 2 else ("prompt",)
         specs.append(whole_spec(path, array.shape, str(array.dtype), names))
-    attributes = {**plan.attributes(), "pooled_width": plan.sizes.pooled_width, "validation_prompts": prompts}
+    attributes = {
+        **plan.attributes(),
+        "pooled_width": plan.sizes.pooled_width,
+        "validation_prompts": list(plan.teacher.validation_prompts),
+    }
     # A store exists when its root does, so what has no parts goes in first.
     with core_errors():
         writer = StoreWriter.create(

@@ -7,6 +7,7 @@
 //! * [`shard`] encodes and decodes one shard (inner chunks, then the index, all with crc32c);
 //! * [`atomic`] makes a file appear whole or not at all;
 //! * [`StoreWriter`] puts a part's shards and then its [`Commit`] in place;
+//! * [`Verifier`] reads all of it against its checksums;
 //! * [`Permutation`] orders an epoch from a seed without storing it;
 //! * [`BatchReader`] reads random batches on threads of its own, in an order that does not depend on them.
 
@@ -19,6 +20,7 @@ mod reader;
 mod replace;
 mod rows;
 pub mod shard;
+mod verify;
 mod writer;
 
 pub use commit::{COMMIT_FOLDER, Commit};
@@ -26,4 +28,5 @@ pub use metadata::{ArraySpec, DataType, GROUP_FILE};
 pub use order::Permutation;
 pub use reader::{Batch, BatchReader, ReaderOptions};
 pub use rows::{FLIP, LATENTS, LENGTH, LOGVAR, LOGVAR_FLIP, OFFSET, POOLED, RowArray, RowStore, TOKENS};
+pub use verify::{Checked, Damage, Verifier};
 pub use writer::{Part, ShardData, StoreWriter};
