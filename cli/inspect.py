@@ -20,6 +20,7 @@ LONGEST_DETAIL = 60
 Example:
   ddx inspect runs/data/laion-sana-600m-512.zarr
   ddx inspect runs/data/laion-sana-600m-512.zarr --report
+  ddx inspect runs/data/laion-sana-600m-512.zarr --verify
   ddx inspect sana-tiny --json
 """
 )
@@ -29,19 +30,22 @@ def command(invocation: Invocation, what: str) -> int:
     """Show what a store holds.
 
     For a store, also one that is not complete: its teacher and sizes, its rows by status with examples, and the hosts
-    that its pictures came from; --report writes a page with statistics. For a student's folder: its record. For a
-    teacher's name: what is known without its weights.
+    that its pictures came from; --report writes a page with statistics, --verify reads all of it and exits with 1 if
+    a file is not what was written. For a student's folder: its record. For a teacher's name: what is known without its
+    weights.
     """
     from ddx.cli.console import emit, emit_json
 
     config = invocation.build(InspectConfig)
     path = Path(what).expanduser()
     is_store = (path / "zarr.json").is_file()
-    if config.report and not is_store:
+    if (config.report or config.verify) and not is_store:
         from ddx.errors import UsageError
 
-        raise UsageError(f"{what} is not a store, and a report is made of one", hint="leave --report out")
-    found = look_into_store(path, config, invocation) if is_store else look(what)
+        flag = "verify" if config.verify else "report"
+        raise UsageError(f"{what} is not a store, and --{flag} is for one", hint=f"leave --{flag} out")
+    verified = verify_store(path, invocation) if config.verify else {}
+    found = {**look_into_store(path, config, invocation), **verified} if is_store else look(what)
     if invocation.as_json:
         emit_json(found)
     elif is_store:
@@ -50,6 +54,24 @@ def command(invocation: Invocation, what: str) -> int:
         for line in lines(found):
             emit(line)
     return 0
+
+
+def verify_store(path: Path, invocation: Invocation) -> dict[str, Any]:
+    """Return what --verify found. Of a damaged store, print the files and raise DdxError; it may be unreadable."""
+    from ddx.cli.console import emit_json, emit_table
+    from ddx.data.store import Store
+    from ddx.data.verify import CURE, verify_all
+    from ddx.errors import DdxError
+
+    verified = verify_all(path, Store(path).num_parts, invocation.progress)
+    found = {"verified": verified.to_dict()}
+    if not verified.damaged:
+        return found
+    if invocation.as_json:
+        emit_json({"path": str(path), **found})
+    else:
+        emit_table(["damaged", "because it"], [[damage.file, damage.reason] for damage in verified.damaged])
+    raise DdxError(f"{path} is damaged, files: {len(verified.damaged)}", hint=CURE)
 
 
 def look_into_store(path: Path, config: InspectConfig, invocation: Invocation) -> dict[str, Any]:
@@ -95,7 +117,7 @@ def show_store(found: dict[str, Any]) -> None:
     from ddx.data.ledger import cure
 
     failed, examples, hosts = found["failed"], found["examples"], found["hosts"]
-    tables = ("failed", "examples", "hosts", "report")
+    tables = ("failed", "examples", "hosts", "report", "verified")
     for line in lines({key: value for key, value in found.items() if key not in tables}):
         emit(line)
     _show_failures(failed, found["ok"])
@@ -103,6 +125,8 @@ def show_store(found: dict[str, Any]) -> None:
     _show_hosts(hosts)
     if advice := cure(failed):
         emit(f"\n{advice}")
+    if "verified" in found:
+        emit(f"\nverified: {size(found['verified']['bytes'])}, nothing is damaged")
     if "report" in found:
         emit(f"\npage  {found['report']}")
 

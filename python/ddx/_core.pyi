@@ -206,10 +206,23 @@ class StoreWriter:
         """Write shard `part` of each array in `shards` (numbers of the chunks that exist, None for the first ones; and
         their bytes), then `files` by path, then the commit record, which is returned as JSON. `replace`: the part is
         done, and counts as it is until the new one is whole."""
+    def restore(self, whole: Mapping[str, Any]) -> None:
+        """Write arrays of one shard anew (their bytes by path), and every node's metadata as the root holds them."""
     def finish_replacements(self) -> None:
         """Finish what a stopped process was replacing; several processes may do so at once."""
     def committed(self, num_parts: int) -> list[str]:
         """The records, as JSON, of the parts that are done: equal fingerprint, every file of its size."""
+
+@final
+class StoreVerifier:
+    """Reads a store whole; calls may come from many threads. What they return: bytes read, and (file, reason) of each
+    file that is damaged. Raises CoreError when this is not a store."""
+
+    def __new__(cls, path: PathLike[str]) -> StoreVerifier: ...
+    def part(self, part: int, ok: Sequence[int] | None) -> tuple[int, list[tuple[str, str]]]:
+        """Check a part: its record, sizes, checksums, and that its chunks are those of the rows at the places `ok`."""
+    def whole(self) -> tuple[int, list[tuple[str, str]]]:
+        """Check the arrays of one shard, and every node's own metadata."""
 
 @final
 class BatchReader(Iterator[dict[str, Any]]):

@@ -81,6 +81,7 @@ class PrecomputeConfig:
         choices=("all", "fetch", "encode"),
     )
     retry: tuple[str, ...] = option((), "take rows up again that failed so, such as timeout or 'http_5*'; all: any")
+    verify: bool = option(False, "first read what is there against its checksums; damaged parts are made anew")
     prefetch_rows: int | None = option(None, "rows that are fetched and decoded ahead (none: enough for the above)")
     decode_threads: int | None = option(None, "threads that decode (none: one a core)")
     dtype: str = option("auto", "what encoders compute in (auto: bf16 on a GPU)", choices=("auto", "float32", "bf16"))
@@ -106,6 +107,8 @@ class PrecomputeConfig:
             )
         if self.retry and self.stage != "all":
             raise UsageError("--retry fetches and encodes", hint="leave --stage away")
+        if self.verify and self.stage == "fetch":
+            raise UsageError("--verify reads a store, and --stage fetch makes none", hint="leave --verify away")
         for pattern in self.retry:
             if pattern != "all" and not any(fnmatchcase(status, pattern) for status in STATUSES):
                 near = nearest(pattern, STATUSES)
@@ -120,6 +123,7 @@ class InspectConfig:
     """Show what a store holds."""
 
     report: bool = option(False, "write a page with statistics of a store and plots")
+    verify: bool = option(False, "read all of a store against its checksums, and name the damaged files")
     out: Path | None = option(None, "folder of the report (none: one in the workspace)", metavar="PATH")
 
     def __post_init__(self) -> None:

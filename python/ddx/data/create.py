@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from ddx.data.core import core_errors
 from ddx.data.encode import Captions, Text, as_text, pack
 from ddx.data.fingerprint import refuse_mismatch
 from ddx.data.float8 import MAX_ERROR, float8_error, to_float8
-from ddx.data.layout import array_specs, whole_spec
+from ddx.data.layout import Array, array_specs, whole_spec
 from ddx.data.part_writer import raw
 from ddx.data.plan import Plan, with_pooled
 from ddx.errors import DdxError, UsageError
@@ -57,29 +57,38 @@ def open_writer(plan: Plan) -> tuple[Plan, StoreWriter]:
         return with_pooled(plan, found["pooled_width"]), StoreWriter.open(plan.store, plan.digest)
 
 
-def _create(plan: Plan) -> tuple[Plan, StoreWriter]:
+def whole_arrays(plan: Plan) -> tuple[Plan, dict[str, Any]]:
+    """The arrays of one shard: the null condition and the validation prompts, encoded; and the plan that knows them."""
     teacher = plan.teacher
     prompts = list(teacher.validation_prompts)
     null, *texts = (_text(plan, condition) for condition in (teacher.null_condition(), *teacher.encode_text(prompts)))
-    plan = with_pooled(plan, None if null.pooled is None else len(null.pooled))
-    if plan.sizes.pooled_width and plan.sizes.num_captions > 1:
-        raise UsageError(
-            f"{teacher.name} has pooled embeddings, which a store keeps for one caption a row",
-            hint="give --caption-column once",
-        )
     arrays = {
         "text/null": null.tokens,
         **_validation_arrays(pack(texts)),
     }
     if null.pooled is not None:
         arrays["text/null_pooled"] = null.pooled[None]
+    return with_pooled(plan, None if null.pooled is None else len(null.pooled)), arrays
+
+
+def _create(plan: Plan) -> tuple[Plan, StoreWriter]:
+    plan, arrays = whole_arrays(plan)
+    if plan.sizes.pooled_width and plan.sizes.num_captions > 1:
+        raise UsageError(
+            f"{plan.teacher.name} has pooled embeddings, which a store keeps for one caption a row",
+            hint="give --caption-column once",
+        )
     specs = array_specs(plan.sizes)
     for path, array in arrays.items():
         names = ("token", "channel") if array.ndim == 2 else ("prompt",)
         specs.append(whole_spec(path, array.shape, str(array.dtype), names))
-    attributes = {**plan.attributes(), "pooled_width": plan.sizes.pooled_width, "validation_prompts": prompts}
+    attributes = {
+        **plan.attributes(),
+        "pooled_width": plan.sizes.pooled_width,
+        "validation_prompts": list(plan.teacher.validation_prompts),
+    }
     if plan.sizes.float8:
-        attributes["text_error"] = _float8_errors(plan, [null, *texts])
+        attributes["text_error"] = _float8_errors(plan, arrays)
     # A store exists when its root does, so what has no parts goes in first.
     with core_errors():
         writer = StoreWriter.create(
@@ -102,9 +111,13 @@ def _text(plan: Plan, condition: Condition) -> Text:
     return text
 
 
-def _float8_errors(plan: Plan, texts: Sequence[Text]) -> dict[str, float]:
+def _float8_errors(plan: Plan, arrays: Mapping[str, Array]) -> dict[str, float]:
     """One minus the cosine between embeddings and what eight bits keep of them: of each caption's worst token."""
-    errors = [float8_error(text.tokens, *to_float8(text.tokens)) for text in texts]
+    captions = [arrays["text/null"]]
+    if "text/validation/tokens" in arrays:
+        tokens, *places = (arrays[f"text/validation/{name}"] for name in ("tokens", "offset", "length"))
+        captions += [tokens[offset : offset + length] for offset, length in zip(*places, strict=True)]
+    errors = [float8_error(caption, *to_float8(caption)) for caption in captions]
     if max(errors) > MAX_ERROR:
         raise UsageError(
             f"the embeddings of {plan.teacher.name} lose too much in float8: an error of {max(errors):.2%}",

@@ -22,6 +22,7 @@ from ddx.data.part_writer import PartWriter
 from ddx.data.pictures import fetch
 from ddx.data.plan import Plan, make_plan
 from ddx.data.ranks import COMPLETE, already_written, cannot_write, claim, share_lock
+from ddx.data.repair import discard_damaged
 from ddx.data.retry import any_retries, retry_rows
 from ddx.data.store import tally
 from ddx.errors import DdxError
@@ -45,9 +46,10 @@ def precompute(
 ) -> Path:
     """Encode every row of the sources, and return the path of the complete store.
 
-    A row that fails is recorded and skipped. A part that is committed is kept: after a stop the same call goes on with
-    the rest. Under torchrun the ranks take disjoint parts, and those of a rank that is gone are taken over. With
-    `stage` "fetch" there are pictures at the store's place afterwards, and no store yet.
+    A row that fails is recorded and skipped. A part that is committed is kept, with `verify` if it is what was written:
+    after a stop the same call goes on with the rest. Under torchrun the ranks take disjoint parts, and those of a rank
+    that is gone are taken over. With `stage` "fetch" there are pictures at the store's place afterwards, and no store
+    yet.
 
     Raises UsageError when the store at that place was made with other settings (naming the first), DdxError when the
     input, the teacher or the disk fails. KeyboardInterrupt leaves what is finished.
@@ -65,6 +67,8 @@ def precompute(
         plan, writer = open_writer(plan)
         with core_errors():
             writer.finish_replacements()
+        if mine and config.verify:
+            discard_damaged(plan, writer, progress)
         if mine:
             _run_parts(plan, writer, plan.share(plan.rank.rank), progress)
     while len(committed(writer, plan)) < plan.sizes.num_parts:

@@ -14,9 +14,9 @@ from ddx.data.part import Part, read_part
 from ddx.data.part_writer import PartWriter
 from ddx.data.pictures import fetch
 from ddx.data.plan import Plan
-from ddx.data.ranks import COMPLETE, READERS, already_written, claim
-from ddx.data.rows import FILE_NAME, OK, piece_path, sync_folder
-from ddx.errors import DdxError
+from ddx.data.ranks import already_written, claim
+from ddx.data.reopen import reopened
+from ddx.data.rows import OK, piece_path
 
 if TYPE_CHECKING:
     from ddx._core import StoreWriter
@@ -69,15 +69,8 @@ def matches(status: str, patterns: Sequence[str]) -> bool:
 
 
 def _write_renewed(plan: Plan, writer: StoreWriter, rows: Sequence[int], progress: Progress) -> None:
-    # One rank at a time: else two of them would take each other for a training.
-    with claim(plan.store, COMPLETE, wait=True), claim(plan.store, READERS) as alone:
-        if not alone:
-            raise DdxError(
-                f"{plan.store} is being read, and taking rows up again would change it under the reader",
-                hint="wait until the training has ended, then run the same command",
-            )
-        (plan.store / FILE_NAME).unlink(missing_ok=True)
-        sync_folder(plan.store)
+    with reopened(plan.store, "taking rows up again"):
+        pass
     progress.start("retry", len(rows), "rows")
     try:
         with PartWriter(writer, plan.sizes, replace=True) as part_writer:

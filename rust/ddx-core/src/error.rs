@@ -243,8 +243,8 @@ impl Error {
             Self::SeveralImageColumns(_) => "give one of --url-column, --image-column and --path-column",
             Self::Write { source, .. } => return write_hint(source),
             Self::Damaged { .. } => {
-                "delete the record of its part in _ddx/commit and run the same `ddx precompute` again: \
-                 only that part is made anew"
+                "`ddx inspect STORE --verify` names all damaged files, and the same `ddx precompute` with --verify makes \
+                 their parts anew"
             }
             Self::Store { hint, .. } => return hint.clone(),
             Self::Object { path, source } => return source.hint(path),

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::slice;
 
-use ddx_core::store::{ArraySpec, BatchReader, Commit, Part, ReaderOptions, RowArray, ShardData, StoreWriter};
+use ddx_core::store::{
+    ArraySpec, BatchReader, Checked, Commit, Part, ReaderOptions, RowArray, ShardData, StoreWriter, Verifier,
+};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -38,10 +40,7 @@ impl PyStoreWriter {
     ) -> PyResult<Self> {
         let arrays: Vec<ArraySpec> = serde_json::from_str(arrays).map_err(bad_json)?;
         let attributes: Map<String, Value> = serde_json::from_str(attributes).map_err(bad_json)?;
-        let contents = whole
-            .iter()
-            .map(|(array, buffer)| Ok(ShardData { array, ids: None, data: contiguous(array, buffer)? }))
-            .collect::<PyResult<Vec<_>>>()?;
+        let contents = whole_shards(&whole)?;
         let create = || StoreWriter::create(&path, arrays, &attributes, fingerprint, &contents);
         Ok(Self { inner: py.detach(create).map_err(to_python)? })
     }
@@ -91,6 +90,12 @@ impl PyStoreWriter {
         to_json(&commit)
     }
 
+    /// Writes arrays of one shard anew, and every node's metadata as the root holds them.
+    fn restore(&self, py: Python<'_>, whole: BTreeMap<String, PyBuffer<u8>>) -> PyResult<()> {
+        let contents = whole_shards(&whole)?;
+        py.detach(|| self.inner.restore(&contents)).map_err(to_python)
+    }
+
     /// Finishes replacements that were stopped half way; several processes may do so at once.
     fn finish_replacements(&self, py: Python<'_>) -> PyResult<()> {
         py.detach(|| self.inner.finish_replacements()).map_err(to_python)
@@ -100,6 +105,42 @@ impl PyStoreWriter {
     fn committed(&self, py: Python<'_>, num_parts: u64) -> PyResult<Vec<String>> {
         py.detach(|| self.inner.committed(num_parts)).iter().map(to_json).collect()
     }
+}
+
+fn whole_shards(whole: &BTreeMap<String, PyBuffer<u8>>) -> PyResult<Vec<ShardData<'_>>> {
+    whole.iter().map(|(array, buffer)| Ok(ShardData { array, ids: None, data: contiguous(array, buffer)? })).collect()
+}
+
+/// Bytes read, and the damaged files with the reason.
+type Findings = (u64, Vec<(String, String)>);
+
+/// Checks one store; see `_core.pyi`.
+#[pyclass(frozen, name = "StoreVerifier", module = "ddx._core")]
+pub struct PyStoreVerifier {
+    inner: Verifier,
+}
+
+#[pymethods]
+impl PyStoreVerifier {
+    #[new]
+    fn new(path: PathBuf) -> PyResult<Self> {
+        Ok(Self { inner: Verifier::open(&path).map_err(to_python)? })
+    }
+
+    /// Checks a part; `ok`: the places of its fine rows, where known.
+    #[pyo3(signature = (part, ok))]
+    fn part(&self, py: Python<'_>, part: u64, ok: Option<Vec<u32>>) -> Findings {
+        findings(py.detach(|| self.inner.part(part, ok.as_deref())))
+    }
+
+    /// Checks the arrays without parts, and the metadata.
+    fn whole(&self, py: Python<'_>) -> Findings {
+        findings(py.detach(|| self.inner.whole()))
+    }
+}
+
+fn findings(checked: Checked) -> Findings {
+    (checked.bytes, checked.damaged.into_iter().map(|damage| (damage.file, damage.reason)).collect())
 }
 
 /// Reads random batches; see `_core.pyi`.
@@ -181,6 +222,7 @@ impl PyBatchReader {
 /// Adds the store's classes to `ddx._core`.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyStoreWriter>()?;
+    module.add_class::<PyStoreVerifier>()?;
     module.add_class::<PyBatchReader>()
 }
 

@@ -26,6 +26,9 @@ pub struct Commit {
     pub fingerprint: String,
     /// Size in bytes of every file of the part, by its path inside the store.
     pub files: BTreeMap<String, u64>,
+    /// crc32c of those files that do not check themselves, as shards do; records of old stores have none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub checksums: BTreeMap<String, u32>,
 }
 
 impl Commit {

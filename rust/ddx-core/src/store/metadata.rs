@@ -114,6 +114,18 @@ impl ArraySpec {
         (self.shard_rows / self.chunk_rows) as usize
     }
 
+    /// Whether the first axis is that of the store's rows.
+    #[must_use]
+    pub fn has_rows(&self) -> bool {
+        self.dimension_names.first().is_some_and(|name| name == "row")
+    }
+
+    /// Whether shard `p` is that of part `p`; the other arrays are one shard.
+    #[must_use]
+    pub fn is_by_part(&self) -> bool {
+        self.has_rows() || self.path == super::TOKENS
+    }
+
     /// Number of shards that cover the array.
     #[must_use]
     pub fn num_shards(&self) -> u64 {

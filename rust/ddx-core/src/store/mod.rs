@@ -7,6 +7,7 @@
 //! * [`shard`] encodes and decodes one shard (inner chunks, then the index, all with crc32c);
 //! * [`atomic`] makes a file appear whole or not at all;
 //! * [`StoreWriter`] puts a part's shards and then its [`Commit`] in place;
+//! * [`Verifier`] reads all of it against its checksums;
 //! * [`Permutation`] orders an epoch from a seed without storing it;
 //! * [`BatchReader`] reads random batches on threads of its own, in an order that does not depend on them.
 
@@ -23,6 +24,7 @@ mod rows;
 mod sampler;
 pub mod shard;
 mod table;
+mod verify;
 mod writer;
 
 pub use arrays::{BUCKET, FLIP, LATENTS, LENGTH, LOGVAR, LOGVAR_FLIP, OFFSET, POOLED, RowArray, SCALE, TOKENS};
@@ -31,4 +33,5 @@ pub use metadata::{ArraySpec, DataType, GROUP_FILE};
 pub use order::Permutation;
 pub use reader::{Batch, BatchReader, ReaderOptions};
 pub use rows::RowStore;
+pub use verify::{Checked, Damage, Verifier};
 pub use writer::{Part, ShardData, StoreWriter};

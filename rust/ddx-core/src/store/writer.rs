@@ -99,6 +99,17 @@ impl StoreWriter {
         Ok(Self { root: root.to_owned(), arrays, fingerprint: fingerprint.to_owned() })
     }
 
+    /// Writes arrays of one shard anew, and the metadata of every node as the root holds them.
+    ///
+    /// # Errors
+    /// When the data do not fit the arrays, or the disk refuses.
+    pub fn restore(&self, whole: &[ShardData<'_>]) -> Result<()> {
+        for (path, metadata) in &read_nodes(&self.root)? {
+            write_json(&self.root.join(path).join(GROUP_FILE), metadata)?;
+        }
+        whole.iter().try_for_each(|&content| self.write_shard(0, content).map(|_| ()))
+    }
+
     /// Writes one shard of one array. Returns its path inside the store and its size.
     ///
     /// # Errors
@@ -162,7 +173,7 @@ impl StoreWriter {
         shards: &[ShardData<'_>],
         files: &[(String, &[u8])],
     ) -> Result<Commit> {
-        let mut sizes = BTreeMap::new();
+        let (mut sizes, mut checksums) = (BTreeMap::new(), BTreeMap::new());
         for &content in shards {
             let (path, size) = self.write_shard_under(base, part.part, content)?;
             sizes.insert(path, size);
@@ -173,6 +184,7 @@ impl StoreWriter {
                 atomic::create_folder(parent)?;
             }
             sizes.insert(path.clone(), atomic::write(&target, |out| out.write_all(bytes))?);
+            checksums.insert(path.clone(), crc32c::crc32c(bytes));
         }
         Ok(Commit {
             part: part.part,
@@ -182,6 +194,7 @@ impl StoreWriter {
             failed: part.failed.clone(),
             fingerprint: self.fingerprint.clone(),
             files: sizes,
+            checksums,
         })
     }
 
@@ -201,20 +214,24 @@ impl StoreWriter {
 
 /// The arrays of a store by path, from the root's inline metadata.
 pub(super) fn read_arrays(root: &Path) -> Result<BTreeMap<String, ArraySpec>> {
-    let path = root.join(GROUP_FILE);
-    let text = fs::read(&path).map_err(|source| Error::read(&path, source))?;
-    let group: Value = serde_json::from_slice(&text).unwrap_or_default();
-    let nodes = group.pointer("/consolidated_metadata/metadata").and_then(Value::as_object).ok_or_else(|| {
-        Error::store(
-            format!("{} is not a store of ddx", root.display()),
-            Some("stores are made by `ddx precompute`".into()),
-        )
-    })?;
-    nodes
+    read_nodes(root)?
         .iter()
         .filter(|(_, metadata)| metadata["node_type"] == "array")
         .map(|(path, metadata)| Ok((path.clone(), ArraySpec::from_metadata(path, metadata)?)))
         .collect()
+}
+
+/// The metadata of all nodes of a store by path, from the root's.
+pub(super) fn read_nodes(root: &Path) -> Result<Map<String, Value>> {
+    let path = root.join(GROUP_FILE);
+    let text = fs::read(&path).map_err(|source| Error::read(&path, source))?;
+    let group: Value = serde_json::from_slice(&text).unwrap_or_default();
+    group.pointer("/consolidated_metadata/metadata").and_then(Value::as_object).cloned().ok_or_else(|| {
+        Error::store(
+            format!("{} is not a store of ddx", root.display()),
+            Some("stores are made by `ddx precompute`".into()),
+        )
+    })
 }
 
 fn group_metadata(attributes: &Map<String, Value>) -> Value {
