@@ -12,6 +12,7 @@ mod filter;
 mod folder;
 mod input;
 mod list;
+mod pages;
 mod parquet;
 mod place;
 mod select;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float64Type, Int32Type, Int64Type, UInt32Type, UInt64Type};
@@ -10,12 +11,13 @@ use arrow_array::{Array, ArrayRef, RecordBatch, StructArray};
 use arrow_cast::cast;
 use arrow_schema::DataType;
 use bytes::Bytes;
-use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
-    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, RowGroups, RowSelection,
 };
+use parquet::arrow::{ProjectionMask, parquet_to_arrow_field_levels};
 
 use super::columns::{Columns, find_columns};
+use super::pages::CheckedGroups;
 use super::place::{Place, beside};
 use super::{Cells, Checksum, ColumnChoice, ImageKind, ImageRef, Row, Rows, Source, Value};
 use crate::objects::ObjectError;
@@ -57,14 +59,15 @@ impl ParquetFile {
     ) -> Result<Batches<'_>> {
         let (path, handle) = (&self.place.path, self.place.open()?);
         let (groups, skip) = row_groups(&self.metadata, range.start, range.end);
-        let mask = ProjectionMask::roots(self.metadata.parquet_schema(), columns);
-        let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(handle, self.metadata.clone())
-            .with_row_groups(groups)
-            .with_projection(mask)
-            .with_batch_size(batch_size)
-            .with_offset(skip as usize)
-            .with_limit((range.end - range.start) as usize);
-        let reader = readable(path, || reader.build().map_err(|error| unreadable(path, &error)))?;
+        let (schema, fields) = (self.metadata.parquet_schema(), self.metadata.schema().fields());
+        let groups = CheckedGroups { reader: Arc::new(handle), metadata: Arc::clone(self.metadata.metadata()), groups };
+        let wanted = skip as usize..skip as usize + (range.end - range.start) as usize;
+        let build = || {
+            let selection = RowSelection::from_consecutive_ranges(std::iter::once(wanted), groups.num_rows());
+            let levels = parquet_to_arrow_field_levels(schema, ProjectionMask::roots(schema, columns), Some(fields))?;
+            ParquetRecordBatchReader::try_new_with_row_groups(&levels, &groups, batch_size, Some(selection))
+        };
+        let reader = readable(path, || build().map_err(|error| unreadable(path, &error)))?;
         Ok(Batches { path, reader: Some(reader) })
     }
 

@@ -1,5 +1,4 @@
-//! Small parquet files of every codec and encoding but the delta encodings of byte arrays: the parquet crate (60.1)
-//! allocates as many lengths as such a page claims, up to the end of the process.
+//! Small parquet files of every codec and encoding.
 
 use std::sync::Arc;
 
@@ -68,6 +67,10 @@ pub fn parquets() -> Vec<(String, Vec<u8>)> {
         (false, plain().set_compression(Compression::BROTLI(BrotliLevel::default()))),
         (true, second().set_compression(Compression::SNAPPY)),
         (false, plain().set_column_encoding("score".into(), Encoding::BYTE_STREAM_SPLIT)),
+        // Without compression a damaged page is still read: these name how much is to be allocated.
+        (true, plain().set_column_encoding("caption".into(), Encoding::DELTA_LENGTH_BYTE_ARRAY)),
+        (false, second().set_dictionary_enabled(false)),
+        (false, plain().set_column_encoding("url".into(), Encoding::DELTA_BYTE_ARRAY)),
     ];
     let files = all.into_iter().map(|(embedded, properties)| write(&batch(embedded), properties));
     files.enumerate().map(|(index, bytes)| (format!("{index}.parquet"), bytes)).collect()
