@@ -70,6 +70,7 @@ class PrecomputeConfig:
     )
     retry: tuple[str, ...] = option((), "take rows up again that failed so, such as timeout or 'http_5*'; all: any")
     verify: bool = option(False, "first read what is there against its checksums; damaged parts are made anew")
+    append: bool = option(False, "add the rows to the store of --out, which stays as it is but for them")
     prefetch_rows: int | None = option(None, "rows that are fetched and decoded ahead (none: enough for the above)")
     decode_threads: int | None = option(None, "threads that decode (none: one a core)")
     dtype: str = option("auto", "what encoders compute in (auto: bf16 on a GPU)", choices=("auto", "float32", "bf16"))
@@ -89,6 +90,12 @@ class PrecomputeConfig:
                 raise UsageError(f"{name} = {value}: at least 1 is needed", hint=f"{flag} 1 or more")
         if self.retry and self.stage != "all":
             raise UsageError("--retry fetches and encodes", hint="leave --stage away")
+        if self.append and self.out is None:
+            raise UsageError("--append adds to a store, and none is given", hint="name it with --out")
+        if self.append and self.stage != "all":
+            raise UsageError(
+                "--append fetches and encodes", hint="make a store of its own in stages, then join them: ddx merge"
+            )
         if self.verify and self.stage == "fetch":
             raise UsageError("--verify reads a store, and --stage fetch makes none", hint="leave --verify away")
         for pattern in self.retry:

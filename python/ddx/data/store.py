@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ddx.data.create import read_attributes
 from ddx.data.encode import overhead
 from ddx.data.rows import FILE_NAME, tables
+from ddx.data.segments import Segment, read_attributes, segments_of
 from ddx.errors import DdxError, UsageError
 
 if TYPE_CHECKING:
@@ -63,6 +63,16 @@ class Store:
         """(C, h, w) of the latents."""
         channels, height, width = self.attributes["latent_shape"]
         return channels, height, width
+
+    @property
+    def segments(self) -> list[Segment]:
+        """What was added at a time, in order: parts, rows, sources and settings of each."""
+        return segments_of(self.attributes)
+
+    @property
+    def sources(self) -> list[str]:
+        """What it was made from, as the command lines had it."""
+        return [source for segment in self.segments for source in segment.sources]
 
     @property
     def is_complete(self) -> bool:
@@ -147,7 +157,7 @@ class Store:
         counts = np.zeros(longest + 1, np.int64)
         step = max(1, LENGTHS_AT_ONCE // part_rows)
         for first in range(0, self.num_parts, step):
-            values = np.asarray(lengths[first * part_rows : (first + step) * part_rows])
+            values = np.asarray(lengths[first * part_rows : min(first + step, self.num_parts) * part_rows])
             inside = np.repeat(done[first : first + step], part_rows)[: len(values)]
             counts += np.bincount(values[inside].ravel(), minlength=longest + 1)
         counts[0] = 0  # failed rows, and captions that are not there
@@ -179,7 +189,17 @@ class Store:
             "bytes": {name: num for name, num in size.items() if num},
             "validation_prompts": len(self.attributes["validation_prompts"]),
             "fingerprint": self.fingerprint,
+            "sources": self.sources,
             "settings": self.attributes["settings"],
+            "segments": [
+                {
+                    "first_row": segment.first_part * int(self.attributes["part_rows"]),
+                    "rows": segment.rows,
+                    "sources": segment.sources,
+                    "settings": segment.settings,
+                }
+                for segment in self.segments
+            ],
         }
 
 

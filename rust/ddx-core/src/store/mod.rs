@@ -11,9 +11,11 @@
 //! * [`Permutation`] orders an epoch from a seed without storing it;
 //! * [`BatchReader`] reads random batches on threads of its own, in an order that does not depend on them.
 
+mod adopt;
 pub mod atomic;
 mod commit;
 mod files;
+mod grow;
 mod metadata;
 mod order;
 mod reader;
