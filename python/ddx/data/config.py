@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ddx.config import option
+from ddx.config import REQUIRED, option
 from ddx.errors import UsageError, nearest
 
 # Why a row may fail, as `rows.parquet` says it.
@@ -105,6 +105,13 @@ class PrecomputeConfig:
                 raise UsageError(f"retry = {pattern}: no row fails like that", hint=cure)
         if self.host_rate is not None and not self.host_rate > 0:
             raise UsageError(f"host_rate = {self.host_rate} is not above 0", hint="--host-rate 2 is two a second")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig:
+    """Make one store of several."""
+
+    out: Path = option(REQUIRED, "the new store", metavar="PATH")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from ddx.data.core import core_errors
 from ddx.data.part import read_part
 from ddx.data.part_writer import PartWriter
 from ddx.data.plan import Plan
-from ddx.data.rows import OK, piece_path
+from ddx.data.rows import OK, PartRows, piece_path
 
 if TYPE_CHECKING:
     from ddx.data.segments import Segment
@@ -60,6 +60,13 @@ def drop_duplicates(plan: Plan, segments: Sequence[Segment], progress: Progress)
                 part_writer.put(part)
                 progress.advance()
         progress.finish()
+
+
+def renumber_duplicates(rows: PartRows, shift: int) -> None:
+    """Let the rows of a part that were duplicates name the earlier row by its new number, `shift` higher."""
+    for place, (status, detail) in enumerate(zip(rows.status, rows.detail, strict=True)):
+        if status == DUPLICATE:
+            rows.fail(place, status, f"{SAME_AS}{int(detail.removeprefix(SAME_AS)) + shift}")
 
 
 def _hashes(plan: Plan, part: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
