@@ -116,10 +116,19 @@ def show_store(found: dict[str, Any]) -> None:
     from ddx.cli.console import emit
     from ddx.data.ledger import cure
 
-    failed, examples, hosts = found["failed"], found["examples"], found["hosts"]
-    tables = ("failed", "examples", "hosts", "report", "verified")
-    for line in lines({key: value for key, value in found.items() if key not in tables}):
+    failed, examples, hosts, segments = (found[name] for name in ("failed", "examples", "hosts", "segments"))
+    tables = ("failed", "examples", "hosts", "report", "verified", "segments")
+    facts = {key: value for key, value in found.items() if key not in tables}
+    facts["sources"] = ", ".join(found["sources"])
+    if len(segments) > 1:
+        del facts["sources"], facts["settings"]
+    for line in lines(facts):
         emit(line)
+    for segment in segments if len(segments) > 1 else []:
+        name = f"rows {segment['first_row']} to {segment['first_row'] + segment['rows'] - 1}"
+        shown = {"sources": ", ".join(segment["sources"]), "settings": segment["settings"]}
+        for line in lines({name: shown}):
+            emit(line)
     _show_failures(failed, found["ok"])
     _show_examples(examples)
     _show_hosts(hosts)
@@ -175,7 +184,7 @@ def _short(detail: str) -> str:
     return line if len(line) <= LONGEST_DETAIL else line[: LONGEST_DETAIL - 1] + "…"
 
 
-def lines(found: dict[str, Any], indent: str = "") -> list[str]:
+def lines(found: Mapping[str, Any], indent: str = "") -> list[str]:
     """Return `key: value` lines, nested mappings indented, byte counts in words."""
     shown = []
     for key, value in found.items():

@@ -27,6 +27,7 @@ COMMANDS = {
     "train": "Train a teacher from a recipe.",
     "scenes": "Write the bundled captioned data set to a parquet file.",
     "run": "Run a pipeline of stages from a YAML file, skipping what is done.",
+    "merge": "Make one store of several, without encoding anything.",
     "inspect": "Show what a store holds.",
     "list": "List methods, teachers, stores and students.",
     "doctor": "Check this machine: versions, devices, kernels, caches, disk.",

@@ -190,6 +190,12 @@ class StoreWriter:
         """Write the metadata (`arrays`: JSON list of `ddx.data.layout.spec`; `attributes`: JSON) and `whole` arrays of
         one shard; the root's `zarr.json` last. `fingerprint` goes into every commit record."""
     @staticmethod
+    def grow(path: PathLike[str], rows: int, num_parts: int, attributes: str) -> None:
+        """Give a store room for so many rows and parts, and other attributes (JSON); the root's `zarr.json` last."""
+    @staticmethod
+    def create_like(path: PathLike[str], source: PathLike[str], rows: int, num_parts: int, attributes: str) -> None:
+        """Create a store of so many rows and parts with the arrays of `source`; those of one shard are copied."""
+    @staticmethod
     def open(path: PathLike[str], fingerprint: str) -> StoreWriter: ...
     def write_part(
         self,
@@ -202,16 +208,19 @@ class StoreWriter:
         shards: Mapping[str, tuple[Sequence[int] | None, Any]],
         files: Mapping[str, Any],
         replace: bool = False,
+        links: Mapping[str, PathLike[str]] = ...,
     ) -> str:
         """Write shard `part` of each array in `shards` (numbers of the chunks that exist, None for the first ones; and
         their bytes), then `files` by path, then the commit record, which is returned as JSON. `replace`: the part is
-        done, and counts as it is until the new one is whole."""
+        done, and counts as it is until the new one is whole. `links`: shards that are files of another store, by their
+        paths in this one; they are hard-linked, or copied where that is not possible."""
     def restore(self, whole: Mapping[str, Any]) -> None:
         """Write arrays of one shard anew (their bytes by path), and every node's metadata as the root holds them."""
     def finish_replacements(self) -> None:
         """Finish what a stopped process was replacing; several processes may do so at once."""
-    def committed(self, num_parts: int) -> list[str]:
-        """The records, as JSON, of the parts that are done: equal fingerprint, every file of its size."""
+    def committed(self, first: int, end: int) -> list[str]:
+        """The records, as JSON, of the parts from `first` to before `end` that are done: equal fingerprint, every file
+        of its size."""
 
 @final
 class StoreVerifier:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ddx.config import option
+from ddx.config import REQUIRED, option
 from ddx.errors import UsageError, nearest
 
 # Why a row may fail, as `rows.parquet` says it.
@@ -82,6 +82,7 @@ class PrecomputeConfig:
     )
     retry: tuple[str, ...] = option((), "take rows up again that failed so, such as timeout or 'http_5*'; all: any")
     verify: bool = option(False, "first read what is there against its checksums; damaged parts are made anew")
+    append: bool = option(False, "add the rows to the store of --out, which stays as it is but for them")
     prefetch_rows: int | None = option(None, "rows that are fetched and decoded ahead (none: enough for the above)")
     decode_threads: int | None = option(None, "threads that decode (none: one a core)")
     dtype: str = option("auto", "what encoders compute in (auto: bf16 on a GPU)", choices=("auto", "float32", "bf16"))
@@ -107,6 +108,12 @@ class PrecomputeConfig:
             )
         if self.retry and self.stage != "all":
             raise UsageError("--retry fetches and encodes", hint="leave --stage away")
+        if self.append and self.out is None:
+            raise UsageError("--append adds to a store, and none is given", hint="name it with --out")
+        if self.append and self.stage != "all":
+            raise UsageError(
+                "--append fetches and encodes", hint="make a store of its own in stages, then join them: ddx merge"
+            )
         if self.verify and self.stage == "fetch":
             raise UsageError("--verify reads a store, and --stage fetch makes none", hint="leave --verify away")
         for pattern in self.retry:
@@ -116,6 +123,13 @@ class PrecomputeConfig:
                 raise UsageError(f"retry = {pattern}: no row fails like that", hint=cure)
         if self.host_rate is not None and not self.host_rate > 0:
             raise UsageError(f"host_rate = {self.host_rate} is not above 0", hint="--host-rate 2 is two a second")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig:
+    """Make one store of several."""
+
+    out: Path = option(REQUIRED, "the new store", metavar="PATH")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,54 +5,39 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ddx._core import StoreWriter
+from ddx.data.append import SECONDS_BETWEEN_LOOKS, make_room
 from ddx.data.core import core_errors
 from ddx.data.encode import Captions, Text, as_text, pack
-from ddx.data.fingerprint import refuse_mismatch
 from ddx.data.float8 import MAX_ERROR, float8_error, to_float8
 from ddx.data.layout import Array, array_specs, whole_spec
 from ddx.data.part_writer import raw
 from ddx.data.plan import Plan, with_pooled
+from ddx.data.segments import read_attributes
 from ddx.errors import DdxError, UsageError
 
 if TYPE_CHECKING:
     from ddx.teachers.condition import Condition
 
-SECONDS_BETWEEN_LOOKS = 0.2
-
-
-def read_attributes(store: Path) -> dict[str, Any] | None:
-    """The store's attributes, or None when there is no store. Raises DdxError for what is not one of ddx."""
-    try:
-        group = json.loads((store / "zarr.json").read_text(encoding="utf-8"))
-        attributes = group["attributes"]["ddx"]
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DdxError(f"{store} is not a store of ddx", hint="give a folder that `ddx precompute` made") from error
-    return dict(attributes)
-
 
 def open_writer(plan: Plan) -> tuple[Plan, StoreWriter]:
-    """The store's writer. The first rank creates what is missing, the others wait for it.
+    """The store's writer. The first rank creates what is missing or lets it grow, the others wait for it.
 
     Raises UsageError naming the setting in which an existing store differs; nothing is ever deleted.
     """
     found = read_attributes(plan.store)
-    while found is None and not plan.rank.is_first:
+    while found is None and not plan.rank.is_first and not plan.config.append:
         time.sleep(SECONDS_BETWEEN_LOOKS)
         found = read_attributes(plan.store)
-    if found is None:
+    if found is None and not plan.config.append:
         if plan.store.is_file():
             raise UsageError(f"{plan.store} is a file", hint="give the folder of a store with --out")
         return _create(plan)
-    refuse_mismatch(plan.store, found.get("fingerprint", {}), plan.fingerprint)
-    refuse_mismatch(plan.store, found.get("settings", {}), plan.settings)
+    found, plan = make_room(plan)
     with core_errors():
         return with_pooled(plan, found["pooled_width"]), StoreWriter.open(plan.store, plan.digest)
 

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ddx.config import to_dict
+from ddx.data.append import find_place
 from ddx.data.config import PrecomputeConfig
-from ddx.data.create import read_attributes
-from ddx.data.fingerprint import refuse_mismatch
 from ddx.data.layout import round_up
 from ddx.data.plan import Plan, make_plan
+from ddx.data.segments import read_attributes
 
 if TYPE_CHECKING:
     from ddx.workspace import Workspace
@@ -31,8 +31,7 @@ def estimate(config: PrecomputeConfig, sources: Sequence[str], workspace: Worksp
     plan = make_plan(config, sources, workspace)
     found = read_attributes(plan.store)
     if found is not None:
-        refuse_mismatch(plan.store, found.get("fingerprint", {}), plan.fingerprint)
-        refuse_mismatch(plan.store, found.get("settings", {}), plan.settings)
+        plan = find_place(plan, found)
     seconds_per_row, tokens, memory = _measure(plan)
     row_bytes = len(plan.sizes.latent_kinds) * _latent_bytes(plan) + round_up(tokens) * (
         plan.sizes.text_width * (1 if plan.sizes.float8 else 2) + 1

@@ -1,6 +1,7 @@
 """What a store looks like: its arrays, their shards and chunks, and its attributes.
 
-zarr.json            attributes["ddx"]: fingerprint, settings, teacher, resolution, scaling, sizes
+zarr.json            attributes["ddx"]: fingerprint, settings, teacher, resolution, scaling, sizes; of a store that was
+                     added to, `segments` with the parts, rows, sources and settings of each (`ddx.data.segments`)
 latents              [N, C, h, w] float16, unscaled; chunk: one sample, shard: one part
 latents_flip         the same of the mirrored pictures, on request
 logvar, logvar_flip  the same of the logarithms of the variances, on request; `latents` are then the means
@@ -36,7 +37,7 @@ TOKEN_CHUNK = 4
 
 @dataclass(frozen=True)
 class Sizes:
-    """The numbers that decide every shape of a store."""
+    """The numbers that decide every shape of a store, and where in it the rows of a plan are."""
 
     rows: int
     part_rows: int
@@ -48,6 +49,7 @@ class Sizes:
     flip: bool = False
     logvar: bool = False
     float8: bool = False
+    first_part: int = 0
 
     @property
     def latent_kinds(self) -> list[str]:
@@ -66,13 +68,23 @@ class Sizes:
         return -(-self.rows // self.part_rows)
 
     @property
+    def parts(self) -> range:
+        """The numbers of the parts in the store, which may have other parts before them and behind."""
+        return range(self.first_part, self.first_part + self.num_parts)
+
+    @property
+    def first_row(self) -> int:
+        """What the first row is called in the store."""
+        return self.first_part * self.part_rows
+
+    @property
     def part_tokens(self) -> int:
         """CAP: the tokens that a part has room for, were every caption as long as the encoder allows."""
         return self.part_rows * self.num_captions * round_up(self.max_tokens)
 
     def part_range(self, part: int) -> range:
-        """The rows of a part."""
-        return range(part * self.part_rows, min(self.rows, (part + 1) * self.part_rows))
+        """The rows of a part, as they are called in the store."""
+        return range(part * self.part_rows, min(self.first_row + self.rows, (part + 1) * self.part_rows))
 
 
 Tokens = TypeVar("Tokens", int, Array)

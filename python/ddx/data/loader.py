@@ -66,9 +66,7 @@ class Loader(IterableDataset[Batch]):
         with ExitStack() as opening:
             # Rows may not be taken up again meanwhile: captions would change places.
             if not opening.enter_context(claim(self.store.path, READERS, shared=True)):
-                raise DdxError(
-                    f"{self.store.path} is being changed", hint="wait until `ddx precompute --retry` has ended"
-                )
+                raise DdxError(f"{self.store.path} is being changed", hint="wait until `ddx precompute` has ended")
             with core_errors():
                 self._reader: BatchReader | None = BatchReader(
                     self.store.path,

@@ -44,14 +44,17 @@ class End:
 def fetch(
     plan: Plan, source: Input, parts: Sequence[int], *, numbers: Sequence[int] | None = None
 ) -> Iterator[Pictures | End]:
-    """Fetch, decode and crop the rows of `parts` of the source, in order.
+    """Fetch, decode and crop the rows of `parts` of the plan, in order.
 
-    `numbers`: what the source's rows are called in the store, if not what they are called in the source.
+    `numbers`: what the source's rows are called in the store, where `parts` are those of the source alone.
     """
+    first_part, first_row = (plan.sizes.first_part, plan.sizes.first_row) if numbers is None else (0, 0)
+    names = numbers or range(first_row, first_row + source.rows)
     settings = {name: getattr(plan.config, name) for name in INGEST}
+    own = [part - first_part for part in parts]
     with core_errors():
         sizes = [(bucket.width, bucket.height) for bucket in plan.sizes.buckets]
-        ingest = Ingest(source, sizes=sizes, part_rows=plan.sizes.part_rows, parts=list(parts), **settings)
+        ingest = Ingest(source, sizes=sizes, part_rows=plan.sizes.part_rows, parts=own, **settings)
     with ingest:
         pace = Pace(ingest.stats)
         while True:
@@ -60,18 +63,18 @@ def fetch(
             if item is None:
                 return
             if isinstance(item, Batch):
-                names = item.rows if numbers is None else [numbers[row] for row in item.rows]
-                yield Pictures(names, np.asarray(item.images), pace.look())
+                yield Pictures([names[row] for row in item.rows], np.asarray(item.images), pace.look())
             else:
-                rows = rows_of(item, plan.sizes.num_captions)
-                named = rows.numbers if numbers is None else [numbers[row] for row in rows.numbers]
-                yield End(item.part, rows, item.captions, named)
+                rows = rows_of(item, plan.sizes.num_captions, first_row)
+                named = names[item.first_row : item.first_row + item.num_rows]
+                yield End(first_part + item.part, rows, item.captions, named)
 
 
-def rows_of(end: PartEnd, num_captions: int) -> PartRows:
-    """What the store keeps of the rows of a part."""
+def rows_of(end: PartEnd, num_captions: int, first_row: int) -> PartRows:
+    """What the store keeps of the rows of a part; `first_row`: what the input's first row is called there."""
     given: dict[str, Any] = {
         "caption": [next(filter(None, captions), "") for captions in end.captions],
         "captions": [captions if num_captions > 1 else None for captions in end.captions],
     }
-    return PartRows(end.first_row, *(given[name] if name in given else getattr(end, name) for name in COLUMNS))
+    columns = (given[name] if name in given else getattr(end, name) for name in COLUMNS)
+    return PartRows(first_row + end.first_row, *columns)

@@ -96,7 +96,7 @@ class Plan:
 
     def share(self, rank: int) -> range:
         """The parts of a rank."""
-        return range(rank, self.sizes.num_parts, self.rank.world)
+        return self.sizes.parts[rank :: self.rank.world]
 
 
 def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Workspace | None = None) -> Plan:

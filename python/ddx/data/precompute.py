@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddx.config import to_dict
 from ddx.data import rows as row_table
+from ddx.data.append import find_place_of_pictures
 from ddx.data.config import PrecomputeConfig
 from ddx.data.core import core_errors
 from ddx.data.create import open_writer
@@ -24,7 +25,7 @@ from ddx.data.plan import Plan, make_plan
 from ddx.data.ranks import COMPLETE, already_written, cannot_write, claim, share_lock
 from ddx.data.repair import discard_damaged
 from ddx.data.retry import any_retries, retry_rows
-from ddx.data.store import tally
+from ddx.data.store import Store, tally
 from ddx.errors import DdxError
 from ddx.progress import NullProgress
 from ddx.run_record import versions, write_run
@@ -60,6 +61,7 @@ def precompute(
         progress = NullProgress()
     progress.log(plan.reads)
     if config.stage == "fetch":
+        plan = find_place_of_pictures(plan)
         with _writes_alone(plan) as mine:
             fetch_parts(plan, plan.share(plan.rank.rank) if mine else [], progress)
         return plan.store
@@ -75,13 +77,14 @@ def precompute(
         _help(plan, writer, progress)
     if config.retry:
         retry_rows(plan, writer, progress)
-    _complete(plan, writer, progress)
+    _complete(plan, progress)
     return plan.store
 
 
 def committed(writer: StoreWriter, plan: Plan) -> list[dict[str, Any]]:
     """The commit records of the parts that are done, in order."""
-    return [json.loads(record) for record in writer.committed(plan.sizes.num_parts)]
+    parts = plan.sizes.parts
+    return [json.loads(record) for record in writer.committed(parts.start, parts.stop)]
 
 
 @contextmanager
@@ -129,33 +132,37 @@ def _help(plan: Plan, writer: StoreWriter, progress: Progress) -> None:
     time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
-def _complete(plan: Plan, writer: StoreWriter, progress: Progress) -> None:
+def _complete(plan: Plan, progress: Progress) -> None:
     """Join the rows and record the run, unless another rank has done so, or will when it has ended its retries."""
     with claim(plan.store, COMPLETE, wait=True):
         if any_retries(plan):
             return
-        if row_table.is_joined(plan.store, plan.sizes.num_parts):
+        store = Store(plan.store)
+        for segment in store.segments:
+            if not segment.is_done(plan.store):
+                progress.log(f"{plan.store} has these rows, and waits for those of {', '.join(segment.sources)}")
+                return
+        if row_table.is_joined(plan.store, store.num_parts):
             progress.log(f"{plan.store} is complete")
             return
         (plan.store / row_table.FILE_NAME).unlink(missing_ok=True)  # one from before --retry
-        if plan.config.dedup == "content":
-            drop_duplicates(plan, writer, progress)
-        ok, failed = tally(committed(writer, plan))
+        drop_duplicates(plan, store.segments, progress)
+        ok, failed = tally(store.commits())
         record = {
             "kind": "store",
             "teacher": plan.teacher.name,
             "config": to_dict(plan.config),
-            "sources": list(plan.sources),
-            "rows": plan.sizes.rows,
+            "sources": store.sources,
+            "rows": store.rows,
             "ok": ok,
             "failed": failed,
             "versions": versions(),
         }
         try:
             write_run(plan.store, record, finished=True)
-            row_table.join(plan.store, range(plan.sizes.num_parts))
+            row_table.join(plan.store, range(store.num_parts))
             forget_all(plan)
         except OSError as error:
             raise cannot_write(plan.store, error) from error
     bad = ", ".join(f"{count} {reason}" for reason, count in failed.items())
-    progress.log(f"{ok} of {plan.sizes.rows} rows are in {plan.store}" + (f"; skipped: {bad}" if bad else ""))
+    progress.log(f"{ok} of {store.rows} rows are in {plan.store}" + (f"; skipped: {bad}" if bad else ""))

@@ -10,6 +10,7 @@ from ddx.data.part_writer import raw
 from ddx.data.plan import Plan
 from ddx.data.reopen import reopened
 from ddx.data.rows import sync_folder
+from ddx.data.store import Store
 from ddx.data.verify import Verified, has_record, verify_parts, verify_rest
 
 if TYPE_CHECKING:
@@ -27,8 +28,7 @@ def discard_damaged(plan: Plan, writer: StoreWriter, progress: Progress) -> None
     found = verify_parts(plan.store, parts, progress)
     rest = Verified()
     if plan.rank.is_first:
-        done = [part for part in range(plan.sizes.num_parts) if has_record(plan.store, part)]
-        rest = verify_rest(plan.store, done, found)
+        rest = verify_rest(plan.store, range(Store(plan.store).num_parts), found)
     damaged = found.damaged + rest.damaged
     if not damaged:
         progress.log(f"{plan.store}: {(found.num_bytes + rest.num_bytes) / 1e6:,.1f} MB verified, nothing is damaged")

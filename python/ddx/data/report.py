@@ -66,7 +66,7 @@ def _lead(found: Mapping[str, Any]) -> str:
 
 
 def _facts(store: Store) -> dict[str, str]:
-    sources = [str(name) for name in store.attributes["sources"]]
+    sources = store.sources
     more = f" and {len(sources) - 1:,} more" if len(sources) > 1 else ""
     return {"store": str(store.path), "made from": sources[0] + more, "ddx": __version__}
 

@@ -87,7 +87,8 @@ def _renewed(plan: Plan, rows: Sequence[int], progress: Progress) -> Iterator[Pa
     """The parts of these rows, which rise, with what became of them now."""
     picked = range(-(-len(rows) // plan.sizes.part_rows))
     current: Part | None = None
-    items = fetch(plan, plan.input.pick(list(rows)), picked, numbers=rows)
+    source = plan.input.pick([row - plan.sizes.first_row for row in rows])
+    items = fetch(plan, source, picked, numbers=rows)
     for piece in encoded_parts(plan, items, progress):
         for place in range(len(piece.rows.status)):
             row = rows[piece.rows.first_row + place]

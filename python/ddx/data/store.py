@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ddx.data.buckets import Bucket, read_buckets
-from ddx.data.create import read_attributes
 from ddx.data.encode import overhead
 from ddx.data.rows import FILE_NAME, tables
+from ddx.data.segments import Segment, read_attributes, segments_of
 from ddx.errors import DdxError, UsageError
 
 if TYPE_CHECKING:
@@ -69,6 +69,16 @@ class Store:
     def buckets(self) -> tuple[Bucket, ...]:
         """The sizes of its pictures; one, the square, without aspect buckets."""
         return read_buckets(self.attributes)
+
+    @property
+    def segments(self) -> list[Segment]:
+        """What was added at a time, in order: parts, rows, sources and settings of each."""
+        return segments_of(self.attributes)
+
+    @property
+    def sources(self) -> list[str]:
+        """What it was made from, as the command lines had it."""
+        return [source for segment in self.segments for source in segment.sources]
 
     @property
     def is_complete(self) -> bool:
@@ -171,7 +181,7 @@ class Store:
         part_rows = int(self.attributes["part_rows"])
         step = max(1, ROWS_AT_ONCE // part_rows)
         for first in range(0, self.num_parts, step):
-            values = np.asarray(array[first * part_rows : (first + step) * part_rows])
+            values = np.asarray(array[first * part_rows : min(first + step, self.num_parts) * part_rows])
             yield values[np.repeat(done[first : first + step], part_rows)[: len(values)]]
 
     def summary(self) -> dict[str, Any]:
@@ -203,7 +213,17 @@ class Store:
             "bytes": {name: num for name, num in size.items() if num},
             "validation_prompts": len(self.attributes["validation_prompts"]),
             "fingerprint": self.fingerprint,
+            "sources": self.sources,
             "settings": self.attributes["settings"],
+            "segments": [
+                {
+                    "first_row": segment.first_part * int(self.attributes["part_rows"]),
+                    "rows": segment.rows,
+                    "sources": segment.sources,
+                    "settings": segment.settings,
+                }
+                for segment in self.segments
+            ],
         }
 
 

@@ -45,6 +45,27 @@ impl PyStoreWriter {
         Ok(Self { inner: py.detach(create).map_err(to_python)? })
     }
 
+    /// Gives a store more rows and parts, the root's `zarr.json` last.
+    #[staticmethod]
+    fn grow(py: Python<'_>, path: PathBuf, rows: u64, num_parts: u64, attributes: &str) -> PyResult<()> {
+        let attributes: Map<String, Value> = serde_json::from_str(attributes).map_err(bad_json)?;
+        py.detach(|| StoreWriter::grow(&path, rows, num_parts, &attributes)).map_err(to_python)
+    }
+
+    /// Creates a store of so many rows and parts with the arrays of another.
+    #[staticmethod]
+    fn create_like(
+        py: Python<'_>,
+        path: PathBuf,
+        source: PathBuf,
+        rows: u64,
+        num_parts: u64,
+        attributes: &str,
+    ) -> PyResult<()> {
+        let attributes: Map<String, Value> = serde_json::from_str(attributes).map_err(bad_json)?;
+        py.detach(|| StoreWriter::create_like(&path, &source, rows, num_parts, &attributes)).map_err(to_python)
+    }
+
     /// Opens a store that `create` made.
     #[staticmethod]
     fn open(path: PathBuf, fingerprint: &str) -> PyResult<Self> {
@@ -53,8 +74,9 @@ impl PyStoreWriter {
 
     /// Writes a part's shards and files, then its commit record. Returns the record as JSON.
     ///
-    /// `replace`: the part is done already; the old one counts until the new one is whole.
-    #[pyo3(signature = (*, part, first_row, rows, ok, failed, shards, files, replace=false))]
+    /// `replace`: the part is done already; the old one counts until the new one is whole. `links`: files of another
+    /// store that become this one's, by their paths in it.
+    #[pyo3(signature = (*, part, first_row, rows, ok, failed, shards, files, replace=false, links=BTreeMap::new()))]
     #[allow(clippy::too_many_arguments)] // one keyword each in Python
     fn write_part(
         &self,
@@ -67,6 +89,7 @@ impl PyStoreWriter {
         shards: BTreeMap<String, Content>,
         files: BTreeMap<String, PyBuffer<u8>>,
         replace: bool,
+        links: BTreeMap<String, PathBuf>,
     ) -> PyResult<String> {
         let contents = shards
             .iter()
@@ -82,8 +105,10 @@ impl PyStoreWriter {
         let write = || {
             if replace {
                 self.inner.replace_part(part, &contents, &others)
-            } else {
+            } else if links.is_empty() {
                 self.inner.write_part(part, &contents, &others)
+            } else {
+                self.inner.adopt_part(part, &links, &contents, &others)
             }
         };
         let commit = py.detach(write).map_err(to_python)?;
@@ -101,9 +126,9 @@ impl PyStoreWriter {
         py.detach(|| self.inner.finish_replacements()).map_err(to_python)
     }
 
-    /// The records of the parts among `0..num_parts` that are done, as JSON each.
-    fn committed(&self, py: Python<'_>, num_parts: u64) -> PyResult<Vec<String>> {
-        py.detach(|| self.inner.committed(num_parts)).iter().map(to_json).collect()
+    /// The records of the parts from `first` to before `end` that are done, as JSON each.
+    fn committed(&self, py: Python<'_>, first: u64, end: u64) -> PyResult<Vec<String>> {
+        py.detach(|| self.inner.committed(first..end)).iter().map(to_json).collect()
     }
 }
 

@@ -26,6 +26,37 @@ pub fn write(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<
     Ok(size)
 }
 
+/// Gives a file a second name, or copies it where the file system does not allow that. Returns the size in bytes.
+///
+/// # Errors
+/// When the source cannot be read or the disk refuses.
+pub fn link(source: &Path, path: &Path) -> Result<u64> {
+    if let Some(parent) = path.parent() {
+        create_folder(parent)?;
+    }
+    let temporary = temporary_path(path);
+    let _ = fs::remove_file(&temporary); // of a killed writer
+    if fs::hard_link(source, &temporary).is_err() {
+        return copy(source, path);
+    }
+    fs::rename(&temporary, path).map_err(|error| Error::write(path, error))?;
+    let _ = fs::remove_file(&temporary); // renaming one name of a file to another one does nothing
+    sync_folder(path)?;
+    fs::metadata(path).map(|file| file.len()).map_err(|error| Error::io(path, error))
+}
+
+/// Copies a file. Returns the size in bytes.
+///
+/// # Errors
+/// When the source cannot be read or the disk refuses.
+pub fn copy(source: &Path, path: &Path) -> Result<u64> {
+    let mut file = File::open(source).map_err(|error| Error::io(source, error))?;
+    if let Some(parent) = path.parent() {
+        create_folder(parent)?;
+    }
+    write(path, |out| io::copy(&mut file, out).map(|_| ()))
+}
+
 /// Creates a folder and its parents, each made durable in its parent.
 ///
 /// # Errors

@@ -11,10 +11,12 @@
 //! * [`Permutation`] orders an epoch from a seed without storing it;
 //! * [`BatchReader`] reads random batches on threads of its own, in an order that does not depend on them.
 
+mod adopt;
 mod arrays;
 pub mod atomic;
 mod commit;
 mod files;
+mod grow;
 mod mapped;
 mod metadata;
 mod order;

@@ -150,7 +150,8 @@ impl Verifier {
     /// name in several buckets share the rows.
     fn check_rows(&self, part: u64, fine: &[bool], shards: &BTreeMap<&str, Shard>, checked: &mut Checked) {
         let mut groups: BTreeMap<&str, Vec<&ArraySpec>> = BTreeMap::new();
-        for array in self.by_part.iter().filter(|array| array.has_rows() && array.chunk_rows == 1) {
+        // Where a part is a single row, a chunk does not tell a row of its own from an entry in a list.
+        for array in self.by_part.iter().filter(|array| array.has_rows() && array.chunk_rows < array.shard_rows) {
             groups.entry(outside_bucket(&array.path)).or_default().push(array);
         }
         for arrays in groups.values() {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
@@ -140,8 +141,13 @@ impl StoreWriter {
     /// When the data do not fit, or the disk refuses; the part then does not count, and can be written again.
     pub fn write_part(&self, part: Part<'_>, shards: &[ShardData<'_>], files: &[(String, &[u8])]) -> Result<Commit> {
         let commit = self.write_files(&self.root, part, shards, files)?;
-        write_json(&self.root.join(Commit::path(part.part)), &to_json(&commit)?)?;
+        self.record(&commit)?;
         Ok(commit)
+    }
+
+    /// Puts a commit record in place: its part is done.
+    pub(super) fn record(&self, commit: &Commit) -> Result<()> {
+        write_json(&self.root.join(Commit::path(commit.part)), &to_json(commit)?)
     }
 
     /// Writes a part that is done anew. The old one counts until the new one is whole, whenever the process stops.
@@ -166,7 +172,7 @@ impl StoreWriter {
     }
 
     /// Writes a part's shards and files below `base`; the record of them counts once it is in its place.
-    fn write_files(
+    pub(super) fn write_files(
         &self,
         base: &Path,
         part: Part<'_>,
@@ -198,13 +204,17 @@ impl StoreWriter {
         })
     }
 
-    /// Records of the parts among `0..num_parts` that are done.
+    /// Records of those of the parts that are done.
     #[must_use]
-    pub fn committed(&self, num_parts: u64) -> Vec<Commit> {
-        (0..num_parts)
+    pub fn committed(&self, parts: Range<u64>) -> Vec<Commit> {
+        parts
             .filter_map(|part| Commit::read(&self.root, part))
             .filter(|commit| commit.holds(&self.root, &self.fingerprint))
             .collect()
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
     }
 
     fn array(&self, path: &str) -> Result<&ArraySpec> {
@@ -223,15 +233,20 @@ pub(super) fn read_arrays(root: &Path) -> Result<BTreeMap<String, ArraySpec>> {
 
 /// The metadata of all nodes of a store by path, from the root's.
 pub(super) fn read_nodes(root: &Path) -> Result<Map<String, Value>> {
-    let path = root.join(GROUP_FILE);
-    let text = fs::read(&path).map_err(|source| Error::read(&path, source))?;
-    let group: Value = serde_json::from_slice(&text).unwrap_or_default();
+    let group = read_root(root)?;
     group.pointer("/consolidated_metadata/metadata").and_then(Value::as_object).cloned().ok_or_else(|| {
         Error::store(
             format!("{} is not a store of ddx", root.display()),
             Some("stores are made by `ddx precompute`".into()),
         )
     })
+}
+
+/// The root's `zarr.json`; null if it is no JSON.
+pub(super) fn read_root(root: &Path) -> Result<Value> {
+    let path = root.join(GROUP_FILE);
+    let text = fs::read(&path).map_err(|source| Error::read(&path, source))?;
+    Ok(serde_json::from_slice(&text).unwrap_or_default())
 }
 
 fn group_metadata(attributes: &Map<String, Value>) -> Value {
@@ -292,7 +307,7 @@ mod tests {
         let writer = StoreWriter::create(folder.path(), arrays, &Map::new(), "one", &[]).unwrap();
         write(&writer, 1);
         let commit = replace(&writer, 1);
-        assert_eq!(writer.committed(3), slice::from_ref(&commit));
+        assert_eq!(writer.committed(0..3), slice::from_ref(&commit));
         assert_eq!(fs::metadata(folder.path().join("_ddx/errors/0")).unwrap().len(), 0);
         assert!(!folder.path().join("_ddx/next").exists());
     }
@@ -309,14 +324,14 @@ mod tests {
         // Stopped before the record: the old part counts, and the next attempt starts anew.
         let next = writer.write_files(&replace::folder(root, 1), part, &[shard], &[("x".into(), b"new")]).unwrap();
         writer.finish_replacements().unwrap();
-        assert_eq!(writer.committed(3), [old]);
+        assert_eq!(writer.committed(0..3), [old]);
         assert!(!replace::record(root, 1).exists() && !root.join("x").exists());
         // Stopped after the record and one rename: the new one counts once it is finished.
         write_json(&replace::record(root, 1), &to_json(&next).unwrap()).unwrap();
         fs::rename(replace::folder(root, 1).join("x"), root.join("x")).unwrap();
         assert!(replace::record(root, 1).exists());
         writer.finish_replacements().unwrap();
-        assert_eq!(writer.committed(3), [next]);
+        assert_eq!(writer.committed(0..3), [next]);
         assert!(!replace::record(root, 1).exists() && !root.join("_ddx/next").exists());
     }
 

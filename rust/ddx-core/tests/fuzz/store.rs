@@ -50,7 +50,7 @@ fn repair(name: &str, bytes: &mut [u8]) {
 fn read(root: &Path, random: &mut Random) -> Result<(), String> {
     let said = |error: ddx_core::Error| error.to_string().replace(root.to_str().unwrap(), "");
     let writer = StoreWriter::open(root, "print").map_err(said)?;
-    let committed = writer.committed(3);
+    let committed = writer.committed(0..3);
     let verify = random.below(2) == 0;
     let mut ended = if committed.len() == 3 { Ok(()) } else { Err("a part does not count".to_owned()) };
     let options =
