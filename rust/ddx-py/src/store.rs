@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::slice;
 
-use ddx_core::store::{ArraySpec, BatchReader, Checked, Commit, Part, ReaderOptions, RowArray, ShardData, StoreWriter, Verifier};
+use ddx_core::store::{
+    ArraySpec, BatchReader, Checked, Commit, Part, ReaderOptions, RowArray, ShardData, StoreWriter, Verifier,
+};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -131,10 +133,7 @@ impl PyStoreWriter {
 }
 
 fn whole_shards(whole: &BTreeMap<String, PyBuffer<u8>>) -> PyResult<Vec<ShardData<'_>>> {
-    whole
-        .iter()
-        .map(|(array, buffer)| Ok(ShardData { array, ids: None, data: contiguous(array, buffer)? }))
-        .collect()
+    whole.iter().map(|(array, buffer)| Ok(ShardData { array, ids: None, data: contiguous(array, buffer)? })).collect()
 }
 
 /// Bytes read, and the damaged files with the reason.

@@ -45,13 +45,7 @@ impl StoreWriter {
 }
 
 /// Writes the metadata of `source` to `root` with other extents and attributes.
-fn write_resized(
-    source: &Path,
-    root: &Path,
-    rows: u64,
-    num_parts: u64,
-    attributes: &Map<String, Value>,
-) -> Result<()> {
+fn write_resized(source: &Path, root: &Path, rows: u64, num_parts: u64, attributes: &Map<String, Value>) -> Result<()> {
     let mut group = read_root(source)?;
     let mut nodes = read_nodes(source)?;
     for (path, node) in &mut nodes {

@@ -222,7 +222,8 @@ fn read_shard(file: &File, array: &ArraySpec) -> io::Result<Shard> {
     let stored_bytes = array.chunk_bytes() + CHECKSUM_BYTES;
     let index_start = file.metadata()?.len() - (16 * starts.len() + CHECKSUM_BYTES) as u64;
     let end = (chunks.len() * stored_bytes) as u64;
-    if end != index_start || chunks.iter().zip(0u64..).any(|(&(start, _), place)| start != place * stored_bytes as u64) {
+    if end != index_start || chunks.iter().zip(0u64..).any(|(&(start, _), place)| start != place * stored_bytes as u64)
+    {
         return Err(shard::corrupt("its chunks do not lie one after another".into()));
     }
     let mut reader = BufReader::with_capacity(BLOCK_BYTES, file);
