@@ -29,8 +29,7 @@ def estimate(config: PrecomputeConfig, sources: Sequence[str], workspace: Worksp
     """
     plan = make_plan(config, sources, workspace)
     found = read_attributes(plan.store)
-    if found is not None:
-        plan = find_place(plan, found)
+    plan = find_place(plan, found)
     seconds_per_row, tokens, memory = _measure(plan)
     channels, height, width = plan.sizes.latent_shape
     row_bytes = channels * height * width * 2 + round_up(tokens) * (plan.sizes.text_width * 2 + 1)
