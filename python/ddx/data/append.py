@@ -20,21 +20,29 @@ from ddx.errors import DdxError, UsageError
 SECONDS_BETWEEN_LOOKS = 0.2
 
 
-def find_place(plan: Plan, attributes: Mapping[str, Any]) -> Plan:
-    """The plan at its place in the store: the segment of its settings, or with `append` behind the last.
+def find_place(plan: Plan, attributes: Mapping[str, Any] | None) -> Plan:
+    """The plan at its place in the store, if there is one: the segment of its settings, or with `append` behind the
+    last.
 
     Raises UsageError naming the first key that does not fit. Nothing is written.
     """
+    if attributes is None:
+        if plan.config.append:
+            raise _no_store(plan)
+        return plan
     refuse_mismatch(plan.store, attributes.get("fingerprint", {}), plan.fingerprint)
     segments = segments_of(attributes)
     for segment in segments:
         placed = _place(plan, segment.first_part, attributes)
         if placed.settings == segment.settings:
             return placed
-    if not plan.config.append:
-        refuse_mismatch(plan.store, segments[0].settings, plan.settings)
     placed = _place(plan, segments[-1].parts.stop, attributes)
     found, wanted = of_the_store(segments[0].settings), of_the_store(placed.settings)
+    if not plan.config.append:
+        others = found == wanted and plan.settings["input"] not in (segment.settings["input"] for segment in segments)
+        hint = "add its rows with --append, or give --out for a second store" if others else None
+        refuse_mismatch(plan.store, segments[0].settings, plan.settings, hint=hint)
+        return plan
     captions = {"captions of a row": _num_captions(plan.store)}
     refuse_mismatch(plan.store, {**found, **captions}, {**wanted, "captions of a row": plan.sizes.num_captions})
     return placed
@@ -121,8 +129,11 @@ def _of_pictures(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _attributes(plan: Plan) -> dict[str, Any]:
     attributes = read_attributes(plan.store)
     if attributes is None:
-        raise UsageError(
-            f"there is no store at {plan.store} to append to",
-            hint="leave --append away to make it, or check --out",
-        )
+        raise _no_store(plan)
     return attributes
+
+
+def _no_store(plan: Plan) -> UsageError:
+    return UsageError(
+        f"there is no store at {plan.store} to append to", hint="leave --append away to make it, or check --out"
+    )

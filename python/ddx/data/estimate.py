@@ -30,8 +30,7 @@ def estimate(config: PrecomputeConfig, sources: Sequence[str], workspace: Worksp
     """
     plan = make_plan(config, sources, workspace)
     found = read_attributes(plan.store)
-    if found is not None:
-        plan = find_place(plan, found)
+    plan = find_place(plan, found)
     seconds_per_row, tokens, memory = _measure(plan)
     row_bytes = len(plan.sizes.latent_kinds) * _latent_bytes(plan) + round_up(tokens) * (
         plan.sizes.text_width * (1 if plan.sizes.float8 else 2) + 1

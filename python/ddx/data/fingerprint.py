@@ -47,13 +47,16 @@ def source_digest(files: Sequence[str], identities: Sequence[str | None]) -> str
     return total.hexdigest()[:32]
 
 
-def refuse_mismatch(store: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def refuse_mismatch(
+    store: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], *, hint: str | None = None
+) -> None:
     """Raise UsageError that names the first key in which an existing store differs from what is asked for."""
+    usual = "give --out or --workspace for a second store, or repeat the settings; nothing was deleted"
     # A setting that only one of them has explains more than the number of rows that follows from it.
     one_sided = wanted.keys() ^ found.keys()
     for key in (*sorted(one_sided), *wanted):
         if found.get(key) != wanted.get(key):
             raise UsageError(
                 f"{store} exists and was made with {key} = {found.get(key)}; this run has {wanted.get(key)}",
-                hint="give --out or --workspace for a second store, or repeat the settings; nothing was deleted",
+                hint=hint or usual,
             )

@@ -37,7 +37,7 @@ def discard_damaged(plan: Plan, writer: StoreWriter, progress: Progress) -> None
         progress.log(f"{damage.file} {damage.reason}")
     with reopened(plan.store, "making damaged parts anew"):
         commits = plan.store / "_ddx" / "commit"
-        for part in {damage.part for damage in damaged if damage.part is not None}:
+        for part in {damage.part for damage in damaged if damage.part in plan.sizes.parts}:
             (commits / str(part)).unlink(missing_ok=True)
         sync_folder(commits)
         if rest.damaged:

@@ -389,6 +389,9 @@ def test_dry_run_says_what_would_be_added_and_refuses_what_would_be_refused(
     before = times(plain)
     words = [str(word) for word in command_line(config, plain, sources[1], "--dry-run")]
     assert main.run(words) == 2
+    assert "hint: add its rows with --append" in capsys.readouterr().err
+    nowhere = [str(word) for word in command_line(config, plain / "nowhere", sources[1], "--dry-run", "--append")]
+    assert main.run(nowhere) == 2
     assert main.run([*words, "--append"]) == 0
     assert "2 parts" in capsys.readouterr().out
     assert times(plain) == before
