@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, final
 
@@ -25,10 +24,11 @@ class Buffer:
 class Input:
     """Rows with a caption and an image: parquet files, WebDataset tars, CSV, TSV and JSONL lists, folders of images.
 
-    Each source is a file, a pattern (`*`, `{000..099}`) or a folder. Opening reads footers of parquet files, headers of
-    tars and lists once; images are not touched. Columns that are not named are found by LAION's spellings and their
-    relatives, in any case. `filter` is a condition on the columns, `unique` leaves out rows whose URL or path came
-    before, `limit` takes the first rows that are left, or with a `shuffle` seed random ones, in the order of the input.
+    Each source is a file, a pattern (`*`, `{000..099}`) or a folder, on a disk or in an object store (`s3://…`, `gs://…`,
+    `az://…`). Opening reads footers of parquet files, headers of tars and lists once; images are not touched. Columns
+    that are not named are found by LAION's spellings and their relatives, in any case. `filter` is a condition on the
+    columns, `unique` leaves out rows whose URL or path came before, `limit` takes the first rows that are left, or with
+    a `shuffle` seed random ones, in the order of the input.
 
     Raises CoreError for a missing file, an empty or broken one, a missing column (the message lists the columns, the
     hint names the flag), a filter that makes no sense, and when no row passes it.
@@ -49,8 +49,11 @@ class Input:
         shuffle: int | None = None,
     ) -> Input: ...
     @property
-    def files(self) -> list[Path]:
-        """The files in order; a folder of images is one of them."""
+    def files(self) -> list[str]:
+        """The files in order, by path or address; a folder of images is one of them."""
+    @property
+    def identities(self) -> list[str | None]:
+        """For each file what its store says of its contents (size and ETag); None for one on a disk."""
     @property
     def rows(self) -> int: ...
     def pick(self, rows: Sequence[int]) -> Input:

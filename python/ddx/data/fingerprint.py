@@ -19,18 +19,22 @@ def digest(*mappings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(mappings, sort_keys=True).encode()).hexdigest()
 
 
-def source_digest(files: Sequence[Path]) -> str:
+def source_digest(files: Sequence[str], identities: Sequence[str | None]) -> str:
     """A hash of the input files, wherever they lie: whole small files, size and both ends of large ones.
 
     A parquet footer holds the place, size and extremes of every column chunk, so other contents change it. Of a folder
-    of images: their names and sizes.
+    of images: their names and sizes. Of an object in a store, which has an identity: that, and nothing is read.
     """
     total = hashlib.sha256()
-    for path in files:
+    for file, identity in zip(files, identities, strict=True):
+        if identity is not None:
+            total.update(f"{identity};".encode())
+            continue
+        path = Path(file)
         if path.is_dir():
-            for file in sorted(path.rglob("*")):
-                if file.is_file():
-                    total.update(f"{file.relative_to(path)}:{file.stat().st_size};".encode())
+            for inside in sorted(path.rglob("*")):
+                if inside.is_file():
+                    total.update(f"{inside.relative_to(path)}:{inside.stat().st_size};".encode())
             continue
         size = path.stat().st_size
         total.update(f"{size};".encode())

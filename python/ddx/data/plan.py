@@ -94,7 +94,7 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Works
     if not sources:
         raise UsageError(
             "there is nothing to precompute",
-            hint="for example `ddx precompute laion.parquet`; tars, CSV, TSV and JSONL lists and folders are read too",
+            hint="for example `ddx precompute laion.parquet`; tars, lists, folders and s3:// are read too",
         )
     try:
         with core_errors():
@@ -135,7 +135,7 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Works
         logvar=config.posterior == "params",
     )
     settings = {
-        "input": source_digest(source.files),
+        "input": source_digest(source.files, source.identities),
         "input_rows": source.rows,
         "columns": dict(source.columns),
         "part_rows": sizes.part_rows,

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::objects::ObjectError;
+
 /// What ends a call. A failing row is not an error: it is a `RowStatus`.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -9,7 +11,7 @@ pub enum Error {
     #[error("no such file: {0}")]
     NoSuchFile(String),
     /// A folder without a single file that could be an input.
-    #[error("no parquet, tar, CSV, TSV or JSONL file and no image in {0}")]
+    #[error("no parquet, tar, ffrecord, CSV, TSV or JSONL file and no image in {0}")]
     NothingUsable(String),
     /// A file whose name says nothing.
     #[error("{0}: not a kind of file that rows are read from")]
@@ -57,6 +59,14 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What the reader said.
+        reason: String,
+    },
+    /// A file that is no ffrecord file, or one of samples that are not understood.
+    #[error("{path}: not a readable ffrecord file: {reason}")]
+    NotFfrecord {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
         reason: String,
     },
     /// Sources without a single row.
@@ -123,6 +133,14 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A store of objects that does not give one.
+    #[error("{path}: {source}")]
+    Object {
+        /// The object, or a folder of them.
+        path: PathBuf,
+        /// The store's reason.
+        source: ObjectError,
+    },
     /// A file of a store that cannot be written.
     #[error("cannot write {path}: {source}")]
     Write {
@@ -166,7 +184,16 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// Wraps a system error with the path that it is about.
     pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
-        Self::Io { path: path.as_ref().to_owned(), source }
+        let path = path.as_ref().to_owned();
+        match ObjectError::behind(&source) {
+            Some(source) => Self::Object { path, source },
+            None => Self::Io { path, source },
+        }
+    }
+
+    /// Wraps what a store of objects says with the address that it is about.
+    pub fn object(path: impl AsRef<Path>, source: ObjectError) -> Self {
+        Self::Object { path: path.as_ref().to_owned(), source }
     }
 
     /// Wraps the refusal of a disk.
@@ -196,7 +223,7 @@ impl Error {
         let hint = match self {
             Self::NoSuchFile(_) => "check the path; quote a pattern such as 'part-*.parquet'",
             Self::NothingUsable(_) | Self::UnknownKind(_) => {
-                "give *.parquet, *.tar, *.csv, *.tsv or *.jsonl, a pattern, or a folder of these or of images"
+                "give *.parquet, *.tar, *.ffr, *.csv, *.tsv or *.jsonl, a pattern, or a folder of these or of images"
             }
             Self::NotATar { .. } => "give a complete, uncompressed tar; a download may have been cut short",
             Self::NotAList { .. } => "the name's ending tells the format: .csv, .tsv or .jsonl",
@@ -204,6 +231,10 @@ impl Error {
             Self::NothingPasses { .. } => "widen the filter; text is compared letter by letter, in quotes",
             Self::NoAddress => "leave --dedup away",
             Self::NotParquet { .. } => "give a complete parquet file; a download may have been cut short",
+            Self::NotFfrecord { .. } => {
+                "give a whole file of `ffrecord.pack_folder`, or one whose samples are pickled dicts of an encoded image, \
+                 text and numbers; no pickle is run"
+            }
             Self::NoRows(_) => "give a file with at least one row",
             Self::NoCaptionColumn { .. } => "name the column with --caption-column",
             Self::NoImageColumn { .. } => "name the column with --url-column, --image-column or --path-column",
@@ -216,6 +247,7 @@ impl Error {
                  only that part is made anew"
             }
             Self::Store { hint, .. } => return hint.clone(),
+            Self::Object { path, source } => return source.hint(path),
             Self::Setting { .. } | Self::Io { .. } | Self::Stopped(_) | Self::Start { .. } => return None,
         };
         Some(hint.to_owned())

@@ -4,6 +4,7 @@ pub mod error;
 pub mod fetch;
 pub mod image;
 pub mod ingest;
+pub mod objects;
 mod panics;
 pub mod source;
 pub mod store;

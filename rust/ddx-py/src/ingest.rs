@@ -1,7 +1,6 @@
 //! Python face of `ddx_core::source` and `ddx_core::ingest`.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -21,7 +20,8 @@ const PATIENCE: Duration = Duration::from_millis(100);
 #[pyclass(frozen, module = "ddx._core")]
 struct Input {
     source: Arc<dyn Source>,
-    files: Vec<PathBuf>,
+    files: Vec<String>,
+    identities: Vec<Option<String>>,
 }
 
 #[pymethods]
@@ -56,8 +56,9 @@ impl Input {
         let selection = Selection { filter, unique, limit, shuffle };
         let open = || {
             let input = CoreInput::open(&sources, &choice)?;
-            let files = input.files().map(Path::to_owned).collect();
-            Ok(Self { source: select(Arc::new(input), &selection)?, files })
+            let files = input.files().map(|path| path.to_string_lossy().into_owned()).collect();
+            let identities = input.identities().map(|identity| identity.map(str::to_owned)).collect();
+            Ok(Self { source: select(Arc::new(input), &selection)?, files, identities })
         };
         py.detach(open).map_err(to_python)
     }
@@ -66,7 +67,7 @@ impl Input {
     #[allow(clippy::needless_pass_by_value)] // what Python hands over is owned
     fn pick(&self, rows: Vec<u64>) -> PyResult<Self> {
         let source = pick(self.source.clone(), &rows).map_err(to_python)?;
-        Ok(Self { source, files: self.files.clone() })
+        Ok(Self { source, files: self.files.clone(), identities: self.identities.clone() })
     }
 
     #[getter]
@@ -76,8 +77,14 @@ impl Input {
 
     /// The files in order; a folder of images is one of them.
     #[getter]
-    fn files(&self) -> Vec<PathBuf> {
+    fn files(&self) -> Vec<String> {
         self.files.clone()
+    }
+
+    /// For each file what its store says of its contents; None for one on a disk.
+    #[getter]
+    fn identities(&self) -> Vec<Option<String>> {
+        self.identities.clone()
     }
 
     #[getter]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import io
-import json
-import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,62 +15,20 @@ from ddx.data.config import PrecomputeConfig
 from ddx.data.precompute import precompute
 from ddx.data.store import Store
 from ddx.errors import UsageError
+from source_files import (
+    CAPTIONS,
+    NUM,
+    csv_of_paths,
+    ffrecord,
+    ffrecord_of_dicts,
+    ffrecord_of_folder,
+    image_folder,
+    jsonl_beside_images,
+    png,
+    tars,
+    write_images,
+)
 from stores import shard_bytes
-
-NUM = 6
-CAPTIONS = [f"picture number {number}, with a\tgrey edge" for number in range(NUM)]
-
-
-def png(number: int) -> bytes:
-    random = np.random.default_rng(number)
-    pixels = random.integers(0, 256, (80 + number, 70, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write_images(folder: Path) -> list[str]:
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [f"{number:03d}.png" for number in range(NUM)]
-    for number, name in enumerate(names):
-        (folder / name).write_bytes(png(number))
-    return names
-
-
-def image_folder(folder: Path) -> Path:
-    for name, caption in zip(write_images(folder / "images" / "deep"), CAPTIONS, strict=True):
-        (folder / "images" / "deep" / name).with_suffix(".txt").write_text(caption + "\n")
-    return folder / "images"
-
-
-def csv_of_paths(folder: Path) -> Path:
-    names = write_images(folder / "pictures")
-    with (folder / "list.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file_name", "caption"])
-        writer.writerows([f"pictures/{name}", caption] for name, caption in zip(names, CAPTIONS, strict=True))
-    return folder / "list.csv"
-
-
-def jsonl_beside_images(folder: Path) -> Path:
-    """What the `datasets` library calls an image folder."""
-    names = write_images(folder / "hub")
-    lines = [json.dumps({"file_name": n, "text": c}) for n, c in zip(names, CAPTIONS, strict=True)]
-    (folder / "hub" / "metadata.jsonl").write_text("\n".join(lines))
-    return folder / "hub"
-
-
-def tars(folder: Path) -> Path:
-    """Two shards; the second has its captions in JSON."""
-    for shard, numbers in enumerate((range(4), range(4, NUM))):
-        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
-            for number in numbers:
-                text = json.dumps({"caption": CAPTIONS[number]}) if shard else CAPTIONS[number]
-                for extension, content in (("json" if shard else "txt", text.encode()), ("png", png(number))):
-                    member = tarfile.TarInfo(f"{number:09d}.{extension}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
-    return folder / "{00000..00001}.tar"
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +48,7 @@ def reference(make: Callable[..., Store], tmp_path_factory: pytest.TempPathFacto
     return make([image_folder(folder)], folder / "store.zarr")
 
 
-@pytest.mark.parametrize("write", [csv_of_paths, jsonl_beside_images, tars])
+@pytest.mark.parametrize("write", [csv_of_paths, jsonl_beside_images, tars, ffrecord_of_dicts, ffrecord_of_folder])
 def test_every_kind_of_input_gives_the_same_arrays(
     write: Callable[[Path], Path], make: Callable[..., Store], reference: Store, tmp_path: Path
 ) -> None:
@@ -187,3 +142,5 @@ def test_wrong_input_is_one_line_and_its_cure(
     assert main.run(["precompute", *arguments, "--teacher", str(teacher_folder), "--device", "cpu"]) == 2
     printed = capsys.readouterr().err
     assert said in printed and cure in printed.partition("hint:")[2], printed
+        (["train.ffr"], "builtins.print, and pickles are only read, not run", "pack_folder"),
+    ffrecord(Path(), [b"\x80\x04cbuiltins\nprint\nC\x02hi\x85R."])

@@ -57,6 +57,12 @@ pub enum FetchError {
     /// More bytes than allowed.
     #[error("more than {0} bytes")]
     TooLarge(usize),
+    /// Nothing at that place of a store.
+    #[error("{0}: no such object")]
+    NoObject(String),
+    /// A store that refuses an object.
+    #[error("{0}")]
+    Object(String),
     /// The run ends.
     #[error("closed")]
     Closed,

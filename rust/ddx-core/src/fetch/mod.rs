@@ -4,6 +4,7 @@ mod address;
 mod attempt;
 mod dns;
 mod error;
+mod object;
 mod retry;
 mod slots;
 
@@ -69,6 +70,8 @@ pub struct Fetcher {
     config: Arc<FetchConfig>,
     rule: AddressRule,
     slots: Slots,
+    /// Requests to object stores.
+    objects: Arc<Semaphore>,
     budget: Arc<Semaphore>,
 }
 
@@ -97,7 +100,8 @@ impl Fetcher {
             .build()
             .map_err(|error| start(error.to_string()))?;
         let slots = Slots::new(config.concurrency, config.per_host, config.host_interval);
-        Ok(Self { client, config: Arc::new(config), rule, slots, budget })
+        let objects = Arc::new(Semaphore::new(config.concurrency));
+        Ok(Self { client, config: Arc::new(config), rule, slots, objects, budget })
     }
 
     /// Fetches one address, with retries, within the deadlines.

@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::{Outcome, PIXEL_PIECE, RowRecord, RowStatus, Shared};
 use crate::fetch::{Body, FetchError};
-use crate::image::{Resizer, cover_crop, decode, read_header};
+use crate::image::{Format, ImageError, Resizer, cover_crop, decode, read_header, sniff};
 use crate::source::{Checksum, sha256};
 
 /// A row on its way to a decoder.

@@ -1,15 +1,18 @@
 //! The reading thread: rows from the source, each sent to where its bytes come from.
 
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use crossbeam_channel::Sender;
+use tokio::runtime::Handle;
 
 use super::decode::{Job, Payload};
 use super::{RowRecord, RowStatus, Shared};
 use crate::fetch::{BUDGET_PIECE, Body, FetchError, Fetcher};
+use crate::objects::{self, is_object};
 use crate::panics::caught;
 use crate::source::{ImageRef, Row, Source, numbered};
 
@@ -109,6 +112,17 @@ impl Reader {
             Some(image) => image,
         };
         match image {
+            // An address in a table off the web may name an object, but not a file of this machine.
+            ImageRef::Url(url) if is_object(Path::new(&url)) && !url.starts_with("file:") => {
+                self.fetch_object(PathBuf::from(url), None, Job { sequence, record, checksum, payload: Payload::None })
+            }
+            ImageRef::Path(path) if is_object(&path) => {
+                self.fetch_object(path, None, Job { sequence, record, checksum, payload: Payload::None })
+            }
+            ImageRef::Range { path, offset, length } if is_object(&path) => {
+                let within = Some((offset, length));
+                self.fetch_object(path, within, Job { sequence, record, checksum, payload: Payload::None })
+            }
             ImageRef::Url(url) => {
                 self.fetch(url, Job { sequence, record, checksum, payload: Payload::None });
                 Ok(())
@@ -140,10 +154,33 @@ impl Reader {
 
     /// Fetches in the background; `job` then goes on with what came.
     fn fetch(&self, url: String, job: Job) {
-        let (fetcher, jobs, shared) = (self.fetcher.clone(), self.jobs.clone(), self.shared.clone());
+        let fetcher = self.fetcher.clone();
+        self.go_on_with(&self.shared.handle, async move { fetcher.fetch(&url).await }, job);
+    }
+
+    /// The same with an object of a store, or a range of one.
+    fn fetch_object(&self, path: PathBuf, within: Option<(u64, u64)>, job: Job) -> Result<(), Closed> {
+        let fetcher = self.fetcher.clone();
+        match objects::runtime() {
+            Ok(runtime) => {
+                let body = async move { fetcher.fetch_object(&path, within).await };
+                self.go_on_with(runtime.handle(), body, job);
+                Ok(())
+            }
+            Err(error) => self.give_up(job.sequence, job.record.failed(RowStatus::UnreadableFile, &error)),
+        }
+    }
+
+    fn go_on_with(
+        &self,
+        runtime: &Handle,
+        body: impl Future<Output = std::result::Result<Body, FetchError>> + Send + 'static,
+        job: Job,
+    ) {
+        let (jobs, shared) = (self.jobs.clone(), self.shared.clone());
         shared.stats.fetching.fetch_add(1, Ordering::Relaxed);
-        self.shared.handle.spawn(async move {
-            let job = match fetcher.fetch(&url).await {
+        runtime.spawn(async move {
+            let job = match body.await {
                 Ok(body) => Job { payload: Payload::Body(body), ..job },
                 Err(error) => Job { record: job.record.failed(RowStatus::from(&error), &error), ..job },
             };

@@ -16,9 +16,9 @@ pub enum RowStatus {
     NoImage,
     /// Its file cannot be read at this row.
     UnreadableSource,
-    /// No such local file.
+    /// No such file or object.
     MissingFile,
-    /// A local file that cannot be read.
+    /// A file or object that cannot be read.
     UnreadableFile,
     /// Not an http(s) address.
     BadUrl,
@@ -102,6 +102,8 @@ impl From<&FetchError> for RowStatus {
             FetchError::Redirects(_) => Self::Redirects,
             FetchError::OptedOut(_) => Self::OptedOut,
             FetchError::TooLarge(_) => Self::TooLarge,
+            FetchError::NoObject(_) => Self::MissingFile,
+            FetchError::Object(_) => Self::UnreadableFile,
         }
     }
 }

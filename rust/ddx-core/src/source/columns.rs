@@ -7,9 +7,10 @@ use arrow_schema::{DataType, Field, Schema};
 
 use crate::{Error, Result};
 
-const CAPTION_NAMES: [&str; 11] = [
+const CAPTION_NAMES: [&str; 12] = [
     "caption",
     "text",
+    "txt",
     "top_caption",
     "captions",
     "prompt",

@@ -4,12 +4,17 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
+
 use super::{Cells, ColumnChoice, ImageKind, ImageRef, Row, Rows, Source, Value};
+use crate::objects::{ObjectError, is_object, read_all};
 use crate::{Error, Result};
 
-const CAPTION_EXTENSIONS: [&str; 2] = ["txt", "caption"];
+pub(super) const CAPTION_EXTENSIONS: [&str; 2] = ["txt", "caption"];
 /// Longer text files are no captions.
 const LONGEST_CAPTION: u64 = 1 << 20;
+/// Images of a store whose captions are asked for at the same time.
+const ROWS_AT_A_TIME: usize = 64;
 
 /// The images of one folder and of those in it.
 pub(super) struct ImageFolder {
@@ -32,20 +37,46 @@ impl ImageFolder {
         Ok(Self { path: path.to_owned(), images, captions })
     }
 
-    fn row(&self, image: &Path) -> Row {
+    /// The extensions of the captions, and whether the first that is there counts.
+    fn extensions(&self) -> (Vec<&str>, bool) {
+        match self.captions.as_slice() {
+            [] => (CAPTION_EXTENSIONS.to_vec(), true),
+            named => (named.iter().map(String::as_str).collect(), false),
+        }
+    }
+
+    fn row(&self, image: &Path, texts: Vec<Option<String>>) -> Row {
         let key = image.with_extension("");
         let key = key.strip_prefix(&self.path).unwrap_or(&key).to_string_lossy().into_owned();
-        let read = |extension: &str| read_caption(&image.with_extension(extension));
-        let captions = if self.captions.is_empty() {
-            vec![CAPTION_EXTENSIONS.into_iter().find_map(read)]
-        } else {
-            self.captions.iter().map(|extension| read(extension)).collect()
-        };
+        let captions = if self.extensions().1 { vec![texts.into_iter().flatten().next()] } else { texts };
         Row { key: Some(key), captions, image: Some(ImageRef::Path(image.to_owned())), checksum: None }
+    }
+
+    fn read_row(&self, image: &Path) -> Row {
+        let read = |extension: &&str| read_caption(&image.with_extension(extension));
+        self.row(image, self.extensions().0.iter().map(read).collect())
+    }
+
+    /// Rows of a store, whose captions are asked for together.
+    fn fetch_rows(&self, images: &[PathBuf]) -> Vec<Result<Row>> {
+        let extensions = self.extensions().0;
+        let captions = |image: &PathBuf| extensions.iter().map(|it| image.with_extension(it)).collect::<Vec<_>>();
+        let texts = read_all(images.iter().flat_map(captions).collect(), LONGEST_CAPTION);
+        let row = |(image, texts): (&PathBuf, &[std::result::Result<Option<Bytes>, ObjectError>])| {
+            let mut captions = Vec::with_capacity(texts.len());
+            for text in texts {
+                match text {
+                    Ok(text) => captions.push(text.as_ref().and_then(|text| parse_caption(text))),
+                    Err(error) => return Err(Error::object(image, error.clone())),
+                }
+            }
+            Ok(self.row(image, captions))
+        };
+        images.iter().zip(texts.chunks(extensions.len())).map(row).collect()
     }
 }
 
-fn no_column(path: &Path, column: &str) -> Error {
+pub(super) fn no_column(path: &Path, column: &str) -> Error {
     let columns = "(a folder of images has captions in .txt files only)".to_owned();
     Error::NoSuchColumn { path: path.to_owned(), column: column.to_owned(), columns }
 }
@@ -54,8 +85,11 @@ fn read_caption(path: &Path) -> Option<String> {
     if std::fs::metadata(path).ok()?.len() > LONGEST_CAPTION {
         return None;
     }
-    let bytes = std::fs::read(path).ok()?;
-    let text = String::from_utf8_lossy(&bytes);
+    parse_caption(&std::fs::read(path).ok()?)
+}
+
+pub(super) fn parse_caption(bytes: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(bytes);
     let text = text.trim_start_matches('\u{feff}').trim();
     (!text.is_empty()).then(|| text.to_owned())
 }
@@ -67,7 +101,10 @@ impl Source for ImageFolder {
 
     fn rows(&self, range: Range<u64>) -> Result<Rows<'_>> {
         let images = &self.images[range.start as usize..range.end as usize];
-        Ok(Box::new(images.iter().map(|image| Ok(self.row(image)))))
+        if is_object(&self.path) {
+            return Ok(Box::new(images.chunks(ROWS_AT_A_TIME).flat_map(|images| self.fetch_rows(images))));
+        }
+        Ok(Box::new(images.iter().map(|image| Ok(self.read_row(image)))))
     }
 
     fn cells(&self, columns: &[String]) -> Result<Cells<'_>> {

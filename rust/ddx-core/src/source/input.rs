@@ -4,13 +4,19 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::discover::{FileKind, discover};
+use rayon::prelude::*;
+
+use super::discover::{FileKind, Found, discover};
+use super::ffrecord::FfrecordFile;
 use super::folder::ImageFolder;
 use super::list::ListFile;
 use super::parquet::ParquetFile;
 use super::webdataset::TarFile;
 use super::{Cells, ColumnChoice, ImageKind, Row, Rows, Source, numbered};
 use crate::{Error, Result};
+
+/// Files of a store that are opened at the same time.
+const OBJECTS_AT_A_TIME: usize = 16;
 
 /// The files of an input and their rows, in the order in which they were named.
 pub struct Input {
@@ -20,6 +26,7 @@ pub struct Input {
 
 struct File {
     path: PathBuf,
+    identity: Option<String>,
     first_row: u64,
     rows: Box<dyn Source>,
 }
@@ -31,16 +38,11 @@ impl Input {
     /// If a name matches nothing, a file cannot be read as what it is, a column is missing, or there is no row at all.
     pub fn open(sources: &[String], choice: &ColumnChoice) -> Result<Self> {
         let (mut files, mut num_rows) = (Vec::new(), 0);
-        for found in discover(sources)? {
-            let rows: Box<dyn Source> = match found.kind {
-                FileKind::Parquet => Box::new(ParquetFile::open(&found.path, choice)?),
-                FileKind::List(format) => Box::new(ListFile::open(&found.path, format, choice)?),
-                FileKind::Tar => Box::new(TarFile::open(&found.path, choice)?),
-                FileKind::ImageFolder(images) => Box::new(ImageFolder::new(&found.path, images, choice)?),
-            };
-            let first_row = num_rows;
-            num_rows += rows.num_rows();
-            files.push(File { path: found.path, first_row, rows });
+        for file in open_all(discover(sources)?, choice)? {
+            let mut file = file?;
+            file.first_row = num_rows;
+            num_rows += file.rows.num_rows();
+            files.push(file);
         }
         if num_rows == 0 {
             return Err(Error::NoRows(sources.join(", ")));
@@ -51,6 +53,11 @@ impl Input {
     /// The files in order; a folder of images is one of them.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().map(|file| file.path.as_path())
+    }
+
+    /// For each file what its store says of its contents; `None` for one on a disk.
+    pub fn identities(&self) -> impl Iterator<Item = Option<&str>> {
+        self.files.iter().map(|file| file.identity.as_deref())
     }
 
     fn first(&self) -> &dyn Source {
@@ -92,6 +99,30 @@ impl Source for Input {
     fn columns(&self) -> BTreeMap<&'static str, String> {
         self.first().columns()
     }
+}
+
+/// Opens files in their order; several of a store at a time, since each waits for answers.
+fn open_all(found: Vec<Found>, choice: &ColumnChoice) -> Result<Vec<Result<File>>> {
+    if found.iter().all(|found| found.identity.is_none()) {
+        return Ok(found.into_iter().map(|found| open(found, choice)).collect());
+    }
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(found.len().min(OBJECTS_AT_A_TIME)).build();
+    let failed =
+        |error: rayon::ThreadPoolBuildError| Error::Start { what: "reading threads", reason: error.to_string() };
+    Ok(threads.map_err(failed)?.install(|| found.into_par_iter().map(|found| open(found, choice)).collect()))
+}
+
+fn open(found: Found, choice: &ColumnChoice) -> Result<File> {
+    let Found { place, kind, identity } = found;
+    let path = place.path.clone();
+    let rows: Box<dyn Source> = match kind {
+        FileKind::Parquet => Box::new(ParquetFile::open(place, choice)?),
+        FileKind::List(format) => Box::new(ListFile::open(place, format, choice)?),
+        FileKind::Ffrecord => Box::new(FfrecordFile::open(place, choice)?),
+        FileKind::Tar => Box::new(TarFile::open(place, choice)?),
+        FileKind::ImageFolder(images) => Box::new(ImageFolder::new(&path, images, choice)?),
+    };
+    Ok(File { path, identity, first_row: 0, rows })
 }
 
 /// A row without a name is called by its number in the whole input.

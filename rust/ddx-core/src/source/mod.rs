@@ -7,11 +7,13 @@
 mod checksum;
 mod columns;
 mod discover;
+mod ffrecord;
 mod filter;
 mod folder;
 mod input;
 mod list;
 mod parquet;
+mod place;
 mod select;
 mod value;
 mod webdataset;

@@ -1,9 +1,8 @@
 //! A parquet file: any range of rows, a few of them in memory at a time.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float64Type, Int32Type, Int64Type, UInt32Type, UInt64Type};
@@ -17,7 +16,9 @@ use parquet::arrow::arrow_reader::{
 };
 
 use super::columns::{Columns, find_columns};
+use super::place::{Place, beside};
 use super::{Cells, Checksum, ColumnChoice, ImageKind, ImageRef, Row, Rows, Source, Value};
+use crate::objects::ObjectError;
 use crate::panics::caught;
 use crate::{Error, Result};
 
@@ -28,7 +29,7 @@ const IMAGE_ROWS_AT_A_TIME: usize = 8;
 
 /// One parquet file.
 pub(super) struct ParquetFile {
-    path: PathBuf,
+    place: Place,
     num_rows: u64,
     metadata: ArrowReaderMetadata,
     columns: Columns,
@@ -39,11 +40,12 @@ impl ParquetFile {
     ///
     /// # Errors
     /// If the file is no parquet, or a column is missing.
-    pub fn open(path: &Path, choice: &ColumnChoice) -> Result<Self> {
-        let metadata = readable(path, || read_footer(path))?;
+    pub fn open(place: Place, choice: &ColumnChoice) -> Result<Self> {
+        let path = &place.path;
+        let metadata = readable(path, || read_footer(&place))?;
         let columns = find_columns(path, metadata.schema(), choice)?;
         let num_rows = num_rows(path, &metadata)?;
-        Ok(Self { path: path.to_owned(), num_rows, metadata, columns })
+        Ok(Self { place, num_rows, metadata, columns })
     }
 
     /// Batches of a range of rows, with these of the top-level columns.
@@ -53,7 +55,7 @@ impl ParquetFile {
         columns: impl IntoIterator<Item = usize>,
         batch_size: usize,
     ) -> Result<Batches<'_>> {
-        let handle = File::open(&self.path).map_err(|error| Error::io(&self.path, error))?;
+        let (path, handle) = (&self.place.path, self.place.open()?);
         let (groups, skip) = row_groups(&self.metadata, range.start, range.end);
         let mask = ProjectionMask::roots(self.metadata.parquet_schema(), columns);
         let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(handle, self.metadata.clone())
@@ -62,8 +64,8 @@ impl ParquetFile {
             .with_batch_size(batch_size)
             .with_offset(skip as usize)
             .with_limit((range.end - range.start) as usize);
-        let reader = readable(&self.path, || reader.build().map_err(|error| unreadable(&self.path, &error)))?;
-        Ok(Batches { path: &self.path, reader: Some(reader) })
+        let reader = readable(path, || reader.build().map_err(|error| unreadable(path, &error)))?;
+        Ok(Batches { path, reader: Some(reader) })
     }
 
     /// The cells of these columns, row by row.
@@ -111,7 +113,7 @@ impl Source for ParquetFile {
             let exact = fields.iter().position(|field| field.name() == name);
             exact.or_else(|| fields.iter().position(|field| field.name().eq_ignore_ascii_case(name))).ok_or_else(|| {
                 let names: Vec<&str> = fields.iter().map(|field| field.name().as_str()).collect();
-                Error::NoSuchColumn { path: self.path.clone(), column: name.clone(), columns: names.join(", ") }
+                Error::NoSuchColumn { path: self.place.path.clone(), column: name.clone(), columns: names.join(", ") }
             })
         };
         let indexes: Vec<usize> = columns.iter().map(index).collect::<Result<_>>()?;
@@ -131,20 +133,27 @@ impl Source for ParquetFile {
     }
 }
 
-fn read_footer(path: &Path) -> Result<ArrowReaderMetadata> {
-    let file = File::open(path).map_err(|error| Error::io(path, error))?;
+fn read_footer(place: &Place) -> Result<ArrowReaderMetadata> {
+    let file = place.open()?;
     // The Arrow schema that some writers embed can name types (extension, view) that say nothing about images.
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-    ArrowReaderMetadata::load(&file, options).map_err(|error| unreadable(path, &error))
+    ArrowReaderMetadata::load(&file, options).map_err(|error| unreadable(&place.path, &error))
 }
 
-fn unreadable(path: &Path, error: &dyn std::fmt::Display) -> Error {
-    Error::NotParquet { path: path.to_owned(), reason: error.to_string() }
+fn unreadable(path: &Path, error: &(dyn std::error::Error + 'static)) -> Error {
+    match ObjectError::behind(error) {
+        Some(error) => Error::object(path, error),
+        None => no_parquet(path, error.to_string()),
+    }
+}
+
+fn no_parquet(path: &Path, reason: String) -> Error {
+    Error::NotParquet { path: path.to_owned(), reason }
 }
 
 /// Runs the parquet reader, which panics on some damaged files.
 fn readable<T>(path: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
-    caught(read).unwrap_or_else(|message| Err(unreadable(path, &format!("the reader {message}"))))
+    caught(read).unwrap_or_else(|message| Err(no_parquet(path, format!("the reader {message}"))))
 }
 
 /// The rows of a file, of which a damaged footer can claim any number.
@@ -156,7 +165,7 @@ fn num_rows(path: &Path, metadata: &ArrowReaderMetadata) -> Result<u64> {
         groups.map(|group| u64::try_from(group.num_rows()).ok()).try_fold(0_u64, |sum, rows| sum.checked_add(rows?));
     match sum {
         Some(sum) if u64::try_from(claimed) == Ok(sum) => Ok(sum),
-        _ => Err(unreadable(path, &format!("its footer counts {claimed} rows, its row groups others"))),
+        _ => Err(no_parquet(path, format!("its footer counts {claimed} rows, its row groups others"))),
     }
 }
 
@@ -270,7 +279,7 @@ fn bytes_at(array: &ArrayRef, index: usize) -> Option<Bytes> {
 fn image_at(file: &ParquetFile, array: &ArrayRef, index: usize) -> Option<ImageRef> {
     match file.columns.image_kind {
         ImageKind::Url => text_at(array, index).map(ImageRef::Url),
-        ImageKind::Path => text_at(array, index).map(|path| ImageRef::Path(beside(&file.path, &path))),
+        ImageKind::Path => text_at(array, index).map(|path| ImageRef::Path(beside(&file.place.path, &path))),
         ImageKind::Bytes => match array.as_struct_opt() {
             Some(cell) if !cell.is_null(index) => struct_image(file, cell, index),
             Some(_) => None,
@@ -283,10 +292,5 @@ fn image_at(file: &ParquetFile, array: &ArrayRef, index: usize) -> Option<ImageR
 fn struct_image(file: &ParquetFile, cell: &StructArray, index: usize) -> Option<ImageRef> {
     let bytes = cell.column_by_name("bytes").and_then(|array| bytes_at(array, index));
     let path = || cell.column_by_name("path").and_then(|array| text_at(array, index));
-    bytes.map(ImageRef::Bytes).or_else(|| path().map(|path| ImageRef::Path(beside(&file.path, &path))))
-}
-
-/// A relative path is meant from the folder that the parquet is in.
-fn beside(parquet: &Path, path: &str) -> PathBuf {
-    parquet.parent().unwrap_or(Path::new("")).join(path)
+    bytes.map(ImageRef::Bytes).or_else(|| path().map(|path| ImageRef::Path(beside(&file.place.path, &path))))
 }

@@ -1,25 +1,22 @@
 //! Lists of URLs or paths: CSV, TSV and JSON lines. A first pass counts the rows and notes where every so-manieth begins.
 
+mod names;
+mod reader;
+
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
 
 use arrow_schema::{DataType, Field, Schema};
-use csv::{ByteRecord, ReaderBuilder};
-use serde_json::{Map, Value as Json};
 
 use super::columns::{Columns, find_columns};
-use super::{Cells, Checksum, ColumnChoice, ImageKind, ImageRef, Row, Rows, Source, Value};
+use super::place::{Place, beside};
+use super::{Cells, Checksum, ColumnChoice, ImageKind, ImageRef, Row, Rows, Source};
 use crate::{Error, Result};
+use names::{header, json_names};
+use reader::{Line, Reader};
 
 /// Rows between two noted places: what a jump into the middle reads too much of, at most.
 const ROWS_A_MARK: u64 = 1024;
-/// Rows that are looked at to find the columns of JSON lines.
-const ROWS_LOOKED_AT: usize = 100;
-/// A row longer than this is no row of a list.
-const LONGEST_LINE: u64 = 16 << 20;
 
 /// How the fields of a row are told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +31,7 @@ pub(super) enum ListFormat {
 
 /// One list.
 pub(super) struct ListFile {
-    path: PathBuf,
+    place: Place,
     format: ListFormat,
     names: Vec<String>,
     columns: Columns,
@@ -48,15 +45,15 @@ impl ListFile {
     ///
     /// # Errors
     /// If it cannot be read, or has no columns for captions and images.
-    pub fn open(path: &Path, format: ListFormat, choice: &ColumnChoice) -> Result<Self> {
+    pub fn open(place: Place, format: ListFormat, choice: &ColumnChoice) -> Result<Self> {
         let (names, data_at) = match format {
-            ListFormat::Jsonl => (json_names(path)?, 0),
-            ListFormat::Csv | ListFormat::Tsv => header(path, format)?,
+            ListFormat::Jsonl => (json_names(&place)?, 0),
+            ListFormat::Csv | ListFormat::Tsv => header(&place, format)?,
         };
         let fields: Vec<Field> = names.iter().map(|name| Field::new(name, DataType::Utf8, true)).collect();
-        let columns = find_columns(path, &Schema::new(fields), choice)?;
+        let columns = find_columns(&place.path, &Schema::new(fields), choice)?;
         let (mut marks, mut num_rows) = (Vec::new(), 0);
-        let mut reader = Reader::open(path, format, data_at)?;
+        let mut reader = Reader::open(&place, format, data_at)?;
         loop {
             let at = reader.offset();
             if reader.next()?.is_none() {
@@ -67,14 +64,14 @@ impl ListFile {
             }
             num_rows += 1;
         }
-        Ok(Self { path: path.to_owned(), format, names, columns, marks, num_rows })
+        Ok(Self { place, format, names, columns, marks, num_rows })
     }
 
     fn lines_from(&self, row: u64) -> Result<Reader> {
         let mark = row / ROWS_A_MARK;
         // A list without rows has no marks either.
         let start = self.marks.get(mark as usize).copied().unwrap_or(0);
-        let mut reader = Reader::open(&self.path, self.format, start)?;
+        let mut reader = Reader::open(&self.place, self.format, start)?;
         for _ in mark * ROWS_A_MARK..row {
             reader.next()?;
         }
@@ -86,7 +83,7 @@ impl ListFile {
         let image = match line {
             Line::Broken(reason) => Some(ImageRef::Broken(reason.clone())),
             _ => cell(self.columns.image).map(|text| match self.columns.image_kind {
-                ImageKind::Path => ImageRef::Path(self.path.parent().unwrap_or(Path::new("")).join(text)),
+                ImageKind::Path => ImageRef::Path(beside(&self.place.path, &text)),
                 ImageKind::Url | ImageKind::Bytes => ImageRef::Url(text),
             }),
         };
@@ -111,7 +108,7 @@ impl Source for ListFile {
 
     fn cells(&self, columns: &[String]) -> Result<Cells<'_>> {
         let missing = |name: &str| Error::NoSuchColumn {
-            path: self.path.clone(),
+            path: self.place.path.clone(),
             column: name.to_owned(),
             columns: self.names.join(", "),
         };
@@ -138,189 +135,13 @@ impl Source for ListFile {
     }
 }
 
-/// One row as it was read.
-enum Line {
-    Fields(ByteRecord),
-    Object(Map<String, Json>),
-    /// It could not be read, but the next one can.
-    Broken(String),
-}
-
-impl Line {
-    fn value(&self, names: &[String], index: usize) -> Value {
-        match self {
-            Self::Fields(record) => record.get(index).map_or(Value::Null, |field| {
-                let text = String::from_utf8_lossy(field);
-                let text = text.trim();
-                if text.is_empty() { Value::Null } else { Value::Text(text.to_owned()) }
-            }),
-            Self::Object(object) => Value::from_json(object.get(&names[index])),
-            Self::Broken(_) => Value::Null,
-        }
-    }
-
-    /// The cell as text, trimmed; `None` when it is absent or blank.
-    fn text(&self, names: &[String], index: usize) -> Option<String> {
-        let text = self.value(names, index).text()?;
-        let text = text.trim();
-        (!text.is_empty()).then(|| text.to_owned())
-    }
-}
-
-/// Rows one after the other from an offset on.
-struct Reader {
-    path: PathBuf,
-    start: u64,
-    kind: ReaderKind,
-}
-
-enum ReaderKind {
-    Fields(Box<csv::Reader<Limited>>),
-    Lines { file: BufReader<File>, read: u64 },
-}
-
-impl Reader {
-    fn open(path: &Path, format: ListFormat, start: u64) -> Result<Self> {
-        let mut file = File::open(path).map_err(|error| Error::io(path, error))?;
-        file.seek(SeekFrom::Start(start)).map_err(|error| Error::io(path, error))?;
-        let kind = match format {
-            ListFormat::Jsonl => ReaderKind::Lines { file: BufReader::new(file), read: 0 },
-            ListFormat::Csv | ListFormat::Tsv => {
-                let mut builder = ReaderBuilder::new();
-                // A row with too few or too many fields is that row's problem.
-                builder.has_headers(false).flexible(true);
-                if format == ListFormat::Tsv {
-                    builder.delimiter(b'\t').quoting(false);
-                }
-                ReaderKind::Fields(Box::new(builder.from_reader(Limited { file, left: 0 })))
-            }
-        };
-        Ok(Self { path: path.to_owned(), start, kind })
-    }
-
-    /// Where the next row begins.
-    fn offset(&self) -> u64 {
-        self.start
-            + match &self.kind {
-                ReaderKind::Fields(reader) => reader.position().byte(),
-                ReaderKind::Lines { read, .. } => *read,
-            }
-    }
-
-    fn next(&mut self) -> Result<Option<Line>> {
-        let path = &self.path;
-        match &mut self.kind {
-            ReaderKind::Fields(reader) => {
-                reader.get_mut().left = LONGEST_LINE;
-                let mut record = ByteRecord::new();
-                let found = reader.read_byte_record(&mut record).map_err(|error| failed(path, error.into()))?;
-                Ok(found.then_some(Line::Fields(record)))
-            }
-            ReaderKind::Lines { file, read } => loop {
-                let mut line = Vec::new();
-                let num =
-                    file.take(LONGEST_LINE).read_until(b'\n', &mut line).map_err(|error| Error::io(path, error))?;
-                *read += num as u64;
-                if num == 0 {
-                    return Ok(None);
-                }
-                if num as u64 == LONGEST_LINE && line.last() != Some(&b'\n') {
-                    return Err(failed(path, too_long()));
-                }
-                if !line.trim_ascii().is_empty() {
-                    return Ok(Some(parse_object(&line)));
-                }
-            },
-        }
-    }
-}
-
-/// A file of which only so much is read for one row: a quote that is never closed would take in all of it.
-struct Limited {
-    file: File,
-    left: u64,
-}
-
-impl Read for Limited {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.left == 0 {
-            return Err(too_long());
-        }
-        let num = (&self.file).take(self.left).read(buffer)?;
-        self.left -= num as u64;
-        Ok(num)
-    }
-}
-
-fn too_long() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("a row of more than {LONGEST_LINE} bytes"))
-}
-
-fn failed(path: &Path, error: io::Error) -> Error {
-    match error.kind() {
-        io::ErrorKind::InvalidData => Error::NotAList { path: path.to_owned(), reason: error.to_string() },
-        _ => Error::io(path, error),
-    }
-}
-
-fn parse_object(line: &[u8]) -> Line {
-    match serde_json::from_slice(line) {
-        Ok(Json::Object(object)) => Line::Object(object),
-        Ok(_) => Line::Broken("the line is no JSON object".to_owned()),
-        Err(error) => Line::Broken(format!("not JSON: {error}")),
-    }
-}
-
-/// The keys of the first objects, in the order in which they appear.
-fn json_names(path: &Path) -> Result<Vec<String>> {
-    let mut reader = Reader::open(path, ListFormat::Jsonl, 0)?;
-    let mut names: Vec<String> = Vec::new();
-    let mut broken = None;
-    for _ in 0..ROWS_LOOKED_AT {
-        match reader.next()? {
-            Some(Line::Object(object)) => {
-                let new: Vec<String> = object.keys().filter(|key| !names.contains(key)).cloned().collect();
-                names.extend(new);
-            }
-            Some(Line::Broken(reason)) => broken = broken.or(Some(reason)),
-            Some(Line::Fields(_)) | None => break,
-        }
-    }
-    match broken {
-        Some(reason) if names.is_empty() => Err(Error::NotAList { path: path.to_owned(), reason }),
-        _ => Ok(names),
-    }
-}
-
-/// The names of the columns, and where the first row begins.
-///
-/// Conceptual Captions has no header: a first row that holds an address is one of the data, and columns are then
-/// called `url` and `caption` (if there are two), or by their number.
-fn header(path: &Path, format: ListFormat) -> Result<(Vec<String>, u64)> {
-    let mut reader = Reader::open(path, format, 0)?;
-    let Some(Line::Fields(first)) = reader.next()? else { return Ok((Vec::new(), 0)) };
-    let fields: Vec<String> = first.iter().map(|field| String::from_utf8_lossy(field).trim().to_owned()).collect();
-    let is_address = |field: &str| field.starts_with("http://") || field.starts_with("https://");
-    let Some(address) = fields.iter().position(|field| is_address(field)) else {
-        let mut names = fields;
-        if let Some(name) = names.first_mut() {
-            *name = name.trim_start_matches('\u{feff}').to_owned();
-        }
-        return Ok((names, reader.offset()));
-    };
-    let name = |index: usize| match index {
-        _ if index == address => "url".to_owned(),
-        _ if fields.len() == 2 => "caption".to_owned(),
-        _ => format!("column_{}", index + 1),
-    };
-    Ok(((0..fields.len()).map(name).collect(), 0))
-}
-
 #[cfg(test)]
 mod tests {
     use std::fmt::Write as _;
 
+    use super::reader::LONGEST_LINE;
     use super::*;
+    use crate::source::Value;
 
     fn list(name: &str, text: &str) -> Result<(tempfile::TempDir, ListFile)> {
         let folder = tempfile::tempdir().unwrap();
@@ -331,7 +152,7 @@ mod tests {
             Some("tsv") => ListFormat::Tsv,
             _ => ListFormat::Jsonl,
         };
-        ListFile::open(&path, format, &ColumnChoice::default()).map(|list| (folder, list))
+        ListFile::open(Place::new(&path), format, &ColumnChoice::default()).map(|list| (folder, list))
     }
 
     fn rows(list: &ListFile, range: Range<u64>) -> Vec<Row> {

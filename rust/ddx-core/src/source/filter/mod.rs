@@ -11,11 +11,12 @@
 //!
 //! A comparison with nothing is neither true nor false, and a row is taken only if the whole is true.
 
+mod parser;
+mod tokens;
+
 use super::Value;
 use crate::{Error, Result};
-
-/// Conditions within one another: each takes its part of the stack.
-const DEEPEST: usize = 200;
+use parser::parse;
 
 /// A condition on the cells of a row.
 #[derive(Debug)]
@@ -59,13 +60,8 @@ impl Filter {
     /// # Errors
     /// If the text is no condition; the message says where it stops being one.
     pub fn parse(text: &str) -> Result<Self> {
-        let tokens = tokens(text)?;
-        let mut parser = Parser { text, tokens, at: 0, depth: 0, columns: Vec::new() };
-        let condition = parser.either()?;
-        if parser.at < parser.tokens.len() {
-            return Err(parser.unexpected("`and`, `or` or the end"));
-        }
-        Ok(Self { condition, columns: parser.columns })
+        let (condition, columns) = parse(text)?;
+        Ok(Self { condition, columns })
     }
 
     /// The columns that it speaks of.
@@ -76,6 +72,14 @@ impl Filter {
     /// Whether a row is taken; `cells` are those of [`columns`](Self::columns).
     pub fn takes(&self, cells: &[Value]) -> bool {
         holds(&self.condition, cells) == Some(true)
+    }
+}
+
+fn failed(text: &str, at: usize, reason: &str) -> Error {
+    Error::Filter {
+        text: text.to_owned(),
+        rest: text.get(at..).unwrap_or_default().to_owned(),
+        reason: reason.to_owned(),
     }
 }
 
@@ -147,207 +151,9 @@ fn compare(comparison: Comparison, left: &Value, right: &Value) -> Option<bool> 
     })
 }
 
-#[derive(Clone, Debug, PartialEq)]
-enum Token {
-    /// A name or a word of the language; `true` if it was written in backticks.
-    Word(String, bool),
-    Literal(Value),
-    Compare(Comparison),
-    Open,
-    Close,
-    Comma,
-}
-
-fn failed(text: &str, at: usize, reason: &str) -> Error {
-    Error::Filter {
-        text: text.to_owned(),
-        rest: text.get(at..).unwrap_or_default().to_owned(),
-        reason: reason.to_owned(),
-    }
-}
-
-/// The tokens and where each begins.
-fn tokens(text: &str) -> Result<Vec<(usize, Token)>> {
-    const SYMBOLS: [(&str, Token); 11] = [
-        ("==", Token::Compare(Comparison::Equal)),
-        ("!=", Token::Compare(Comparison::NotEqual)),
-        ("<>", Token::Compare(Comparison::NotEqual)),
-        ("<=", Token::Compare(Comparison::AtMost)),
-        (">=", Token::Compare(Comparison::AtLeast)),
-        ("=", Token::Compare(Comparison::Equal)),
-        ("<", Token::Compare(Comparison::Less)),
-        (">", Token::Compare(Comparison::More)),
-        ("(", Token::Open),
-        (")", Token::Close),
-        (",", Token::Comma),
-    ];
-    let (mut found, mut at) = (Vec::new(), 0);
-    while let Some(first) = text[at..].chars().next() {
-        let rest = &text[at..];
-        let (token, length) = if first.is_whitespace() {
-            at += first.len_utf8();
-            continue;
-        } else if let Some((symbol, token)) = SYMBOLS.iter().find(|(symbol, _)| rest.starts_with(symbol)) {
-            (token.clone(), symbol.len())
-        } else if matches!(first, '\'' | '"' | '`') {
-            let end = rest[1..].find(first).ok_or_else(|| failed(text, at, "a quote that is not closed"))?;
-            let inside = rest[1..=end].to_owned();
-            let token = if first == '`' { Token::Word(inside, true) } else { Token::Literal(Value::Text(inside)) };
-            (token, end + 2)
-        } else {
-            let length = rest.find(|c: char| !is_word(c)).unwrap_or(rest.len());
-            if length == 0 {
-                return Err(failed(text, at, "an unknown sign"));
-            }
-            let word = &rest[..length];
-            let token = match word.parse::<f64>() {
-                Ok(number) if !word.starts_with(char::is_alphabetic) => Token::Literal(Value::Number(number)),
-                _ if word.eq_ignore_ascii_case("true") => Token::Literal(Value::Bool(true)),
-                _ if word.eq_ignore_ascii_case("false") => Token::Literal(Value::Bool(false)),
-                _ => Token::Word(word.to_owned(), false),
-            };
-            (token, length)
-        };
-        found.push((at, token));
-        at += length;
-    }
-    Ok(found)
-}
-
-fn is_word(c: char) -> bool {
-    c.is_alphanumeric() || matches!(c, '_' | '.' | '-' | '+')
-}
-
-struct Parser<'a> {
-    text: &'a str,
-    tokens: Vec<(usize, Token)>,
-    at: usize,
-    depth: usize,
-    columns: Vec<String>,
-}
-
-impl Parser<'_> {
-    fn peek(&self) -> Option<&Token> {
-        self.tokens.get(self.at).map(|(_, token)| token)
-    }
-
-    fn unexpected(&self, wanted: &str) -> Error {
-        let place = self.tokens.get(self.at).map_or(self.text.len(), |(place, _)| *place);
-        failed(self.text, place, &format!("{wanted} is needed"))
-    }
-
-    /// Steps over a token if it is the next one.
-    fn eat(&mut self, token: &Token) -> bool {
-        let is_next = self.peek() == Some(token);
-        self.at += usize::from(is_next);
-        is_next
-    }
-
-    /// Steps over a word of the language if it is the next one.
-    fn eat_word(&mut self, word: &str) -> bool {
-        let is_next = matches!(self.peek(), Some(Token::Word(found, false)) if found.eq_ignore_ascii_case(word));
-        self.at += usize::from(is_next);
-        is_next
-    }
-
-    fn either(&mut self) -> Result<Condition> {
-        let mut parts = vec![self.both()?];
-        while self.eat_word("or") {
-            parts.push(self.both()?);
-        }
-        Ok(if parts.len() == 1 { parts.remove(0) } else { Condition::Or(parts) })
-    }
-
-    fn both(&mut self) -> Result<Condition> {
-        let mut parts = vec![self.one()?];
-        while self.eat_word("and") {
-            parts.push(self.one()?);
-        }
-        Ok(if parts.len() == 1 { parts.remove(0) } else { Condition::And(parts) })
-    }
-
-    /// One level further down.
-    fn within(&mut self, inner: fn(&mut Self) -> Result<Condition>) -> Result<Condition> {
-        if self.depth == DEEPEST {
-            return Err(self.unexpected(&format!("a filter of at most {DEEPEST} levels")));
-        }
-        self.depth += 1;
-        let condition = inner(self)?;
-        self.depth -= 1;
-        Ok(condition)
-    }
-
-    fn one(&mut self) -> Result<Condition> {
-        if self.eat_word("not") {
-            return Ok(Condition::Not(Box::new(self.within(Self::one)?)));
-        }
-        if self.eat(&Token::Open) {
-            let inside = self.within(Self::either)?;
-            return if self.eat(&Token::Close) { Ok(inside) } else { Err(self.unexpected("a closing parenthesis")) };
-        }
-        let left = self.operand()?;
-        if let Some(&Token::Compare(comparison)) = self.peek() {
-            self.at += 1;
-            return Ok(Condition::Compare(comparison, left, self.operand()?));
-        }
-        if self.eat_word("is") {
-            let negated = self.eat_word("not");
-            if !self.eat_word("null") {
-                return Err(self.unexpected("`null`"));
-            }
-            return Ok(negate(negated, Condition::IsNull(left)));
-        }
-        let negated = self.eat_word("not");
-        if self.eat_word("in") {
-            return Ok(negate(negated, Condition::In(left, self.operands()?)));
-        }
-        if negated {
-            return Err(self.unexpected("`in`"));
-        }
-        Ok(Condition::Is(left))
-    }
-
-    fn operands(&mut self) -> Result<Vec<Operand>> {
-        if !self.eat(&Token::Open) {
-            return Err(self.unexpected("an opening parenthesis"));
-        }
-        let mut operands = vec![self.operand()?];
-        while self.eat(&Token::Comma) {
-            operands.push(self.operand()?);
-        }
-        if self.eat(&Token::Close) { Ok(operands) } else { Err(self.unexpected("a comma or a closing parenthesis")) }
-    }
-
-    fn operand(&mut self) -> Result<Operand> {
-        match self.peek().cloned() {
-            Some(Token::Literal(value)) => {
-                self.at += 1;
-                Ok(Operand::Literal(value))
-            }
-            Some(Token::Word(name, quoted)) if quoted || !is_reserved(&name) => {
-                self.at += 1;
-                let known = self.columns.iter().position(|column| *column == name);
-                let index = known.unwrap_or_else(|| {
-                    self.columns.push(name);
-                    self.columns.len() - 1
-                });
-                Ok(Operand::Column(index))
-            }
-            _ => Err(self.unexpected("a column, a number or a text in quotes")),
-        }
-    }
-}
-
-fn negate(really: bool, condition: Condition) -> Condition {
-    if really { Condition::Not(Box::new(condition)) } else { condition }
-}
-
-fn is_reserved(word: &str) -> bool {
-    ["and", "or", "not", "in", "is", "null"].iter().any(|reserved| word.eq_ignore_ascii_case(reserved))
-}
-
 #[cfg(test)]
 mod tests {
+    use super::parser::DEEPEST;
     use super::*;
 
     /// Whether the filter takes a row with width 640, aesthetic 5.5, NSFW "UNLIKELY", `my col` "7", and no height.

@@ -2,31 +2,27 @@
 //!
 //! Nothing is unpacked. Images are read where they lie, by the threads that decode them.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
-use std::ops::Range;
-use std::path::{Path, PathBuf};
+mod member;
 
-use serde_json::{Map, Value as Json};
-use tar::Archive;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::path::Path;
+
+use serde_json::Map;
 
 use super::columns::{find_caption, join};
+use super::place::{Place, Reader};
 use super::{Cells, ColumnChoice, ImageKind, ImageRef, Row, Rows, Source, Value};
 use crate::image::EXTENSIONS;
+use crate::objects::ObjectError;
 use crate::{Error, Result};
+use member::{Member, Members, Stop, read, read_json};
 
 const TEXT_EXTENSIONS: [&str; 3] = ["txt", "caption", "text"];
-/// Longer texts and JSON members are not read.
-const LONGEST_TEXT: u64 = 4 << 20;
-/// What comes before a member's bytes: its header, and those of a long name.
-const LONGEST_HEADERS: u64 = 1 << 20;
-/// Members are padded to whole blocks.
-const BLOCK: u64 = 512;
 
 /// One tar.
 pub(super) struct TarFile {
-    path: PathBuf,
+    place: Place,
     /// Where each row's first member begins.
     offsets: Vec<u64>,
     /// Why the tar cannot be read to its end; this is one more row.
@@ -48,14 +44,19 @@ impl TarFile {
     ///
     /// # Errors
     /// If the file cannot be opened, is no tar, or has no captions.
-    pub fn open(path: &Path, choice: &ColumnChoice) -> Result<Self> {
+    pub fn open(place: Place, choice: &ColumnChoice) -> Result<Self> {
+        let path = &place.path;
         let (mut offsets, mut broken, mut key) = (Vec::new(), None, None);
         let (mut extensions, mut json_names) = (BTreeSet::new(), Vec::new());
-        for member in members(path, 0)? {
+        let mut members = Members::open(&place, 0)?;
+        while let Some(member) = members.next() {
             let member = match member {
                 Ok(member) => member,
-                Err(reason) if offsets.is_empty() => return Err(Error::NotATar { path: path.to_owned(), reason }),
-                Err(reason) => {
+                Err(Stop::Unreachable(error)) => return Err(error),
+                Err(Stop::Damaged(reason)) if offsets.is_empty() => {
+                    return Err(Error::NotATar { path: path.to_owned(), reason });
+                }
+                Err(Stop::Damaged(reason)) => {
                     broken = Some(reason);
                     break;
                 }
@@ -65,7 +66,8 @@ impl TarFile {
                 key = Some(member.key.clone());
             }
             if json_names.is_empty() && member.extension == "json" {
-                json_names = read_json(path, &member).keys().cloned().collect();
+                let json = read_json(&mut members.reader, &member).map_err(|error| Error::object(path, error))?;
+                json_names = json.keys().cloned().collect();
             }
             extensions.insert(member.extension);
         }
@@ -83,43 +85,44 @@ impl TarFile {
         }
         let captions = caption_members(path, choice, &extensions, &json_names, members)?;
         let key = choice.key.clone();
-        Ok(Self { path: path.to_owned(), offsets, broken, captions, image, key, json_names })
+        Ok(Self { place, offsets, broken, captions, image, key, json_names })
     }
 
     /// The members of each row from `first` on.
-    fn samples(&self, first: u64) -> Result<impl Iterator<Item = Vec<Member>> + Send> {
-        let mut all = members(&self.path, self.offsets.get(first as usize).copied().unwrap_or(0))?.peekable();
-        Ok(std::iter::from_fn(move || {
-            let Some(Ok(member)) = all.next() else { return None };
-            let mut sample = vec![member];
-            while let Some(Ok(member)) = all.next_if(|next| next.as_ref().is_ok_and(|next| next.key == sample[0].key)) {
-                sample.push(member);
-            }
-            Some(sample)
-        }))
+    fn samples(&self, first: u64) -> Result<Samples> {
+        let start = self.offsets.get(first as usize).copied().unwrap_or(0);
+        Ok(Samples { members: Members::open(&self.place, start)?, ahead: None })
     }
 
-    fn row(&self, sample: &[Member]) -> Row {
+    fn row(&self, sample: &[Member], reader: &mut Reader) -> std::result::Result<Row, ObjectError> {
         let with = |extension: &str| sample.iter().find(|member| member.extension == extension);
         let image = match &self.image {
             Some(extension) => with(extension),
             None => sample.iter().find(|member| EXTENSIONS.contains(&member.extension.as_str())),
         };
-        let json = || with("json").map(|member| read_json(&self.path, member)).unwrap_or_default();
-        let caption = |member: &CaptionMember| {
-            let text = match member {
-                CaptionMember::Extension(extension) => {
-                    with(extension).map(|member| String::from_utf8_lossy(&read(&self.path, member)).into_owned())
-                }
-                CaptionMember::JsonField(name) => Value::from_json(json().get(name)).text(),
-            };
-            text.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+        let needs_json = self.key.is_some() || self.captions.iter().any(|it| matches!(it, CaptionMember::JsonField(_)));
+        let json = match with("json").filter(|_| needs_json) {
+            Some(member) => read_json(reader, member)?,
+            None => Map::new(),
         };
-        let captions = self.captions.iter().map(caption).collect();
-        let key = self.key.as_ref().and_then(|name| Value::from_json(json().get(name)).text());
-        let range =
-            |member: &Member| ImageRef::Range { path: self.path.clone(), offset: member.offset, length: member.length };
-        Row { key: key.or_else(|| Some(sample[0].key.clone())), captions, image: image.map(range), checksum: None }
+        let mut captions = Vec::with_capacity(self.captions.len());
+        for caption in &self.captions {
+            let text = match caption {
+                CaptionMember::Extension(extension) => match with(extension) {
+                    Some(member) => Some(String::from_utf8_lossy(&read(reader, member)?).into_owned()),
+                    None => None,
+                },
+                CaptionMember::JsonField(name) => Value::from_json(json.get(name)).text(),
+            };
+            captions.push(text.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty()));
+        }
+        let key = self.key.as_ref().and_then(|name| Value::from_json(json.get(name)).text());
+        let range = |member: &Member| ImageRef::Range {
+            path: self.place.path.clone(),
+            offset: member.offset,
+            length: member.length,
+        };
+        Ok(Row { key: key.or_else(|| Some(sample[0].key.clone())), captions, image: image.map(range), checksum: None })
     }
 
     fn broken_row(&self) -> Option<Row> {
@@ -140,9 +143,16 @@ impl Source for TarFile {
 
     fn rows(&self, range: Range<u64>) -> Result<Rows<'_>> {
         let num = (range.end - range.start) as usize;
-        let samples = self.samples(range.start)?.map(|sample| self.row(&sample));
+        let mut samples = self.samples(range.start)?;
+        let rows = std::iter::from_fn(move || {
+            let row = match samples.next()? {
+                Ok(sample) => self.row(&sample, &mut samples.members.reader),
+                Err(error) => return Some(Err(error)),
+            };
+            Some(row.map_err(|error| Error::object(&self.place.path, error)))
+        });
         let whole = (self.offsets.len() as u64).saturating_sub(range.start) as usize;
-        Ok(Box::new(samples.take(whole).chain(self.broken_row()).take(num).map(Ok)))
+        Ok(Box::new(rows.take(whole).chain(self.broken_row().map(Ok)).take(num)))
     }
 
     fn cells(&self, columns: &[String]) -> Result<Cells<'_>> {
@@ -150,7 +160,7 @@ impl Source for TarFile {
             let exact = self.json_names.iter().find(|found| *found == name);
             exact.or_else(|| self.json_names.iter().find(|found| found.eq_ignore_ascii_case(name))).cloned().ok_or_else(
                 || Error::NoSuchColumn {
-                    path: self.path.clone(),
+                    path: self.place.path.clone(),
                     column: name.clone(),
                     columns: self.json_names.join(", "),
                 },
@@ -158,16 +168,21 @@ impl Source for TarFile {
         };
         let names: Vec<String> = columns.iter().map(find).collect::<Result<_>>()?;
         let nothing = self.broken.as_ref().map(|_| Ok(vec![Value::Null; names.len()]));
-        let samples = self.samples(0)?.take(self.offsets.len());
-        Ok(Box::new(
-            samples
-                .map(move |sample| {
-                    let json = sample.iter().find(|member| member.extension == "json");
-                    let object = json.map(|member| read_json(&self.path, member)).unwrap_or_default();
-                    Ok(names.iter().map(|name| Value::from_json(object.get(name))).collect())
-                })
-                .chain(nothing),
-        ))
+        let mut samples = self.samples(0)?;
+        let cells = std::iter::from_fn(move || {
+            let sample = match samples.next()? {
+                Ok(sample) => sample,
+                Err(error) => return Some(Err(error)),
+            };
+            let json = sample.iter().find(|member| member.extension == "json");
+            let object = json.map_or(Ok(Map::new()), |member| read_json(&mut samples.members.reader, member));
+            let object = match object {
+                Ok(object) => object,
+                Err(error) => return Some(Err(Error::object(&self.place.path, error))),
+            };
+            Some(Ok(names.iter().map(|name| Value::from_json(object.get(name))).collect()))
+        });
+        Ok(Box::new(cells.take(self.offsets.len()).chain(nothing)))
     }
 
     fn image_kind(&self) -> ImageKind {
@@ -182,6 +197,31 @@ impl Source for TarFile {
         let image = self.image.clone().unwrap_or_else(|| "any image".to_owned());
         let key = self.key.clone().unwrap_or_else(|| "name".to_owned());
         BTreeMap::from([("caption", caption), ("image", image), ("key", key)])
+    }
+}
+
+/// Neighbouring members of one name, row by row; after an error nothing comes.
+struct Samples {
+    members: Members,
+    /// The first member of the next row.
+    ahead: Option<Member>,
+}
+
+impl Iterator for Samples {
+    type Item = Result<Vec<Member>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut sample: Vec<Member> = self.ahead.take().into_iter().collect();
+        loop {
+            match self.members.next() {
+                Some(Ok(member)) if sample.first().is_none_or(|first| first.key == member.key) => sample.push(member),
+                Some(Err(Stop::Unreachable(error))) => return Some(Err(error)),
+                next => {
+                    self.ahead = next.and_then(std::result::Result::ok);
+                    return (!sample.is_empty()).then_some(Ok(sample));
+                }
+            }
+        }
     }
 }
 
@@ -214,113 +254,11 @@ fn caption_members(
     field.map(|field| vec![field]).ok_or_else(|| Error::NoCaptionColumn { path: path.to_owned(), columns })
 }
 
-/// A file within the tar.
-struct Member {
-    /// Its name up to the first dot after the last slash: what a row's members share.
-    key: String,
-    /// What follows that dot, in lower case.
-    extension: String,
-    /// Where its headers begin, those of a long name included.
-    begin: u64,
-    /// Where its bytes begin.
-    offset: u64,
-    length: u64,
-}
-
-/// The files of a tar from an offset on; an item is an error when the rest cannot be read.
-fn members(
-    path: &Path,
-    start: u64,
-) -> Result<impl Iterator<Item = std::result::Result<Member, String>> + Send + use<>> {
-    let mut file = File::open(path).map_err(|error| Error::io(path, error))?;
-    let size = file.metadata().map_err(|error| Error::io(path, error))?.len();
-    file.seek(SeekFrom::Start(start)).map_err(|error| Error::io(path, error))?;
-    let (mut next, mut failed) = (start, false);
-    Ok(std::iter::from_fn(move || {
-        while !failed {
-            let found = read_member(&mut file, next, size)?;
-            let (member, after) = match found {
-                Ok(found) => found,
-                Err(reason) => {
-                    failed = true;
-                    return Some(Err(reason));
-                }
-            };
-            next = after;
-            if let Some(member) = member {
-                return Some(Ok(member));
-            }
-        }
-        None
-    }))
-}
-
-type Found = std::result::Result<(Option<Member>, u64), String>;
-
-/// The member whose headers begin at `begin`, or `None` for a folder or link; and where the next one begins.
-fn read_member(file: &mut File, begin: u64, size: u64) -> Option<Found> {
-    if begin >= size {
-        return Some(Err("cut short: the archive has no end".to_owned()));
-    }
-    if let Err(error) = file.seek(SeekFrom::Start(begin)) {
-        return Some(Err(error.to_string()));
-    }
-    // A long name is read at once, however long its header says it is.
-    let headers = (&mut *file).take(LONGEST_HEADERS);
-    let mut archive = Archive::new(BufReader::with_capacity(2 * BLOCK as usize, headers));
-    let entry = match archive.entries().map(|mut entries| entries.next()) {
-        Ok(None) => return None,
-        Ok(Some(Ok(entry))) => entry,
-        Ok(Some(Err(error))) | Err(error) => return Some(Err(error.to_string())),
-    };
-    let kind = entry.header().entry_type();
-    // A file with holes is longer than what is stored of it.
-    let stored = if kind.is_gnu_sparse() { entry.header().entry_size() } else { Ok(entry.size()) };
-    let (offset, length) = match stored {
-        Ok(length) => (begin + entry.raw_file_position(), length),
-        Err(error) => return Some(Err(error.to_string())),
-    };
-    if offset.saturating_add(length) > size {
-        return Some(Err(format!("cut short: a member of {length} bytes at {offset}, and the file has {size}")));
-    }
-    let after = offset + length.div_ceil(BLOCK) * BLOCK;
-    if !kind.is_file() {
-        return Some(Ok((None, after)));
-    }
-    let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-    let folder = name.rfind('/').map_or(0, |slash| slash + 1);
-    let (stem, extension) = name[folder..].split_once('.').unwrap_or((&name[folder..], ""));
-    let member = Member {
-        key: format!("{}{stem}", &name[..folder]),
-        extension: extension.to_ascii_lowercase(),
-        begin,
-        offset,
-        length,
-    };
-    Some(Ok((Some(member), after)))
-}
-
-fn read(path: &Path, member: &Member) -> Vec<u8> {
-    let read = || -> std::io::Result<Vec<u8>> {
-        let mut file = File::open(path)?;
-        file.seek(SeekFrom::Start(member.offset))?;
-        let mut bytes = Vec::new();
-        file.take(member.length).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    // What cannot be read is a caption that is not there, and the row says so.
-    if member.length > LONGEST_TEXT { Vec::new() } else { read().unwrap_or_default() }
-}
-
-fn read_json(path: &Path, member: &Member) -> Map<String, Json> {
-    match serde_json::from_slice(&read(path, member)) {
-        Ok(Json::Object(object)) => object,
-        _ => Map::new(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::path::PathBuf;
+
     use super::*;
 
     fn tar(files: &[(&str, &[u8])]) -> (tempfile::TempDir, PathBuf) {
@@ -360,7 +298,7 @@ mod tests {
         ];
         let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (name.as_str(), *bytes)).collect();
         let (_folder, path) = tar(&files);
-        let tar = TarFile::open(&path, &ColumnChoice::default()).unwrap();
+        let tar = TarFile::open(Place::new(&path), &ColumnChoice::default()).unwrap();
         assert_eq!(tar.num_rows(), 3);
         let all = rows(&tar, 0..3);
         assert_eq!(image_of(&all[0]), b"image a");
@@ -382,7 +320,7 @@ mod tests {
             ("2.json", b"not json"),
         ]);
         let choice = ColumnChoice { key: Some("uid".to_owned()), ..ColumnChoice::default() };
-        let tar = TarFile::open(&path, &choice).unwrap();
+        let tar = TarFile::open(Place::new(&path), &choice).unwrap();
         let all = rows(&tar, 0..2);
         assert_eq!((all[0].captions[0].as_deref(), all[0].key.as_deref()), (Some("from json"), Some("7")));
         assert_eq!((all[1].captions[0].as_deref(), all[1].key.as_deref()), (None, Some("2")));
@@ -398,7 +336,7 @@ mod tests {
         // In the padding after a member, in a header, within a member, between two of them.
         for length in [5 * 512 + 300, 6 * 512 + 100, 8 * 512, 4 * 512] {
             std::fs::write(&path, &bytes[..length]).unwrap();
-            let tar = TarFile::open(&path, &ColumnChoice::default()).unwrap();
+            let tar = TarFile::open(Place::new(&path), &ColumnChoice::default()).unwrap();
             let all = rows(&tar, 0..tar.num_rows());
             assert_eq!(all.len() as u64, tar.num_rows());
             assert_eq!(all[0].captions[0].as_deref(), Some("one"));
@@ -411,10 +349,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.tar");
         std::fs::write(&path, "hello ".repeat(200)).unwrap();
-        let error = TarFile::open(&path, &ColumnChoice::default()).err().unwrap();
+        let error = TarFile::open(Place::new(&path), &ColumnChoice::default()).err().unwrap();
         assert!(matches!(error, Error::NotATar { .. }), "{error}");
         let (_folder, path) = tar(&[("1.jpg", b"x"), ("1.cls", b"3")]);
-        let error = TarFile::open(&path, &ColumnChoice::default()).err().unwrap();
+        let error = TarFile::open(Place::new(&path), &ColumnChoice::default()).err().unwrap();
         assert!(error.to_string().contains("cls, jpg"), "{error}");
     }
 }

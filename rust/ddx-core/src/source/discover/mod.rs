@@ -1,9 +1,14 @@
 //! Files, patterns and folders to a list of files of known kinds.
 
+mod bucket;
+
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use super::list::ListFormat;
+use super::place::Place;
 use crate::image::EXTENSIONS;
+use crate::objects::is_object;
 use crate::{Error, Result};
 
 /// What a file is, by its name.
@@ -12,20 +17,30 @@ pub(super) enum FileKind {
     Parquet,
     List(ListFormat),
     Tar,
+    Ffrecord,
     /// A folder, and the images in it and below.
     ImageFolder(Vec<PathBuf>),
 }
 
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 pub(super) struct Found {
-    pub path: PathBuf,
+    pub place: Place,
     pub kind: FileKind,
+    /// What tells the contents of an object or of a folder of a store from others.
+    pub identity: Option<String>,
 }
 
-/// The files that `sources` name: each a file, a pattern, or a folder (searched recursively); the files of one
+impl Found {
+    fn local(path: PathBuf, kind: FileKind) -> Self {
+        Self { place: Place::new(path), kind, identity: None }
+    }
+}
+
+/// The files that `sources` name: each a file, a pattern, or a folder (searched recursively), on a disk or in a store
+/// of objects; the files of one
 /// pattern or folder are sorted by path, so that the order of rows is the same on every machine.
 ///
-/// A folder that holds several kinds gives the first of: tars, parquet files, lists, images. Beside the tars of
+/// A folder that holds several kinds gives the first of: tars, ffrecord files, parquet files, lists, images. Beside the tars of
 /// img2dataset lie parquet files with the same rows, and beside a list that names images, those images.
 ///
 /// # Errors
@@ -33,12 +48,16 @@ pub(super) struct Found {
 pub(super) fn discover(sources: &[String]) -> Result<Vec<Found>> {
     let mut files = Vec::new();
     for source in sources {
+        if is_object(Path::new(source)) {
+            files.append(&mut bucket::discover(source)?);
+            continue;
+        }
         for path in expand(source)? {
             if path.is_dir() {
                 files.append(&mut in_folder(path)?);
             } else {
                 let kind = file_kind(&path).ok_or_else(|| Error::UnknownKind(path.clone()))?;
-                files.push(Found { path, kind });
+                files.push(Found::local(path, kind));
             }
         }
     }
@@ -93,28 +112,43 @@ fn in_folder(folder: PathBuf) -> Result<Vec<Found>> {
     let mut all = Vec::new();
     collect(&folder, &mut all)?;
     all.sort();
+    Ok(match contents(&folder, all)? {
+        Contents::Files(files) => files.into_iter().map(|(path, kind)| Found::local(path, kind)).collect(),
+        Contents::Images(images) => vec![Found::local(folder, FileKind::ImageFolder(images))],
+    })
+}
+
+/// What the rows of a folder are read from.
+enum Contents {
+    Files(Vec<(PathBuf, FileKind)>),
+    Images(Vec<PathBuf>),
+}
+
+/// Chooses among all that lies in a folder.
+fn contents(folder: &Path, mut all: Vec<PathBuf>) -> Result<Contents> {
     let rank = |kind: &FileKind| match kind {
         FileKind::Tar => 0,
-        FileKind::Parquet => 1,
-        FileKind::List(_) | FileKind::ImageFolder(_) => 2,
+        FileKind::Ffrecord => 1,
+        FileKind::Parquet => 2,
+        FileKind::List(_) | FileKind::ImageFolder(_) => 3,
     };
-    let known: Vec<Found> =
-        all.iter().filter_map(|path| file_kind(path).map(|kind| Found { path: path.clone(), kind })).collect();
-    if let Some(best) = known.iter().map(|found| rank(&found.kind)).min() {
-        return Ok(known.into_iter().filter(|found| rank(&found.kind) == best).collect());
+    let mut known: Vec<_> = all.iter().filter_map(|path| file_kind(path).map(|kind| (path.clone(), kind))).collect();
+    if let Some(best) = known.iter().map(|(_, kind)| rank(kind)).min() {
+        known.retain(|(_, kind)| rank(kind) == best);
+        return Ok(Contents::Files(known));
     }
     all.retain(|path| has_extension(path, &EXTENSIONS));
     if all.is_empty() {
         return Err(Error::NothingUsable(folder.display().to_string()));
     }
-    Ok(vec![Found { path: folder, kind: FileKind::ImageFolder(all) }])
+    Ok(Contents::Images(all))
 }
 
 fn collect(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     for entry in std::fs::read_dir(folder).map_err(|error| Error::io(folder, error))? {
         let entry = entry.map_err(|error| Error::io(folder, error))?;
         let path = entry.path();
-        let is_hidden = entry.file_name().to_string_lossy().starts_with(['.', '_']);
+        let is_hidden = is_hidden(&entry.file_name());
         // A link to a folder is not followed: it may lead back up.
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             if !is_hidden {
@@ -127,12 +161,18 @@ fn collect(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
+fn is_hidden(name: &OsStr) -> bool {
+    name.to_string_lossy().starts_with(['.', '_'])
+}
+
 fn file_kind(path: &Path) -> Option<FileKind> {
     let is = |names: &[&str]| has_extension(path, names);
     if is(&["parquet", "parq", "pq"]) {
         Some(FileKind::Parquet)
     } else if is(&["tar"]) {
         Some(FileKind::Tar)
+    } else if is(&["ffr", "ffrecord"]) {
+        Some(FileKind::Ffrecord)
     } else if is(&["csv"]) {
         Some(FileKind::List(ListFormat::Csv))
     } else if is(&["tsv"]) {
@@ -167,7 +207,7 @@ mod tests {
     fn names(folder: &tempfile::TempDir, sources: &[&str]) -> Result<Vec<String>> {
         let sources: Vec<String> =
             sources.iter().map(|source| folder.path().join(source).to_string_lossy().into_owned()).collect();
-        let name = |found: Found| found.path.strip_prefix(folder.path()).unwrap().to_string_lossy().into_owned();
+        let name = |found: Found| found.place.path.strip_prefix(folder.path()).unwrap().to_string_lossy().into_owned();
         Ok(discover(&sources)?.into_iter().map(name).collect())
     }
 
