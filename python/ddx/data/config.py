@@ -50,6 +50,7 @@ class PrecomputeConfig:
     )
     max_pixels: int = option(100_000_000, "pixels that a picture may have; larger ones are never decoded")
     max_upscale: float = option(1.0, "how much a small picture may be enlarged; 1: not at all, it is skipped")
+    tiff: bool = option(False, "decode TIFF too")
     concurrency: int = option(128, "requests in flight")
     per_host: int = option(16, "requests in flight to one host")
     host_rate: float | None = option(None, "requests a second to one host at most (none: as many as are answered)")

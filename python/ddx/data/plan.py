@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 COLUMNS = ("url_column", "image_column", "path_column", "key_column")
 # Settings that shape the bytes, and are recorded where they are not what they are by default.
-UNUSUAL = ("where", "dedup", "limit", "shuffle", "flip", "posterior", "verify_checksums")
+UNUSUAL = ("where", "dedup", "limit", "shuffle", "flip", "posterior", "tiff", "verify_checksums")
 # Settings of PrecomputeConfig that the core's Ingest takes under the same name.
 INGEST = (
-    *("batch_size", "max_pixels", "max_upscale", "verify_checksums", "concurrency", "per_host", "host_rate"),
+    *("batch_size", "max_pixels", "max_upscale", "tiff", "verify_checksums", "concurrency", "per_host", "host_rate"),
     *("retries", "backoff_s"),
     *("connect_timeout_s", "idle_timeout_s", "total_timeout_s", "max_body_bytes", "allow_private_hosts"),
     *("respect_opt_out", "user_agent", "prefetch_rows", "decode_threads"),

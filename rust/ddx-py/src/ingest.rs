@@ -210,7 +210,7 @@ impl Ingest {
         input, *, resolution, part_rows, batch_size, parts,
         concurrency=64, per_host=8, host_rate=None, connect_timeout_s=10.0, idle_timeout_s=15.0, total_timeout_s=60.0,
         max_body_bytes=64 << 20, retries=3, backoff_s=0.5, allow_private_hosts=false, respect_opt_out=true,
-        user_agent=None, max_pixels=100_000_000, max_upscale=1.0, verify_checksums=true, prefetch_rows=None, decode_threads=None,
+        user_agent=None, max_pixels=100_000_000, max_upscale=1.0, tiff=false, verify_checksums=true, prefetch_rows=None, decode_threads=None,
         byte_budget=256 << 20, pixel_budget=128_000_000,
     ))]
     fn new(
@@ -234,6 +234,7 @@ impl Ingest {
         user_agent: Option<String>,
         max_pixels: u64,
         max_upscale: f64,
+        tiff: bool,
         verify_checksums: bool,
         prefetch_rows: Option<usize>,
         decode_threads: Option<usize>,
@@ -264,6 +265,7 @@ impl Ingest {
             decode_threads: decode_threads.unwrap_or_else(available_threads),
             max_pixels,
             max_upscale,
+            tiff,
             verify_checksums,
             byte_budget,
             pixel_budget,

@@ -2,6 +2,8 @@
 
 use image::metadata::Orientation;
 
+#[cfg(feature = "avif")]
+use super::avif;
 use super::sniff::{Format, sniff};
 use super::{ImageError, Picture, jpeg, raster};
 use crate::panics::caught;
@@ -36,7 +38,14 @@ pub fn read_header(bytes: &[u8], max_pixels: u64) -> Result<Header, ImageError> 
     let format = sniff(bytes).ok_or_else(|| ImageError::NotAnImage(first_bytes(bytes)))?;
     let (width, height) = guarded(|| match format {
         Format::Jpeg => jpeg::dimensions(bytes),
-        Format::Png | Format::WebP | Format::Gif | Format::Bmp => raster::dimensions(bytes, format),
+        Format::Png | Format::WebP | Format::Gif | Format::Bmp | Format::Tiff => raster::dimensions(bytes, format),
+        #[cfg(feature = "avif")]
+        Format::Avif => avif::dimensions(bytes),
+        #[cfg(not(feature = "avif"))]
+        Format::Avif => Err(ImageError::LeftOut {
+            format: "AVIF",
+            reason: "this build has no decoder for them (the cargo feature `avif`)",
+        }),
         Format::Other(name) => Err(ImageError::Unsupported(name)),
     })?;
     if width == 0 || height == 0 {
@@ -57,6 +66,8 @@ pub fn decode(bytes: &[u8], header: &Header) -> Result<Picture, ImageError> {
     guarded(|| {
         let (picture, orientation) = match header.format {
             Format::Jpeg => jpeg::decode(bytes)?,
+            #[cfg(feature = "avif")]
+            Format::Avif => avif::decode(bytes, header.width, header.height)?,
             format => raster::decode(bytes, format)?,
         };
         upright(picture, orientation)

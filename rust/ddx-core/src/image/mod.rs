@@ -1,5 +1,7 @@
 //! Encoded bytes to an RGB picture of the size that a teacher wants, without trusting the bytes.
 
+#[cfg(feature = "avif")]
+mod avif;
 mod colour;
 mod crop;
 mod decode;
@@ -12,7 +14,7 @@ pub use decode::{Header, decode, read_header};
 pub use sniff::{Format, sniff};
 
 /// What the names of images end in, in lower case.
-pub const EXTENSIONS: [&str; 9] = ["jpg", "jpeg", "jfif", "png", "apng", "webp", "gif", "bmp", "avif"];
+pub const EXTENSIONS: [&str; 11] = ["jpg", "jpeg", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff", "avif"];
 
 /// 8-bit RGB in C order with what still has to be done to it: colours in the space of `profile`.
 #[derive(Clone, Debug)]
@@ -39,6 +41,14 @@ pub enum ImageError {
     /// A known format without a decoder.
     #[error("{0} images are not supported")]
     Unsupported(&'static str),
+    /// A format that this run or this build leaves out.
+    #[error("{format} images are left out: {reason}")]
+    LeftOut {
+        /// The format.
+        format: &'static str,
+        /// What would take them in.
+        reason: &'static str,
+    },
     /// The header states more pixels than allowed.
     #[error("{width}x{height} is more than {max_pixels} pixels")]
     TooManyPixels {

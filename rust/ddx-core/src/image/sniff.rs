@@ -13,6 +13,10 @@ pub enum Format {
     Gif,
     /// Decoded by `image`.
     Bmp,
+    /// Decoded by `image`, first page; only where it is asked for.
+    Tiff,
+    /// Decoded by `rav1d`, first frame; only in a build with the feature `avif`.
+    Avif,
     /// Recognised so that the status can name it.
     Other(&'static str),
 }
@@ -27,7 +31,7 @@ pub fn sniff(bytes: &[u8]) -> Option<Format> {
         [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Some(Format::Gif),
         // A BMP's two letters start many a text; its header size (40 to 124, or 12) does not.
         [b'B', b'M', _, _, _, _, _, _, _, _, _, _, _, _, 12 | 40..=124, 0, 0, 0, ..] => Some(Format::Bmp),
-        [b'I', b'I', 0x2a, 0, ..] | [b'M', b'M', 0, 0x2a, ..] => Some(Format::Other("TIFF")),
+        [b'I', b'I', 0x2a, 0, ..] | [b'M', b'M', 0, 0x2a, ..] => Some(Format::Tiff),
         [_, _, _, _, b'f', b't', b'y', b'p', brand @ ..] => iso_brand(brand),
         [0xff, 0x0a, ..] | [0, 0, 0, 0x0c, b'J', b'X', b'L', b' ', ..] => Some(Format::Other("JPEG XL")),
         [0, 0, 0, 0x0c, b'j', b'P', b' ', b' ', ..] => Some(Format::Other("JPEG 2000")),
@@ -38,7 +42,7 @@ pub fn sniff(bytes: &[u8]) -> Option<Format> {
 
 fn iso_brand(brand: &[u8]) -> Option<Format> {
     match brand.get(..4)? {
-        b"avif" | b"avis" => Some(Format::Other("AVIF")),
+        b"avif" | b"avis" => Some(Format::Avif),
         b"heic" | b"heix" | b"mif1" | b"msf1" | b"hevc" => Some(Format::Other("HEIF")),
         _ => None,
     }

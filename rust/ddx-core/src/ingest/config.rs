@@ -21,6 +21,8 @@ pub struct IngestConfig {
     pub max_pixels: u64,
     /// How much a picture may be enlarged; 1 is not at all.
     pub max_upscale: f64,
+    /// Whether TIFF is decoded.
+    pub tiff: bool,
     /// Whether bytes are held against the checksums that the input gives.
     pub verify_checksums: bool,
     /// Encoded bytes in memory at a time.

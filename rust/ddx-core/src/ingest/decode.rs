@@ -103,6 +103,10 @@ impl Worker {
                 return (record.failed(RowStatus::WrongChecksum, &detail), None);
             }
         }
+        if sniff(&body.bytes) == Some(Format::Tiff) && !config.tiff {
+            let error = ImageError::LeftOut { format: "TIFF", reason: "they are decoded with --tiff only" };
+            return (record.failed(RowStatus::from(&error), &error), None);
+        }
         let header = match read_header(&body.bytes, config.max_pixels) {
             Ok(header) => header,
             Err(error) => return (record.failed(RowStatus::from(&error), &error), None),

@@ -113,7 +113,7 @@ impl From<&ImageError> for RowStatus {
         match error {
             ImageError::Empty => Self::Empty,
             ImageError::NotAnImage(_) => Self::NotAnImage,
-            ImageError::Unsupported(_) => Self::UnsupportedFormat,
+            ImageError::Unsupported(_) | ImageError::LeftOut { .. } => Self::UnsupportedFormat,
             ImageError::TooManyPixels { .. } => Self::TooManyPixels,
             ImageError::TooSmall { .. } => Self::TooSmall,
             ImageError::Decode(_) => Self::Decode,

@@ -22,6 +22,7 @@ fn config() -> IngestConfig {
         decode_threads: 2,
         max_pixels: 1_000_000,
         max_upscale: 1.0,
+        tiff: false,
         verify_checksums: true,
         byte_budget: 200_000,
         pixel_budget: 1_000_000,
