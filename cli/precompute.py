@@ -14,6 +14,7 @@ Example:
   ddx precompute laion.parquet
   ddx precompute 'part-*.parquet' --teacher sana-tiny --batch-size 16
   ddx precompute '{00000..00099}.tar' --where "width >= 512" --limit 10000
+  ddx precompute 's3://bucket/part-*.parquet' --max-aspect 2
   ddx precompute more.parquet --out runs/data/laion-sana-600m-512.zarr --append
 """
 )
@@ -22,10 +23,11 @@ Example:
 def command(invocation: Invocation, sources: tuple[str, ...]) -> int:
     """Encode images and captions into a store of latents and embeddings.
 
-    SOURCE is a parquet file, a WebDataset tar, a CSV, TSV or JSONL list, a folder of these or of images, or a
-    pattern; each row has a caption, and a URL, a path or the bytes of an image. Rows that fail are recorded and
-    skipped. The same command again goes on where it stopped, with --verify after it has checked what is there; under
-    torchrun the processes share the work. --append adds the rows to a store that exists.
+    SOURCE is a parquet file, a WebDataset tar, an ffrecord file, a CSV, TSV or JSONL list, a folder of these or of
+    images, or a pattern, on a disk or in an object store (s3://, gs://, az://); each row has a caption, and a URL, a
+    path or the bytes of an image. Rows that fail are recorded and skipped. The same command again goes on where it
+    stopped, with --verify after it has checked what is there; under torchrun the processes share the work. --append
+    adds the rows to a store that exists.
     """
     from ddx.cli.console import emit, emit_json, emit_settings
 

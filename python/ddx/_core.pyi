@@ -155,6 +155,7 @@ class Ingest(Iterator[Batch | PartEnd]):
         user_agent: str | None = None,
         max_pixels: int = 100_000_000,
         max_upscale: float = 1.0,
+        tiff: bool = False,
         verify_checksums: bool = True,
         prefetch_rows: int | None = None,
         decode_threads: int | None = None,

@@ -88,7 +88,8 @@ def _with_user(url: str) -> ObjectServer:
     iam.put_user_policy(UserName="reader", PolicyName="all", PolicyDocument=POLICY)
     key = iam.create_access_key(UserName="reader")["AccessKey"]
     # From now on every request must be signed by that user.
-    urllib.request.urlopen(urllib.request.Request(f"{url}/moto-api/reset-auth", data=b"0", method="POST")).close()
+    request = urllib.request.Request(f"{url}/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"}, method="POST")
+    urllib.request.urlopen(request).close()
     server = ObjectServer(url, key["AccessKeyId"], key["SecretAccessKey"])
     server.client().create_bucket(Bucket=BUCKET)
     return server

@@ -5,7 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import pickle
+import struct
 import tarfile
+import zlib
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +71,36 @@ def tars(folder: Path) -> Path:
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
     return folder / "{00000..00001}.tar"
+
+
+def ffrecord(folder: Path, samples: list[bytes]) -> Path:
+    """What `ffrecord.FileWriter` writes: a head with a checksum of each sample, and the samples."""
+    first = 12 + 12 * len(samples)
+    offsets = [first + sum(map(len, samples[:index])) for index in range(len(samples))]
+    head = struct.pack(f"<Q{len(samples)}I{len(samples)}Q", len(samples), *map(zlib.crc32, samples), *offsets)
+    (folder / "train.ffr").write_bytes(struct.pack("<I", zlib.crc32(head)) + head + b"".join(samples))
+    return folder / "train.ffr"
+
+
+def ffrecord_of_dicts(folder: Path) -> Path:
+    """Pickled by all protocols that Python 3 has written by default."""
+    samples = [
+        pickle.dumps({"jpg": png(number), "txt": caption, "size": (80 + number, 70)}, protocol=3 + number % 3)
+        for number, caption in enumerate(CAPTIONS)
+    ]
+    return ffrecord(folder, samples)
+
+
+def ffrecord_of_folder(folder: Path) -> Path:
+    """What `ffrecord.pack_folder` makes of a folder of images: the names come last."""
+    files: OrderedDict[str, int] = OrderedDict()
+    samples = []
+    for number, caption in enumerate(CAPTIONS):
+        for extension, content in (("png", png(number)), ("txt", caption.encode())):
+            files[f"{number:03d}.{extension}"] = len(samples)
+            samples.append(content)
+    names = pickle.dumps(OrderedDict(deep=files))
+    return ffrecord(folder, [*samples, b"piouhjgbr" + names])
 
 
 def embedded_parquet(folder: Path) -> Path:

@@ -107,7 +107,7 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Works
     if not sources:
         raise UsageError(
             "there is nothing to precompute",
-            hint="for example `ddx precompute laion.parquet`; tars, CSV, TSV and JSONL lists and folders are read too",
+            hint="for example `ddx precompute laion.parquet`; tars, lists, folders and s3:// are read too",
         )
     try:
         with core_errors():

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ddx.cli import main
 from ddx.data.config import PrecomputeConfig
 from ddx.data.precompute import precompute
 from ddx.data.store import Store
 from ddx.errors import UsageError
-from source_files import CAPTIONS, NUM, csv_of_paths, image_folder, jsonl_beside_images, png, tars, write_images
+from source_files import (
+    CAPTIONS,
+    NUM,
+    csv_of_paths,
+    ffrecord,
+    ffrecord_of_dicts,
+    ffrecord_of_folder,
+    image_folder,
+    jsonl_beside_images,
+    png,
+    tars,
+    write_images,
+)
 from stores import shard_bytes
 
 
@@ -34,7 +48,7 @@ def reference(make: Callable[..., Store], tmp_path_factory: pytest.TempPathFacto
     return make([image_folder(folder)], folder / "store.zarr")
 
 
-@pytest.mark.parametrize("write", [csv_of_paths, jsonl_beside_images, tars])
+@pytest.mark.parametrize("write", [csv_of_paths, jsonl_beside_images, tars, ffrecord_of_dicts, ffrecord_of_folder])
 def test_every_kind_of_input_gives_the_same_arrays(
     write: Callable[[Path], Path], make: Callable[..., Store], reference: Store, tmp_path: Path
 ) -> None:
@@ -94,6 +108,32 @@ def test_a_tar_that_is_cut_short_keeps_what_it_has(make: Callable[..., Store], t
     assert "cut short" in table["detail"].to_pylist()[status.index("unreadable_source")]
 
 
+def test_tiff_is_decoded_where_it_is_asked_for(make: Callable[..., Store], reference: Store, tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    for number, caption in enumerate(CAPTIONS):
+        path = tmp_path / "p" / f"{number:03d}.tif"
+        Image.open(io.BytesIO(png(number))).save(
+            path, compression=("raw", "tiff_lzw", "tiff_adobe_deflate")[number % 3]
+        )
+        path.with_suffix(".txt").write_text(caption)
+    table = make([tmp_path / "p"], tmp_path / "without.zarr").rows_table()
+    assert set(table["status"].to_pylist()) == {"unsupported_format"}
+    assert "--tiff" in table["detail"].to_pylist()[0]
+    store = make([tmp_path / "p"], tmp_path / "with.zarr", tiff=True)
+    np.testing.assert_array_equal(store.array("latents"), reference.array("latents"))
+
+
+def test_a_damaged_sample_costs_its_row(make: Callable[..., Store], tmp_path: Path) -> None:
+    path = ffrecord_of_dicts(tmp_path)
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    table = make([path], tmp_path / "store.zarr").rows_table()
+    status = table["status"].to_pylist()
+    assert status.count("ok") == NUM - 1
+    assert "checksum does not match" in table["detail"].to_pylist()[status.index("unreadable_source")]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said", "cure"),
     [
@@ -105,6 +145,7 @@ def test_a_tar_that_is_cut_short_keeps_what_it_has(make: Callable[..., Store], t
         (["list.tsv", "--dedup", "sha"], "sha", "url"),
         (["notes.doc"], "not a kind of file", "*.parquet"),
         (["empty"], "no image in", "*.parquet"),
+        (["train.ffr"], "builtins.print, and pickles are only read, not run", "pack_folder"),
         (["broken.tar"], "not a readable tar", "download"),
         (["broken.jsonl"], "not JSON", ".jsonl"),
         (["{00000..00003}.tar"], "no such file: 00000.tar", "check the path"),
@@ -122,6 +163,7 @@ def test_wrong_input_is_one_line_and_its_cure(
     monkeypatch.chdir(tmp_path)
     Path("list.tsv").write_text("path\ttext\twidth\na.png\ta dog\t640\n")
     Path("notes.doc").write_text("x")
+    ffrecord(Path(), [b"\x80\x04cbuiltins\nprint\nC\x02hi\x85R."])
     Path("empty").mkdir()
     Path("broken.tar").write_text("hello " * 300)
     Path("broken.jsonl").write_text("hello\n")

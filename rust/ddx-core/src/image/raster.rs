@@ -11,9 +11,11 @@ use super::colour::to_rgb;
 use super::{Format, ImageError, Picture};
 
 /// What a decoder may allocate for a picture of so many pixels: eight bytes each at most, twice, and tables.
-fn limits(num_pixels: u64) -> Limits {
+fn limits(num_pixels: u64, format: Format) -> Limits {
+    // The decoder of TIFF takes the rest for each of several things, and its tables are short.
+    let tables = if format == Format::Tiff { 4 << 20 } else { 64 << 20 };
     let mut limits = Limits::default();
-    limits.max_alloc = Some(num_pixels * 16 + (64 << 20));
+    limits.max_alloc = Some(num_pixels * 16 + tables);
     limits
 }
 
@@ -23,10 +25,13 @@ fn open(bytes: &[u8], format: Format) -> ImageResult<Decoder<'_>> {
     let reader = Cursor::new(bytes);
     Ok(match format {
         // A colour profile is decompressed with the header.
-        Format::Png => Box::new(PngDecoder::with_limits(reader, limits(0))?),
+        Format::Png => Box::new(PngDecoder::with_limits(reader, limits(0, format))?),
         Format::WebP => Box::new(WebPDecoder::new(reader)?),
         Format::Gif => Box::new(GifDecoder::new(reader)?),
         Format::Bmp => Box::new(BmpDecoder::new(reader)?),
+        Format::Tiff if !tables_fit(bytes) => {
+            return Err(image::ImageError::Limits(LimitError::from_kind(LimitErrorKind::InsufficientMemory)));
+        }
         Format::Tiff => Box::new(TiffDecoder::new(reader)?),
         Format::Jpeg | Format::Avif | Format::Other(_) => unreachable!("not a format of this module: {format:?}"),
     })
@@ -63,6 +68,28 @@ fn frames_fit(bytes: &[u8], width: u32, height: u32) -> bool {
     true
 }
 
+/// Whether no table of a TIFF says that it is longer than the file: the decoder makes room for its values before it
+/// reads them.
+fn tables_fit(bytes: &[u8]) -> bool {
+    let number = |at: usize, length: usize| -> Option<usize> {
+        let digits = bytes.get(at..at.checked_add(length)?)?;
+        let fold = |value: usize, digit: &u8| value << 8 | usize::from(*digit);
+        Some(if bytes[0] == b'I' { digits.iter().rev().fold(0, fold) } else { digits.iter().fold(0, fold) })
+    };
+    let Some(first) = number(4, 4) else { return true };
+    let entries = (0..number(first, 2).unwrap_or(0)).map_while(|entry| {
+        let at = first + 2 + 12 * entry;
+        let width = match number(at + 2, 2)? {
+            3 | 8 => 2,
+            4 | 9 | 11 | 13 => 4,
+            5 | 10 | 12 | 16..=18 => 8,
+            _ => 1,
+        };
+        Some(width * number(at + 4, 4)?)
+    });
+    entries.into_iter().all(|length| length <= bytes.len())
+}
+
 pub(super) fn decode(bytes: &[u8], format: Format) -> Result<(Picture, Orientation), ImageError> {
     let decode = || -> ImageResult<_> {
         let mut decoder = open(bytes, format)?;
@@ -70,7 +97,7 @@ pub(super) fn decode(bytes: &[u8], format: Format) -> Result<(Picture, Orientati
         if format == Format::WebP && !frames_fit(bytes, width, height) {
             return Err(image::ImageError::Limits(LimitError::from_kind(LimitErrorKind::DimensionError)));
         }
-        decoder.set_limits(limits(u64::from(width) * u64::from(height)))?;
+        decoder.set_limits(limits(u64::from(width) * u64::from(height), format))?;
         // Metadata that cannot be read is metadata that is not there.
         let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
         let profile = if decoder.color_type().has_color() { decoder.icc_profile().unwrap_or(None) } else { None };

@@ -4,6 +4,22 @@ use std::error::Error as StdError;
 use std::io;
 use std::path::Path;
 
+/// How the answers of stores without such a bucket begin.
+const NO_BUCKET: [&str; 2] = ["NoSuchBucket", "ContainerNotFound"];
+/// How the answers to wrong or insufficient credentials begin.
+const DENIED: [&str; 10] = [
+    "AccessDenied",
+    "AuthenticationFailed",
+    "AuthorizationFailure",
+    "AuthorizationPermissionMismatch",
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "SignatureDoesNotMatch",
+    "401 ",
+    "403 ",
+];
+
 /// Why an object cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ObjectError {
@@ -28,10 +44,13 @@ impl From<object_store::Error> for ObjectError {
     fn from(error: object_store::Error) -> Self {
         use object_store::Error::{NotFound, PermissionDenied, Precondition, Unauthenticated};
         let reason = reason(&error);
+        let has_code = |codes: &[&str]| codes.iter().any(|code| reason.starts_with(code));
+        // A refusal to list has no kind of its own.
         match error {
-            NotFound { .. } if reason.starts_with("NoSuchBucket") => Self::NoBucket,
+            _ if has_code(&NO_BUCKET) => Self::NoBucket,
             NotFound { .. } => Self::Missing,
             PermissionDenied { .. } | Unauthenticated { .. } => Self::Denied(reason),
+            _ if has_code(&DENIED) => Self::Denied(reason),
             Precondition { .. } => Self::Changed,
             _ => Self::Failed(reason),
         }
@@ -96,4 +115,38 @@ fn reason(error: &dyn StdError) -> String {
     }
     let reason = cause.to_string();
     reason.trim_end_matches([':', ' ']).rsplit("status code: ").next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_sorted_by_their_code_and_have_a_cure() {
+        let answer = |text: &str| ObjectError::from(object_store::Error::Generic { store: "S3", source: text.into() });
+        let xml = |code: &str, message: &str| {
+            let text = "Server returned non-2xx status code: 403 Forbidden: <?xml?><Error>";
+            answer(&format!("{text}<Code>{code}</Code><Message>{message}</Message></Error>"))
+        };
+        let denied = ObjectError::Denied("InvalidAccessKeyId: no such key".to_owned());
+        assert_eq!(xml("InvalidAccessKeyId", "no such key"), denied);
+        assert_eq!(xml("NoSuchBucket", "none"), ObjectError::NoBucket);
+        let bare = answer("Server returned non-2xx status code: 403 Forbidden: ");
+        assert_eq!(bare, ObjectError::Denied("403 Forbidden".to_owned()));
+        let other = answer("Server returned non-2xx status code: 500 Internal Server Error: ");
+        assert_eq!(other, ObjectError::Failed("500 Internal Server Error".to_owned()));
+        for (scheme, name) in [("s3", "AWS_"), ("gs", "GOOGLE_"), ("az", "AZURE_")] {
+            let path = format!("{scheme}://bucket/x");
+            for error in [&denied, &ObjectError::NoBucket, &other] {
+                assert!(error.hint(Path::new(&path)).unwrap().contains(name), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_store_is_found_behind_errors_of_others() {
+        let within = io::Error::other(io::Error::other(ObjectError::Changed));
+        assert_eq!(ObjectError::behind(&within), Some(ObjectError::Changed));
+        assert_eq!(ObjectError::behind(&io::Error::other("else")), None);
+    }
 }

@@ -95,6 +95,20 @@ fn bmp() {
 }
 
 #[test]
+fn tiff() {
+    let words: [&[u8]; 6] =
+        [b"\x01\x03\x01\0", b"\x12\x01", b"\x11\x01\x04\0", b"\x73\x87\x07\0", b"\x42\x01", b"\x03\x01\x05\0"];
+    fuzz("tiff", pictures::tiffs(), &words, unrepaired);
+}
+
+#[cfg(feature = "avif")]
+#[test]
+fn avif() {
+    let words: [&[u8]; 8] = [b"irot", b"imir", b"auxl", b"idat", b"prof", b"nclx", b"grid", b"\x12\0\x0a"];
+    fuzz("avif", pictures::avifs(), &words, unrepaired);
+}
+
+#[test]
 fn profile() {
     let words: [&[u8]; 11] = [
         b"rTRC",

@@ -8,6 +8,7 @@ use ddx_core::source::{ColumnChoice, ImageRef, Input, Row, Selection, Source, se
 
 use crate::harness::{Target, unrepaired};
 use crate::mutate::Random;
+use crate::pictures::crc32;
 use crate::tables::parquets;
 
 /// Rows that are looked at: the rest of a file that claims more is more of the same.
@@ -136,6 +137,74 @@ fn tar() {
     let words: [&[u8]; 6] = [&[0; 512], b"L", b"x", b"S", b"\x80\0\0\0\xff\xff\xff\xff", b"20 size=99999999999\n"];
     let target = Target { name: "tar", files: tars(), words: &words, repair: repair_tar, max_mib: MAX_MIB };
     target.fuzz(|path, random| read(path, &["width", "caption"], "width > 2", true, random));
+}
+
+/// Samples with their checksums behind a head with its own.
+fn ffrecord(samples: &[Vec<u8>]) -> Vec<u8> {
+    let num = samples.len() as u64;
+    let mut bytes = [&[0; 4][..], &num.to_le_bytes()].concat();
+    bytes.extend(samples.iter().flat_map(|sample| crc32(sample).to_le_bytes()));
+    let mut at = 12 + 12 * num;
+    for sample in samples {
+        bytes.extend(at.to_le_bytes());
+        at += sample.len() as u64;
+    }
+    bytes.extend(samples.concat());
+    repair_ffrecord("", &mut bytes);
+    bytes
+}
+
+/// The checksums of the samples, and then that of the head.
+fn repair_ffrecord(_name: &str, bytes: &mut [u8]) {
+    let number = |bytes: &[u8], at: usize| bytes.get(at..at + 8).map(|it| u64::from_le_bytes(it.try_into().unwrap()));
+    let Some(num) = number(bytes, 4).map(|num| num as usize).filter(|num| 12 + 12 * num <= bytes.len()) else { return };
+    for sample in 0..num {
+        let place = 12 + 4 * num + 8 * sample;
+        let end = if sample + 1 < num { number(bytes, place + 8) } else { None };
+        let (start, end) = (number(bytes, place).unwrap_or(0) as usize, end.map_or(bytes.len(), |end| end as usize));
+        if let Some(content) = bytes.get(start..end.min(bytes.len())) {
+            let crc = crc32(content);
+            bytes[12 + 4 * sample..16 + 4 * sample].copy_from_slice(&crc.to_le_bytes());
+        }
+    }
+    let crc = crc32(&bytes[4..12 + 12 * num]);
+    bytes[..4].copy_from_slice(&crc.to_le_bytes());
+}
+
+fn ffrecords() -> Files {
+    let item = |code: u8, bytes: &[u8]| [&[code, bytes.len() as u8][..], bytes].concat();
+    let dict = |row: u8| {
+        let fields = [
+            [item(0x8c, b"jpg"), item(b'C', b"\xff\xd8\xff\xe0 an image")].concat(),
+            [item(0x8c, b"text"), item(0x8c, b"a caption")].concat(),
+            [item(0x8c, b"width"), vec![b'K', row]].concat(),
+            [item(0x8c, b"json"), b"}\x94(".to_vec(), item(0x8c, b"caption"), vec![b'N'], b"u".to_vec()].concat(),
+            [item(0x8c, b"score"), b"G\x3f\xe0\0\0\0\0\0\0".to_vec()].concat(),
+            [item(0x8c, b"list"), b"](K\x01\x8a\x02\xff\xff\x89Ne".to_vec()].concat(),
+        ];
+        [b"\x80\x04}\x94(".to_vec(), fields.concat(), b"u.".to_vec()].concat()
+    };
+    let names = [item(0x8c, b"1.jpg"), b"K\0".to_vec(), item(0x8c, b"1.txt"), b"K\x01".to_vec()].concat();
+    let ordered = b"\x80\x04ccollections\nOrderedDict\n\x94)R\x94(".to_vec();
+    let deep = [item(0x8c, b"deep"), b"h\0)R(".to_vec(), item(0x8c, b"2.png"), b"K\x01uu.".to_vec()].concat();
+    let folder = [b"piouhjgbr".to_vec(), ordered, names, deep].concat();
+    vec![
+        ("dicts.ffr".into(), ffrecord(&[dict(1), dict(2), dict(3)])),
+        ("folder.ffr".into(), ffrecord(&[b"\xff\xd8\xff\xe0".to_vec(), b"a caption".to_vec(), folder])),
+    ]
+}
+
+#[test]
+fn ffrecord_files() {
+    let words: [&[u8]; 10] = [b"\x80\x04", b"}", b"]", b"(", b"u", b"e", b"\x94h\0", b"\x85R", b"cos\nsystem\n", b"2"];
+    let target =
+        Target { name: "ffrecord", files: ffrecords(), words: &words, repair: repair_ffrecord, max_mib: MAX_MIB };
+    target.fuzz(|path, random| {
+        let is_folder = path.file_name().is_some_and(|name| name == "folder.ffr");
+        let (columns, filter): (&[&str], _) =
+            if is_folder { (&[], "1 = 1") } else { (&["width", "score"], "width > 1") };
+        read(path, columns, filter, true, random)
+    });
 }
 
 fn lists() -> Files {

@@ -126,6 +126,51 @@ fn png_crc(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc, byte| fold((crc ^ u32::from(*byte)) & 0xff) ^ (crc >> 8))
 }
 
+/// [`gradient`] of 64 x 48 pixels, which nothing here could encode.
+#[cfg(feature = "avif")]
+const AVIF: &str = "00000020667479706176696600000000617669666d6966316d6961664d413142000000eb6d657461000000000000002168646c72\
+    000000000000000070696374000000000000000000000000000000000e7069746d0000000000010000001e696c6f630000000044\
+    00000100010000000100000113000001f10000002869696e660000000000010000001a696e666502000000000100006176303143\
+    6f6c6f72000000006a697072700000004b6970636f00000014697370650000000000000040000000300000001070697869000000\
+    00030808080000000c6176314381000c0000000013636f6c726e636c780001000d0006800000001769706d610000000000000001\
+    00010401028304000001f96d64617412000a0918157fbda2021a0d0832e1031101aa4000790000dd6d5bd66824b5f417deff17a6\
+    5e056bf0ffb0642918b91666b406f2f14279646f52342e29944c6241ef069fd0b3d388953e109ee42fb64d9044a65f727f0d6574\
+    00e0c0d71238ba0de1f3cc27ed875e7c9981c88f2fa9a6d567e9dcfc4c4e0ad1526338ed2e2320b5d5afce4df9156da48678dfa5\
+    d97b334177cec91da3bf76e80e116e6e2ac520c519bdbd2ad6d20bc646d1e00219e33c1ca065f2928be5588c53fbaea91c4ab129\
+    1052adf87e774ae992910edd89394fdabff057985abe60ec4331b9c7d838a9397188a791551ba8b42a4809d5539e40676320f256\
+    93333da79cc4541c36917377ca0586144e1855a54cd23441f7255e82778a4d5bd90b3c68deb38fb4c4aeb543b8878889ec1ec374\
+    3b432ebd84c39c5b9bb67cdaab7d596e4d63301f0c7a10b8e3b0efde573082510cec9422c1cc4e790c59a357245c0aa28da5864d\
+    88ec24505cec36e95cf73430500f619cd06d87df3fc473c97d7f02708c7ada0d0b4a42dcad2da334af9ed1c1455a7d757781b8a9\
+    5539664ecc47cc4378829ce1678e36cf446a7870019a7a8211c698b3d7ed1feca8d138420992fa116e69113a4f5f152fe679dc3c\
+    75d8627b5c75924253beb25a40156184d1f72926dbce8c0ead4a2fd092be9ed364a59a0a72ec0023a05d204e";
+
+#[cfg(feature = "avif")]
+#[test]
+fn avif_is_decoded_and_turned() {
+    let mut bytes: Vec<u8> =
+        AVIF.as_bytes().chunks(2).map(|it| u8::from_str_radix(str::from_utf8(it).unwrap(), 16).unwrap()).collect();
+    let expected = gradient(64, 48);
+    assert_close(&open(&bytes).unwrap(), &expected, 14);
+    let average = |found: &Picture, expected: &RgbImage| {
+        let differences = found.rgb.iter().zip(expected.as_raw()).map(|(a, b)| f64::from(a.abs_diff(*b)));
+        differences.sum::<f64>() / expected.as_raw().len() as f64
+    };
+    assert!(average(&open(&bytes).unwrap(), &expected) < 2.0);
+    // The size that the container says counts before anything is decoded, and must be that of the frame.
+    let error = read_header(&bytes, 64 * 48 - 1).unwrap_err();
+    assert_eq!(error, ImageError::TooManyPixels { width: 64, height: 48, max_pixels: 64 * 48 - 1 });
+    let size = bytes.windows(4).position(|window| window == b"ispe").unwrap() + 8;
+    bytes[size + 3] = 63;
+    assert!(matches!(open(&bytes), Err(ImageError::Decode(_))));
+}
+
+#[cfg(not(feature = "avif"))]
+#[test]
+fn a_build_without_avif_says_so() {
+    let error = open(b"\0\0\0\x20ftypavif\0\0\0\0").unwrap_err();
+    assert!(error.to_string().contains("this build has no decoder"), "{error}");
+}
+
 #[test]
 fn what_is_no_picture_is_named() {
     assert_eq!(open(b"").unwrap_err(), ImageError::Empty);
