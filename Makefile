@@ -48,7 +48,7 @@ help:
 	@echo "make test    the tests, Rust and Python (VENV=$(VENV), JOBS=$(JOBS), PYTEST_ARGS=…)"
 	@echo "make test-zarrs a store read by zarrs, the Zarr of Rust, which compiles for minutes"
 	@echo "make check   formatters, linters, types"
-	@echo "make fuzz    damaged inputs of twelve kinds, each for FUZZ_SECONDS=$(FUZZ_SECONDS); what fails is kept"
+	@echo "make fuzz    damaged inputs of fourteen kinds, each for FUZZ_SECONDS=$(FUZZ_SECONDS); what fails is kept"
 	@echo "make bench   the benchmarks; results go to benchmarks/results/"
 	@echo "make install only the virtual environment, with ddx as an editable install"
 

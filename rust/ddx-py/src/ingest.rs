@@ -206,7 +206,7 @@ struct Ingest {
 impl Ingest {
     #[new]
     // The keyword arguments of one Python constructor; what Python hands over is owned.
-    #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)]
+    #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value, clippy::fn_params_excessive_bools)]
     #[pyo3(signature = (
         input, *, sizes, part_rows, batch_size, parts,
         concurrency=64, per_host=8, host_rate=None, connect_timeout_s=10.0, idle_timeout_s=15.0, total_timeout_s=60.0,

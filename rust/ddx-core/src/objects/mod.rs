@@ -99,6 +99,7 @@ pub async fn get(path: &Path, range: Option<Range<u64>>, tag: Option<String>) ->
 }
 
 /// The small objects of these names, several at a time, in their order; `None` where there is none.
+#[must_use]
 pub fn read_all(paths: Vec<PathBuf>, longest: u64) -> Vec<Result<Option<Bytes>>> {
     let read = move |path: PathBuf| async move {
         match get(&path, None, None).await {

@@ -297,7 +297,7 @@ pub fn gifs() -> Files {
     named("gif", vec![still, interlaced, animation])
 }
 
-/// A TIFF of one strip with runs of bytes (PackBits), each pixel as many samples as `photometric` needs.
+/// A TIFF of one strip with runs of bytes (`PackBits`), each pixel as many samples as `photometric` needs.
 fn plain_tiff(photometric: u16, samples: u16, bits: u16) -> Vec<u8> {
     let row = usize::from(samples) * usize::from(bits) / 8 * 19;
     // Runs of at most 19 equal bytes.

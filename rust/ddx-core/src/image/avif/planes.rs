@@ -35,19 +35,20 @@ pub(super) fn to_rgb(frame: &Frame, colours: Option<(u16, bool)>) -> Result<Vec<
     let (_, reds) = samples(frame, Plane::V, half(width, halved_x));
     for row in 0..height {
         let colour_row = if halved_y { row / 2 } else { row };
-        let (bright, blue_row, red_row) = (brightness(row), blues(colour_row), reds(colour_row));
-        for (column, &sample) in bright.iter().enumerate() {
+        let (bright_row, blue_row, red_row) = (brightness(row), blues(colour_row), reds(colour_row));
+        for (column, &sample) in bright_row.iter().enumerate() {
             let at = if halved_x { column / 2 } else { column };
-            let y = scale.brightness(sample);
+            let bright = scale.brightness(sample);
             if matrix == IDENTITY {
                 // Green, blue and red themselves.
-                let (b, r) = (scale.brightness(blue_row[at]), scale.brightness(red_row[at]));
-                rgb.extend([r, y, b].map(to_byte));
+                let others = [red_row[at], blue_row[at]].map(|sample| scale.brightness(sample));
+                rgb.extend([others[0], bright, others[1]].map(to_byte));
                 continue;
             }
-            let (u, v) = (scale.difference(blue_row[at]), scale.difference(red_row[at]));
-            let (r, b) = (y + 2.0 * (1.0 - red) * v, y + 2.0 * (1.0 - blue) * u);
-            rgb.extend([r, (y - red * r - blue * b) / green, b].map(to_byte));
+            let reddish = bright + 2.0 * (1.0 - red) * scale.difference(red_row[at]);
+            let bluish = bright + 2.0 * (1.0 - blue) * scale.difference(blue_row[at]);
+            let greenish = (bright - red * reddish - blue * bluish) / green;
+            rgb.extend([reddish, greenish, bluish].map(to_byte));
         }
     }
     Ok(rgb)
