@@ -6,6 +6,8 @@ mod decode;
 mod jpeg;
 mod raster;
 mod sniff;
+#[cfg(feature = "libjpeg-turbo")]
+mod turbo;
 
 pub use crop::{CropBox, Resizer, cover_crop};
 pub use decode::{Header, decode, read_header};
