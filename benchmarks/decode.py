@@ -2,6 +2,7 @@
 
 Ours is ingest with one decoding thread, from bytes in a parquet file: it also reads, hashes and batches. img2dataset's
 resizer also encodes again, as it must to write its tars. The pixels are compared with Pillow's Lanczos.
+A build with libjpeg-turbo has a result of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from _environment import machine, write_result
 from _peers import Work, need, paired, photograph, rounded
 from PIL import Image
 
-from ddx._core import Batch, Ingest, Input
+from ddx._core import JPEG_DECODER, Batch, Ingest, Input
 
 RESOLUTION = 512
 COUNT = 100  # pictures a turn
@@ -58,14 +59,15 @@ def main() -> None:
             "img2dataset's resizer": img2dataset,
         }
         works = {name: Work(lambda run=run: [run() for _ in range(COUNT)], COUNT) for name, run in peers.items()}
-        result = {"jpeg": f"1024x768, {len(encoded) // 1024} KiB"}
+        result = {"decoder": JPEG_DECODER, "jpeg": f"1024x768, {len(encoded) // 1024} KiB"}
         result |= paired(Work(lambda: ours(source, COUNT), COUNT), works, rounds=ROUNDS)
         pictures = [photograph(name=name) for name in PHOTOGRAPHS]
         drawn = ours(table(Path(folder) / "pixels.parquet", pictures), len(pictures))
     decibel = [psnr(image, pillow(jpeg)) for image, jpeg in zip(drawn, pictures, strict=False)]
     result["PSNR against Pillow in dB"] = dict(zip(PHOTOGRAPHS, map(rounded, decibel), strict=True))
     print(result)
-    print(f"wrote {write_result('decode', result, environment)}")
+    name = "decode" if JPEG_DECODER == "zune-jpeg" else "decode_libjpeg_turbo"
+    print(f"wrote {write_result(name, result, environment)}")
 
 
 def table(path: Path, pictures: Sequence[bytes]) -> Input:

@@ -5,6 +5,8 @@ from os import PathLike
 from types import TracebackType
 from typing import Any, Literal, final
 
+JPEG_DECODER: Literal["zune-jpeg", "libjpeg-turbo"]  # what the build decodes most JPEGs with
+
 class CoreError(Exception):
     """An error of the compiled core; `args` is `(message, hint or None, whether the usage was wrong)`."""
 

@@ -10,6 +10,7 @@ mod store;
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     error::register(module)?;
+    module.add("JPEG_DECODER", if cfg!(feature = "libjpeg-turbo") { "libjpeg-turbo" } else { "zune-jpeg" })?;
     module.add_class::<buffer::Buffer>()?;
     ingest::register(module)?;
     store::register(module)

@@ -1,4 +1,4 @@
-//! JPEG through `zune-jpeg`.
+//! JPEG through `zune-jpeg`, and the pixels of most files through libjpeg-turbo in a build that has it.
 
 use image::metadata::Orientation;
 use zune_core::bytestream::ZCursor;
@@ -39,8 +39,13 @@ pub(super) fn decode(bytes: &[u8]) -> Result<(Picture, Orientation), ImageError>
         return Err(ImageError::Decode("JPEG: cut short (no end marker)".to_owned()));
     }
     let mut decoder = decoder(bytes);
-    let rgb = decoder.decode().map_err(|error| failed(&error))?;
+    decoder.decode_headers().map_err(|error| failed(&error))?;
     let (width, height) = decoder.dimensions().ok_or_else(|| ImageError::Decode("JPEG: no frame header".to_owned()))?;
+    #[cfg(feature = "libjpeg-turbo")]
+    let fast = decoder.input_colorspace().and_then(|colours| super::turbo::decode(bytes, width, height, colours));
+    #[cfg(not(feature = "libjpeg-turbo"))]
+    let fast = None;
+    let rgb = fast.map_or_else(|| decoder.decode(), Ok).map_err(|error| failed(&error))?;
     if rgb.len() != width * height * 3 {
         return Err(ImageError::Decode(format!("JPEG: {} bytes decoded for {width}x{height}", rgb.len())));
     }

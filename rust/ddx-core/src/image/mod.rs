@@ -9,6 +9,8 @@ mod jpeg;
 mod raster;
 mod size;
 mod sniff;
+#[cfg(feature = "libjpeg-turbo")]
+mod turbo;
 
 pub use crop::{CropBox, Resizer, cover_crop};
 pub use decode::{Header, decode, read_header};

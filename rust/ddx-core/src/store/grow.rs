@@ -120,7 +120,7 @@ mod tests {
         StoreWriter::grow(folder.path(), 6, 3, attributes.as_object().unwrap()).unwrap();
         write(folder.path(), 2);
         let rows = RowStore::open(folder.path(), true).unwrap();
-        assert_eq!(rows.ok_rows(), [0, 2, 4]);
+        assert_eq!(rows.ok_rows(), [[0, 2, 4]]);
         let group = read_root(folder.path()).unwrap();
         assert_eq!(group["attributes"], attributes);
         let shape = |path: &str| {

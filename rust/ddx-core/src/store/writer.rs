@@ -266,7 +266,7 @@ pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::slice;
 
     use super::*;
