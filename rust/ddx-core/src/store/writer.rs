@@ -272,7 +272,7 @@ pub(super) mod tests {
     use super::*;
     use crate::store::DataType;
 
-    fn array(path: &str, shape: &[u64], shard: u64, chunk: u64, data_type: DataType) -> ArraySpec {
+    pub(in crate::store) fn array(path: &str, shape: &[u64], shard: u64, chunk: u64, data_type: DataType) -> ArraySpec {
         ArraySpec {
             path: path.into(),
             shape: shape.to_vec(),
