@@ -33,10 +33,10 @@ def find_place(plan: Plan, attributes: Mapping[str, Any] | None) -> Plan:
     refuse_mismatch(plan.store, attributes.get("fingerprint", {}), plan.fingerprint)
     segments = segments_of(attributes)
     for segment in segments:
-        placed = _place(plan, segment.first_part, attributes)
+        placed = _place(plan, segment.first_part)
         if placed.settings == segment.settings:
             return placed
-    placed = _place(plan, segments[-1].parts.stop, attributes)
+    placed = _place(plan, segments[-1].parts.stop)
     found, wanted = of_the_store(segments[0].settings), of_the_store(placed.settings)
     if not plan.config.append:
         others = found == wanted and plan.settings["input"] not in (segment.settings["input"] for segment in segments)
@@ -52,7 +52,7 @@ def find_place_of_pictures(plan: Plan) -> Plan:
     """The same for `--stage fetch`, which may run where encoders would compute in another type, or before the store."""
     attributes = read_attributes(plan.store)
     for segment in segments_of(attributes) if attributes else []:
-        placed = _place(plan, segment.first_part, attributes or {})
+        placed = _place(plan, segment.first_part)
         if _of_pictures(placed.settings) == _of_pictures(segment.settings):
             return placed
     return plan
@@ -103,18 +103,9 @@ def _is_new(plan: Plan, attributes: Mapping[str, Any]) -> bool:
     return plan.sizes.first_part >= int(attributes["num_parts"])
 
 
-def _place(plan: Plan, first_part: int, attributes: Mapping[str, Any]) -> Plan:
-    """The plan with its first part there, in the store's part size if the settings lead to it."""
-    if first_part == 0:
-        return plan
-    part_rows, rows_of_first = int(attributes["part_rows"]), segments_of(attributes)[0].rows
-    if part_rows not in (plan.config.part_rows, min(plan.config.part_rows, rows_of_first)):
-        part_rows = plan.config.part_rows
-    return dataclasses.replace(
-        plan,
-        sizes=dataclasses.replace(plan.sizes, first_part=first_part, part_rows=part_rows),
-        settings={**plan.settings, "part_rows": part_rows},
-    )
+def _place(plan: Plan, first_part: int) -> Plan:
+    """The plan with its first part there."""
+    return dataclasses.replace(plan, sizes=dataclasses.replace(plan.sizes, first_part=first_part))
 
 
 def _num_captions(store: Path) -> int:

@@ -139,7 +139,7 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Works
     store = config.out or (workspace or Workspace()).store_path(sources[0], teacher.name, resolution)
     sizes = Sizes(
         rows=source.rows,
-        part_rows=min(config.part_rows, source.rows),
+        part_rows=config.part_rows,
         buckets=make_buckets(teacher, resolution, config.max_aspect, config.bucket_step),
         text_width=teacher.text_width,
         max_tokens=int(fingerprint["max_sequence_length"]),

@@ -227,14 +227,15 @@ def test_settings_of_rows_may_differ_and_all_segments_count(
     assert Store(store).summary()["ok"] == 18
 
 
-def test_part_size_is_the_stores(
-    store: Path, sources: tuple[Path, Path], config: PrecomputeConfig, tmp_path: Path
+def test_a_few_rows_have_a_part_of_the_usual_size(
+    sources: tuple[Path, Path], config: PrecomputeConfig, tmp_path: Path
 ) -> None:
-    """A store smaller than a part has parts of its size, and a few rows do not make them smaller."""
+    """Else a small store would fit no other."""
     small = precompute(replace(config, part_rows=1024, out=tmp_path / "small.zarr"), [str(sources[1])])
     append(config, small, sources[0], part_rows=1024, limit=3)
     append(config, small, sources[0], part_rows=1024)
     assert [segment.first_part for segment in Store(small).segments] == [0, 1, 2]
+    assert Store(small).attributes["part_rows"] == 1024
     assert Store(small).num_ok == NEW_ROWS + 3 + OLD_ROWS
 
 

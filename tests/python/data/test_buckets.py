@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,9 +21,12 @@ from ddx.cli import main
 from ddx.data.buckets import bucket_sizes
 from ddx.data.config import PrecomputeConfig
 from ddx.data.loader import Loader
+from ddx.data.merge import merge
 from ddx.data.precompute import precompute
 from ddx.data.statistics import latent_moments
 from ddx.data.store import Store
+from ddx.data.verify import verify_all
+from ddx.progress import NullProgress
 from ddx.teachers.registry import load_teacher
 from pipelines import make_stable_diffusion
 from stores import finish, shard_bytes
@@ -129,6 +133,25 @@ def test_fetched_then_encoded_or_taken_up_again_it_is_the_same_store(
     assert shard_bytes(tmp_path / "apart.zarr") == shard_bytes(store.path)
     precompute(replace(apart, retry=("no_image",)), [str(source)])
     assert shard_bytes(tmp_path / "apart.zarr") == shard_bytes(store.path)
+
+
+def test_stores_with_buckets_are_verified_merged_and_added_to(
+    config: PrecomputeConfig, source: Path, store: Store, tmp_path: Path
+) -> None:
+    wide = replace(config, where="text in ('number 0', 'number 9', 'number 13')")
+    other = precompute(replace(wide, out=tmp_path / "wide.zarr"), [str(source)])
+    merged = Store(merge([store.path, other], tmp_path / "merged.zarr"))
+    grown = tmp_path / "grown.zarr"
+    shutil.copytree(store.path, grown)
+    precompute(replace(wide, out=grown, append=True), [str(source)])
+    assert shard_bytes(grown) == shard_bytes(merged.path)
+    assert merged.bucket_counts() == {"96x160": 4, "112x144": 1, "128x128": 3, "144x112": 2, "160x96": 8}
+    assert verify_all(merged.path, merged.num_parts, NullProgress()).damaged == []
+    shard = merged.path / "buckets" / "160x96" / "latents" / "c.3.0.0.0"
+    assert np.array_equal(merged.array("buckets/160x96/latents")[18], store.array("buckets/160x96/latents")[0])
+    shard.unlink()
+    (damage,) = verify_all(merged.path, merged.num_parts, NullProgress()).damaged
+    assert damage.file == "buckets/160x96/latents/c.3.0.0.0"
 
 
 def test_flips_and_variances_have_buckets_too(config: PrecomputeConfig, source: Path, tmp_path: Path) -> None:

@@ -157,7 +157,8 @@ fn ffrecord(samples: &[Vec<u8>]) -> Vec<u8> {
 /// The checksums of the samples, and then that of the head.
 fn repair_ffrecord(_name: &str, bytes: &mut [u8]) {
     let number = |bytes: &[u8], at: usize| bytes.get(at..at + 8).map(|it| u64::from_le_bytes(it.try_into().unwrap()));
-    let Some(num) = number(bytes, 4).map(|num| num as usize).filter(|num| 12 + 12 * num <= bytes.len()) else { return };
+    let Some(num) = number(bytes, 4).filter(|&num| num <= bytes.len().saturating_sub(12) as u64 / 12) else { return };
+    let num = num as usize;
     for sample in 0..num {
         let place = 12 + 4 * num + 8 * sample;
         let end = if sample + 1 < num { number(bytes, place + 8) } else { None };

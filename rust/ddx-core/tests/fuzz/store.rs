@@ -59,7 +59,8 @@ fn read(root: &Path, random: &mut Random) -> Result<(), String> {
     for _ in 0..4 {
         match reader.next_batch() {
             Ok(batch) => {
-                assert_eq!(batch.latents.len(), 6 * reader.store().row_bytes(batch.bucket, RowArray::Latents).unwrap())
+                let bytes = reader.store().row_bytes(batch.bucket, RowArray::Latents).unwrap();
+                assert_eq!(batch.latents.len(), 6 * bytes);
             }
             Err(error) => {
                 let error = said(error);

@@ -177,8 +177,8 @@ fn parts_alone_give_the_bytes_of_the_whole_run() {
 fn every_picture_is_in_a_batch_of_the_size_that_is_nearest_to_its_shape() {
     let folder = tempfile::tempdir().unwrap();
     // Wide, square and high ones in turns; the last two are too small for theirs.
-    let sides = [(120, 60), (70, 70), (50, 100), (90, 50), (80, 79), (60, 110), (38, 20), (31, 32)];
-    for (row, (width, height)) in sides.into_iter().enumerate() {
+    let shapes = [(120, 60), (70, 70), (50, 100), (90, 50), (80, 79), (60, 110), (38, 20), (31, 32)];
+    for (row, (width, height)) in shapes.into_iter().enumerate() {
         std::fs::write(folder.path().join(format!("{row}.jpg")), jpeg(&gradient(width, height))).unwrap();
     }
     let parquet = folder.path().join("a.parquet");
