@@ -25,7 +25,7 @@ from _peers import Work, paired
 from ddx._core import BatchReader, StoreWriter
 from ddx.data.buckets import Bucket
 from ddx.data.layout import Sizes, array_specs, round_up
-from ddx.data.part_writer import raw
+from ddx.data.precompute.part_writer import raw
 
 LATENT_SHAPE = (32, 16, 16)
 SQUARE = Bucket(512, 512, LATENT_SHAPE)

@@ -23,10 +23,10 @@ from _environment import machine, write_result
 from ddx._core import BatchReader, StoreWriter
 from ddx.data.buckets import Bucket
 from ddx.data.config import PrecomputeConfig
-from ddx.data.encode import Text, in_float8, pack
 from ddx.data.float8 import from_float8
 from ddx.data.layout import Sizes, array_specs
-from ddx.data.part_writer import raw
+from ddx.data.precompute.encode import Text, in_float8, pack
+from ddx.data.precompute.part_writer import raw
 
 WIDTH, MAX_TOKENS = 2304, 300
 SQUARE = Bucket(512, 512, (32, 16, 16))

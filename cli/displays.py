@@ -151,7 +151,7 @@ class BarProgress:
 
 
 def _plural(unit: str) -> str:
-    return unit if unit.endswith("s") else f"{unit}s"
+    return unit if unit.endswith("s") or unit.isupper() else f"{unit}s"
 
 
 def _rate(count: float, seconds: float) -> str:

@@ -76,7 +76,7 @@ def verify_store(path: Path, invocation: Invocation) -> dict[str, Any]:
 
 def look_into_store(path: Path, config: InspectConfig, invocation: Invocation) -> dict[str, Any]:
     """Return a store's summary and ledger, and with --report where the page is."""
-    from ddx.data.ledger import COLUMNS, read_ledger
+    from ddx.data.inspection.ledger import COLUMNS, read_ledger
     from ddx.data.store import Store
     from ddx.progress import NullProgress
 
@@ -84,7 +84,7 @@ def look_into_store(path: Path, config: InspectConfig, invocation: Invocation) -
     progress = invocation.progress if store.rows >= MANY_ROWS else NullProgress()
     found = {**store.summary(), **read_ledger(store.row_tables(COLUMNS, progress))}
     if config.report:
-        from ddx.data.report import write_report
+        from ddx.data.inspection.report import write_report
 
         folder = config.out or invocation.workspace.report_path(path.absolute().name.removesuffix(".zarr"))
         found["report"] = str(write_report(store, found, folder, progress))
@@ -114,7 +114,7 @@ def look(what: str) -> dict[str, Any]:
 def show_store(found: dict[str, Any]) -> None:
     """Print a store: its facts, then the tables of failures, examples and hosts, and the cure last."""
     from ddx.cli.console import emit
-    from ddx.data.ledger import cure
+    from ddx.data.inspection.ledger import cure
 
     failed, examples, hosts, segments = (found[name] for name in ("failed", "examples", "hosts", "segments"))
     tables = ("failed", "examples", "hosts", "report", "verified", "segments")

@@ -33,7 +33,7 @@ def command(invocation: Invocation, sources: tuple[str, ...]) -> int:
 
     config = invocation.build(PrecomputeConfig)
     if invocation.dry_run:
-        from ddx.data.estimate import estimate
+        from ddx.data.precompute.estimate import estimate
 
         emit_settings(estimate(config, sources, invocation.workspace), as_json=invocation.as_json)
         return 0

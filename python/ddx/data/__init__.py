@@ -1,7 +1,8 @@
 """The store between precompute and training: making it, opening it, reading random batches from it.
 
-making    precompute calls plan, create, pictures (or fetched), encode_parts and part_writer; then retry and dedup
-layout    layout (arrays), rows (rows.parquet), fingerprint, part (one of them in memory), ranks (who writes what)
-reading   store, loader
-looking   ledger, statistics, report with its plots
+store, loader   an opened store; random batches of it
+layout, rows    its arrays; rows.parquet. segments: what was added at a time; buckets: sizes of pictures; float8: text
+fingerprint     what shapes its bytes; ranks: who may write and read; verify: is it what was written
+precompute/     making it. merge: a store of the parts of others
+inspection/     looking into it
 """

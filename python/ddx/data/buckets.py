@@ -48,7 +48,8 @@ def make_buckets(teacher: Teacher, resolution: int, max_aspect: float, step: int
     if len(sizes) == 1:
         raise UsageError(
             f"max_aspect = {max_aspect} leaves one bucket, the square: sides are multiples of {step} pixels",
-            hint=f"a larger --max-aspect, a larger --resolution, or --bucket-step {multiple}",
+            hint="a larger --max-aspect or --resolution"
+            + (f", or --bucket-step {multiple}" if step > multiple else ""),
         )
 
     def latent(width: int, height: int) -> tuple[int, int, int]:

@@ -12,6 +12,7 @@ from ddx.errors import UsageError
 
 WHOLE_FILE_BYTES = 64 << 20
 END_BYTES = 1 << 20
+UNSAID = "the default"  # of a setting that is recorded where it is another
 
 
 def digest(*mappings: Mapping[str, Any]) -> str:
@@ -55,8 +56,9 @@ def refuse_mismatch(
     # A setting that only one of them has explains more than the number of rows that follows from it.
     one_sided = wanted.keys() ^ found.keys()
     for key in (*sorted(one_sided), *wanted):
-        if found.get(key) != wanted.get(key):
+        before, now = found.get(key, UNSAID), wanted.get(key, UNSAID)
+        if before != now:
             raise UsageError(
-                f"{store} exists and was made with {key} = {found.get(key)}; this run has {wanted.get(key)}",
+                f"{store} exists and was made with {key} = {before}; this run has {now}",
                 hint=hint or usual,
             )

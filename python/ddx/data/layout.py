@@ -95,6 +95,13 @@ def round_up(num_tokens: Tokens) -> Tokens:
     return -(-num_tokens // TOKEN_CHUNK) * TOKEN_CHUNK
 
 
+def overhead(counts: Array) -> float | None:
+    """Stored tokens for one true token, where `counts[n]` captions have n: what starting on chunk boundaries costs."""
+    lengths = np.arange(len(counts))
+    total = int(counts @ lengths)
+    return int(counts @ round_up(lengths)) / total if total else None
+
+
 def array_specs(sizes: Sizes) -> list[dict[str, Any]]:
     """The per-row arrays, as `StoreWriter.create` takes them."""
     rows, part_rows = sizes.rows, sizes.part_rows

@@ -13,10 +13,10 @@ import numpy as np
 
 from ddx._core import StoreWriter
 from ddx.data.core import core_errors
-from ddx.data.dedup import renumber_duplicates
 from ddx.data.layout import Array
 from ddx.data.merge_plan import first_parts, merged_attributes
-from ddx.data.part_writer import raw
+from ddx.data.precompute.dedup import renumber_duplicates
+from ddx.data.precompute.part_writer import raw
 from ddx.data.ranks import COMPLETE, READERS, already_written, cannot_write, claim, share_lock
 from ddx.data.rows import errors_path, is_joined, join, piece_path, read_rows
 from ddx.data.segments import num_row_places, read_attributes, segments_of

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ddx.data.buckets import Bucket, read_buckets
-from ddx.data.encode import overhead
+from ddx.data.layout import overhead
 from ddx.data.rows import FILE_NAME, tables
 from ddx.data.segments import Segment, read_attributes, segments_of
 from ddx.errors import DdxError, UsageError

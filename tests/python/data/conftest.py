@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddx.data.config import PrecomputeConfig
 from pipelines import make_sana
 from stores import write_pairs
 
@@ -31,6 +32,14 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pairs(tmp_path_factory.mktemp("pairs") / "pairs.parquet", 14)
+
+
+@pytest.fixture(scope="session")
+def config(teacher_folder: Path) -> PrecomputeConfig:
+    """Parts of four rows, and pictures from this machine, each asked for once."""
+    return PrecomputeConfig(
+        teacher=str(teacher_folder), allow_private_hosts=True, device="cpu", part_rows=4, batch_size=3, retries=0
+    )
 
 
 Ddx = Callable[..., "subprocess.Popen[str]"]

@@ -58,18 +58,6 @@ def sources(server: PictureServer, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def config(teacher_folder: Path) -> PrecomputeConfig:
-    return PrecomputeConfig(
-        teacher=str(teacher_folder),
-        allow_private_hosts=True,
-        device="cpu",
-        part_rows=PART_ROWS,
-        batch_size=3,
-        retries=0,
-    )
-
-
-@pytest.fixture(scope="module")
 def plain(sources: tuple[Path, Path], config: PrecomputeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store that nothing was added to."""
     return precompute(replace(config, out=tmp_path_factory.mktemp("plain") / "old.zarr"), [str(sources[0])])
@@ -189,7 +177,7 @@ def test_the_commands_that_made_it_find_it_complete(
     ("key", "settings"),
     [
         ("dtype = float32; this run has bfloat16", {"dtype": "bf16"}),
-        ("flip = None; this run has True", {"flip": True}),
+        ("flip = the default; this run has True", {"flip": True}),
         ("part_rows = 4; this run has 3", {"part_rows": 3}),
         ("captions of a row = 1; this run has 2", {"caption_column": ("TEXT", "URL")}),
         ("resolution = ", {"resolution": 32}),

@@ -20,10 +20,10 @@ from PIL import Image
 from ddx.cli import main
 from ddx.data.buckets import bucket_sizes
 from ddx.data.config import PrecomputeConfig
+from ddx.data.inspection.statistics import latent_moments
 from ddx.data.loader import Loader
 from ddx.data.merge import merge
 from ddx.data.precompute import precompute
-from ddx.data.statistics import latent_moments
 from ddx.data.store import Store
 from ddx.data.verify import verify_all
 from ddx.progress import NullProgress

@@ -11,10 +11,10 @@ import torch
 import zarr
 
 from ddx.data.config import PrecomputeConfig
-from ddx.data.encode import Text, in_float8
 from ddx.data.float8 import float8_error, from_float8, to_float8
 from ddx.data.loader import Loader
 from ddx.data.precompute import precompute
+from ddx.data.precompute.encode import Text, in_float8
 from ddx.data.store import Store
 from stores import shard_bytes
 

@@ -18,11 +18,11 @@ import pytest
 from PIL import Image
 
 from ddx.cli import main
-from ddx.data.bar_charts import BAR, column_chart, row_chart
 from ddx.data.config import PrecomputeConfig
-from ddx.data.ledger import cure, read_ledger
+from ddx.data.inspection.bar_charts import BAR, column_chart, row_chart
+from ddx.data.inspection.ledger import cure, read_ledger
+from ddx.data.inspection.statistics import bars, count_pictures, latent_moments, nice_step, quantile
 from ddx.data.precompute import precompute
-from ddx.data.statistics import bars, count_pictures, latent_moments, nice_step, quantile
 from ddx.data.store import Store
 from ddx.progress import NullProgress
 from picture_server import PictureServer, serve_pictures, write_urls

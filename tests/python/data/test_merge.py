@@ -28,7 +28,7 @@ from picture_server import PictureServer, serve_pictures, write_urls
 from pipelines import make_sana
 from stores import finish, shard_bytes
 
-PART_ROWS, NUM_ROWS = 4, 10
+NUM_ROWS = 10
 FAILS = {2: 404, 8: 404}
 
 
@@ -45,18 +45,6 @@ def sources(server: PictureServer, tmp_path_factory: pytest.TempPathFactory) -> 
     first = write_urls(folder / "first.parquet", [server.url(row) for row in range(NUM_ROWS)])
     second = write_urls(folder / "second.parquet", [server.url(row) for row in (20, 21, 22, 120, 23, 24, 122)])
     return first, second
-
-
-@pytest.fixture(scope="module")
-def config(teacher_folder: Path) -> PrecomputeConfig:
-    return PrecomputeConfig(
-        teacher=str(teacher_folder),
-        allow_private_hosts=True,
-        device="cpu",
-        part_rows=PART_ROWS,
-        batch_size=3,
-        retries=0,
-    )
 
 
 @pytest.fixture(scope="module")

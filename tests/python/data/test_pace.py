@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from ddx.data.pace import Pace, slowest
+from ddx.data.precompute.pace import Pace, slowest
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from ddx.cli import main
 from ddx.data.config import PrecomputeConfig
 from ddx.data.loader import Loader
 from ddx.data.precompute import precompute
-from ddx.data.retry import matches
+from ddx.data.precompute.retry import matches
 from ddx.data.store import Store
 from ddx.errors import DdxError
 from picture_server import PictureServer, serve_pictures, write_urls
@@ -36,13 +36,6 @@ def server() -> Iterator[PictureServer]:
 @pytest.fixture(scope="module")
 def source(server: PictureServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_urls(tmp_path_factory.mktemp("urls") / "urls.parquet", [server.url(row) for row in range(NUM_ROWS)])
-
-
-@pytest.fixture(scope="module")
-def config(teacher_folder: Path) -> PrecomputeConfig:
-    return PrecomputeConfig(
-        teacher=str(teacher_folder), allow_private_hosts=True, device="cpu", part_rows=4, batch_size=3, retries=0
-    )
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ from ddx._core import StoreWriter
 from ddx.data.buckets import Bucket
 from ddx.data.config import PrecomputeConfig
 from ddx.data.layout import Sizes, array_specs
-from ddx.data.part_writer import raw
 from ddx.data.precompute import precompute
+from ddx.data.precompute.part_writer import raw
 from pipelines import make_stable_diffusion
 from stores import CAPTIONS, write_pairs
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
-from ddx.data.dedup import DUPLICATE
-from ddx.data.encode_parts import encoded_parts
-from ddx.data.part import Part, read_part
-from ddx.data.part_writer import PartWriter
-from ddx.data.pictures import fetch
-from ddx.data.plan import Plan
+from ddx.data.precompute.dedup import DUPLICATE
+from ddx.data.precompute.encode_parts import encoded_parts
+from ddx.data.precompute.part import Part, read_part
+from ddx.data.precompute.part_writer import PartWriter
+from ddx.data.precompute.pictures import fetch
+from ddx.data.precompute.plan import Plan
+from ddx.data.precompute.reopen import reopened
 from ddx.data.ranks import already_written, claim
-from ddx.data.reopen import reopened
 from ddx.data.rows import OK, piece_path
 
 if TYPE_CHECKING:

@@ -155,10 +155,3 @@ def pack(texts: Sequence[Text]) -> Captions:
     pooled = [text.pooled for text in texts if text.pooled is not None]
     scale = np.array([text.scale for text in texts], np.float32)
     return Captions(tokens, offset, length, scale, np.stack(pooled) if pooled else None)
-
-
-def overhead(counts: Array) -> float | None:
-    """Stored tokens for one true token, where `counts[n]` captions have n: what starting on chunk boundaries costs."""
-    lengths = np.arange(len(counts))
-    total = int(counts @ lengths)
-    return int(counts @ round_up(lengths)) / total if total else None

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 
 from ddx._core import StoreWriter
 from ddx.data.core import core_errors
-from ddx.data.part import read_part
-from ddx.data.part_writer import PartWriter
-from ddx.data.plan import Plan
+from ddx.data.precompute.part import read_part
+from ddx.data.precompute.part_writer import PartWriter
+from ddx.data.precompute.plan import Plan
 from ddx.data.rows import OK, PartRows, piece_path
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ddx.data.pictures import End, Pictures, fetch
-from ddx.data.plan import Plan
+from ddx.data.precompute.pictures import End, Pictures, fetch
+from ddx.data.precompute.plan import Plan
 from ddx.data.ranks import cannot_write
 from ddx.data.rows import read_rows, sync_folder
 from ddx.errors import DdxError, UsageError

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ddx.data.encode import LatentBatches, Text, encode_captions
-from ddx.data.part import EncodedRow, Part
-from ddx.data.pictures import End, Pictures
-from ddx.data.plan import Plan
+from ddx.data.precompute.encode import LatentBatches, Text, encode_captions
+from ddx.data.precompute.part import EncodedRow, Part
+from ddx.data.precompute.pictures import End, Pictures
+from ddx.data.precompute.plan import Plan
 from ddx.data.rows import OK
 
 if TYPE_CHECKING:

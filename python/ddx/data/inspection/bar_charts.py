@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ddx.data.statistics import nice_step
+from ddx.data.inspection.statistics import nice_step
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddx import __version__
-from ddx.data.ledger import cure
-from ddx.data.plots import Plot, failure_plot, latent_plots, picture_plots, token_plot
-from ddx.data.statistics import COLUMNS, count_pictures, latent_moments
+from ddx.data.inspection.ledger import cure
+from ddx.data.inspection.plots import Plot, failure_plot, latent_plots, picture_plots, token_plot
+from ddx.data.inspection.statistics import COLUMNS, count_pictures, latent_moments
 from ddx.errors import DdxError
 from ddx.page import Table, scores, write_page
 

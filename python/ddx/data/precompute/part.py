@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddx.data.encode import Text, pack
 from ddx.data.layout import Array, Sizes, round_up
+from ddx.data.precompute.encode import Text, pack
 from ddx.data.rows import PartRows, piece_path, read_rows
 
 if TYPE_CHECKING:

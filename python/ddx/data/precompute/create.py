@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ddx._core import StoreWriter
-from ddx.data.append import SECONDS_BETWEEN_LOOKS, make_room
 from ddx.data.core import core_errors
-from ddx.data.encode import Captions, Text, as_text, pack
 from ddx.data.float8 import MAX_ERROR, float8_error, to_float8
 from ddx.data.layout import Array, array_specs, whole_spec
-from ddx.data.part_writer import raw
-from ddx.data.plan import Plan, with_pooled
+from ddx.data.precompute.append import SECONDS_BETWEEN_LOOKS, make_room
+from ddx.data.precompute.encode import Captions, Text, as_text, pack
+from ddx.data.precompute.part_writer import raw
+from ddx.data.precompute.plan import Plan, with_pooled
 from ddx.data.segments import read_attributes
 from ddx.errors import DdxError, UsageError
 

@@ -11,8 +11,8 @@ import numpy as np
 from ddx._core import Batch, Ingest, PartEnd
 from ddx.data.core import core_errors
 from ddx.data.layout import Array
-from ddx.data.pace import Pace
-from ddx.data.plan import INGEST, Plan
+from ddx.data.precompute.pace import Pace
+from ddx.data.precompute.plan import INGEST, Plan
 from ddx.data.rows import COLUMNS, PartRows
 
 if TYPE_CHECKING:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddx.data.bar_charts import column_chart, row_chart
-from ddx.data.layout import Array
-from ddx.data.statistics import (
+from ddx.data.inspection.bar_charts import column_chart, row_chart
+from ddx.data.inspection.statistics import (
     BINS_PER_DOUBLING,
     DOUBLINGS,
     Bars,
@@ -20,6 +19,7 @@ from ddx.data.statistics import (
     nice_step,
     quantile,
 )
+from ddx.data.layout import Array
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ddx.config import to_dict
-from ddx.data.append import find_place
 from ddx.data.config import PrecomputeConfig
 from ddx.data.layout import round_up
-from ddx.data.plan import Plan, make_plan
+from ddx.data.precompute.append import find_place
+from ddx.data.precompute.plan import Plan, make_plan
 from ddx.data.segments import read_attributes
 
 if TYPE_CHECKING:

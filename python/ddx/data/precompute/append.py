@@ -12,8 +12,8 @@ from typing import Any
 from ddx._core import StoreWriter
 from ddx.data.core import core_errors
 from ddx.data.fingerprint import refuse_mismatch
-from ddx.data.plan import ENCODING, Plan
-from ddx.data.reopen import reopened
+from ddx.data.precompute.plan import ENCODING, Plan
+from ddx.data.precompute.reopen import reopened
 from ddx.data.segments import Segment, num_row_places, of_the_store, read_attributes, segments_of, with_segments
 from ddx.errors import DdxError, UsageError
 

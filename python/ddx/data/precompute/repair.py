@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ddx.data.core import core_errors
-from ddx.data.create import whole_arrays
-from ddx.data.part_writer import raw
-from ddx.data.plan import Plan
-from ddx.data.reopen import reopened
+from ddx.data.precompute.create import whole_arrays
+from ddx.data.precompute.part_writer import raw
+from ddx.data.precompute.plan import Plan
+from ddx.data.precompute.reopen import reopened
 from ddx.data.rows import sync_folder
 from ddx.data.store import Store
 from ddx.data.verify import Verified, has_record, verify_parts, verify_rest

@@ -12,7 +12,7 @@ import numpy as np
 
 from ddx.data.core import core_errors
 from ddx.data.layout import Array, Sizes
-from ddx.data.part import Part
+from ddx.data.precompute.part import Part
 from ddx.data.rows import errors_path, piece_path
 
 if TYPE_CHECKING:

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from ddx.config import to_dict
 from ddx.data import rows as row_table
-from ddx.data.append import find_place_of_pictures
 from ddx.data.config import PrecomputeConfig
 from ddx.data.core import core_errors
-from ddx.data.create import open_writer
-from ddx.data.dedup import drop_duplicates
-from ddx.data.encode_parts import encoded_parts
-from ddx.data.fetched import fetch_parts, fetched, forget, forget_all
-from ddx.data.part_writer import PartWriter
-from ddx.data.pictures import fetch
-from ddx.data.plan import Plan, make_plan
+from ddx.data.precompute.append import find_place_of_pictures
+from ddx.data.precompute.create import open_writer
+from ddx.data.precompute.dedup import drop_duplicates
+from ddx.data.precompute.encode_parts import encoded_parts
+from ddx.data.precompute.fetched import fetch_parts, fetched, forget, forget_all
+from ddx.data.precompute.part_writer import PartWriter
+from ddx.data.precompute.pictures import fetch
+from ddx.data.precompute.plan import Plan, make_plan
+from ddx.data.precompute.repair import discard_damaged
+from ddx.data.precompute.retry import any_retries, retry_rows
 from ddx.data.ranks import COMPLETE, already_written, cannot_write, claim, share_lock
-from ddx.data.repair import discard_damaged
-from ddx.data.retry import any_retries, retry_rows
 from ddx.data.store import Store, tally
 from ddx.errors import DdxError
 from ddx.progress import NullProgress
