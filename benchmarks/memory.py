@@ -1,7 +1,7 @@
 """What `ddx precompute` takes of memory with a table of a million rows, beside one of a hundred thousand.
 
-Both hold the same hundred local JPEGs of 1024x768, far apart; the other rows name files that are not there. So the
-pictures and the networks (`sana-tiny`) cost the same, and the difference of the peaks is what a row costs.
+Both begin with the same hundred local JPEGs of 1024x768; the other rows name files that are not there. So the pictures
+and the networks (`sana-tiny`) cost the same, and the difference of the peaks is what a row costs.
 """
 
 from __future__ import annotations
@@ -71,13 +71,13 @@ def precompute(folder: Path, rows: int) -> dict[str, Any]:
 
 def write_table(folder: Path, rows: int) -> Path:
     """Paths and captions in row groups, as LAION's files have them."""
-    path, every = folder / f"{rows}.parquet", rows // PICTURES
+    path = folder / f"{rows}.parquet"
     schema = pa.schema([("path", pa.string()), ("caption", pa.string()), ("similarity", pa.float32())])
     with pq.ParquetWriter(path, schema) as writer:
         for first in range(0, rows, ROW_GROUP):
             numbers = range(first, min(rows, first + ROW_GROUP))
             columns = {
-                "path": [f"{n // every}.jpg" if n % every == 0 else f"not-there/{n}.jpg" for n in numbers],
+                "path": [f"{n}.jpg" if n < PICTURES else f"not-there/{n}.jpg" for n in numbers],
                 "caption": [f"a photograph of number {n}, with a caption of some length" for n in numbers],
                 "similarity": [n % 97 / 97 for n in numbers],
             }

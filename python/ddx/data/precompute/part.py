@@ -55,10 +55,8 @@ class Part:
             scale[place, number] = captions.scale[index]
         shards: dict[str, tuple[list[int] | None, Array]] = {}
         for name in sizes.latent_arrays:
-            # A bucket that no picture of the part is in has no shard; where there is one for all, it may be empty.
             places = [place for place in ok if name in self.encoded[place].latents]
-            if places or len(sizes.buckets) == 1:
-                shards[name] = places, _stack([self.encoded[place].latents[name] for place in places])
+            shards[name] = places, _stack([self.encoded[place].latents[name] for place in places])
         if len(sizes.buckets) > 1:
             shards["bucket"] = None, self._buckets(sizes)
         shards |= {"text/tokens": (None, captions.tokens), "text/offset": (None, offset), "text/length": (None, length)}

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -35,7 +34,7 @@ pub struct RowStore {
 /// Where the chunks of a part start in the part's shards.
 #[derive(Debug)]
 struct PartIndex {
-    /// Of each row, by [`Arrays::slot`]; empty where the part has no shard.
+    /// Of each row, by [`Arrays::slot`]; empty of an array that is not there.
     rows: Vec<Places>,
     /// Of each caption's first chunk, rows by captions.
     tokens: Places,
@@ -180,27 +179,22 @@ impl RowStore {
     }
 
     fn read_part_index(&self, part: u64) -> Result<PartIndex> {
-        let read = |slot, array: &ArraySpec| -> Result<Option<(Vec<u64>, Arc<File>)>> {
+        let read = |slot, array: &ArraySpec| -> Result<(Vec<u64>, Arc<File>)> {
             let path = self.root.join(array.shard_path(part));
-            let file = match self.files.open((slot, part), || &path) {
-                Ok(file) => file,
-                // A bucket that no picture of the part is in has no shard.
-                Err(error) if error.kind() == ErrorKind::NotFound && self.arrays.num_buckets() > 1 => return Ok(None),
-                Err(error) => return Err(Error::read(&path, error)),
+            let read = || {
+                let file = self.files.open((slot, part), || &path)?;
+                Ok((shard::read_index(&file, array.chunks_per_shard(), array.chunk_bytes())?, file))
             };
-            let starts = shard::read_index(&file, array.chunks_per_shard(), array.chunk_bytes());
-            starts.map(|starts| Some((starts, file))).map_err(|source| Error::read(&path, source))
+            read().map_err(|source| Error::read(&path, source))
         };
         let places = |starts, file: &File| Places::new(starts, self.map.then_some(file));
         let mut rows = Vec::with_capacity(self.arrays.slots().len());
         for (slot, array) in self.arrays.slots().iter().enumerate() {
-            let index = array.as_ref().map_or(Ok(None), |array| read(slot, array))?;
+            let index = array.as_ref().map(|array| read(slot, array)).transpose()?;
             rows.push(index.map_or_else(Places::default, |(starts, file)| places(starts, &file)));
         }
         let tokens = &self.arrays.tokens;
-        let damaged = |reason| Error::Damaged { path: self.root.join(tokens.shard_path(part)), reason };
-        let (chunks, token_file) =
-            read(self.arrays.slots().len(), tokens)?.ok_or_else(|| damaged("it is not there".into()))?;
+        let (chunks, token_file) = read(self.arrays.slots().len(), tokens)?;
         let (first_row, num_captions) = (part * self.arrays.part_rows(), self.arrays.num_captions());
         let num_rows = self.arrays.part_rows().min(self.arrays.num_rows() - first_row) as usize;
         let chunk_rows = tokens.chunk_rows as usize;
@@ -224,7 +218,9 @@ impl RowStore {
                     || rows[slot].of.get(local_row).is_some_and(super::mapped::Place::is_there)
             });
             if caption[0] == ABSENT || !in_order || !row_there {
-                return Err(damaged(format!("the chunks of row {row} are missing or out of order")));
+                let path = self.root.join(tokens.shard_path(part));
+                let reason = format!("the chunks of row {row} are missing or out of order");
+                return Err(Error::Damaged { path, reason });
             }
             *start = caption[0];
         }
