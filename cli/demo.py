@@ -30,7 +30,14 @@ def command(invocation: Invocation, again: bool) -> None:
     from ddx.evaluation.report import TITLES, shown_columns
 
     root = invocation.workspace.root
-    runner = Runner(invocation.workspace, "demo", quiet=invocation.quiet, debug=invocation.debug, again=again)
+    runner = Runner(
+        invocation.workspace,
+        "demo",
+        as_json=invocation.as_json,
+        quiet=invocation.quiet,
+        debug=invocation.debug,
+        again=again,
+    )
     stages = runner.resolve(read_pipeline(find_config("demo"), workspace=root))
     if invocation.dry_run:
         for stage in stages:

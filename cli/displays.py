@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from ddx.cli.console import duration, note
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from ddx.progress import Progress
 
 SECONDS_BETWEEN_LINES = 10.0
+_FOR_PEOPLE = ContextVar("for_people", default=False)
 
 
 def make_progress(*, quiet: bool = False, as_json: bool = False) -> Progress:
@@ -24,7 +28,17 @@ def make_progress(*, quiet: bool = False, as_json: bool = False) -> Progress:
         return NullProgress()
     if sys.stderr.isatty():
         return BarProgress()
-    return JsonProgress() if as_json else LineProgress()
+    return JsonProgress() if as_json and not _FOR_PEOPLE.get() else LineProgress()
+
+
+@contextmanager
+def progress_for_people() -> Iterator[None]:
+    """Plain lines in the block, also of a command whose answer as JSON is for its caller in this process."""
+    token = _FOR_PEOPLE.set(True)
+    try:
+        yield
+    finally:
+        _FOR_PEOPLE.reset(token)
 
 
 class LineProgress:

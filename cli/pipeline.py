@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from ddx.cli.displays import make_progress, progress_for_people
 from ddx.config import parse_sets, read_yaml
 from ddx.errors import DdxError, UsageError, nearest
 from ddx.run_record import read_run, write_run
@@ -78,10 +79,18 @@ class Runner:
     """Runs stages in this process, one after another; <workspace>/pipelines/<name>/ remembers what each did."""
 
     def __init__(
-        self, workspace: Workspace, name: str, *, quiet: bool = False, debug: bool = False, again: bool = False
+        self,
+        workspace: Workspace,
+        name: str,
+        *,
+        as_json: bool = False,
+        quiet: bool = False,
+        debug: bool = False,
+        again: bool = False,
     ) -> None:
         self.workspace, self.name = workspace, slug(name)
-        self.quiet, self.debug, self.again = quiet, debug, again
+        self.debug, self.again = debug, again
+        self.as_json, self.quiet = as_json, quiet
 
     def resolve(self, entries: Sequence[tuple[str, dict[str, Any]]]) -> list[Stage]:
         """Return the stages with their outputs chosen and their inputs taken from the stages before them."""
@@ -151,7 +160,8 @@ class Runner:
         arguments = [stage.name, *stage.arguments, "--workspace", str(self.workspace.root), "--json"]
         arguments += ["--quiet"] * self.quiet + ["--debug"] * self.debug
         printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
+        progress = contextlib.nullcontext() if self.as_json else progress_for_people()
+        with contextlib.redirect_stdout(printed), progress:
             code = main.run(arguments)
         if code != 0:
             raise click.exceptions.Exit(code)
@@ -183,8 +193,7 @@ class Runner:
         return self.workspace.root / "pipelines" / self.name / f"{stage.name}-{slug(where)}"
 
     def _say(self, message: str) -> None:
-        if not self.quiet:
-            click.echo(message, err=True)
+        make_progress(quiet=self.quiet, as_json=self.as_json).log(message)
 
 
 def _as_list(value: Any) -> list[Any]:

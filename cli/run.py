@@ -32,7 +32,14 @@ def command(invocation: Invocation, pipeline: str, again: bool) -> None:
     from ddx.cli.pipeline import Runner, read_pipeline
 
     path = find_config(pipeline)
-    runner = Runner(invocation.workspace, path.stem, quiet=invocation.quiet, debug=invocation.debug, again=again)
+    runner = Runner(
+        invocation.workspace,
+        path.stem,
+        as_json=invocation.as_json,
+        quiet=invocation.quiet,
+        debug=invocation.debug,
+        again=again,
+    )
     stages = runner.resolve(read_pipeline(path, workspace=invocation.workspace.root))
     if invocation.dry_run:
         lines = [{"stage": s.name, "done": runner.is_done(s), "command": s.command_line()} for s in stages]

@@ -47,6 +47,19 @@ def test_malformed_files(tmp_path: Path, text: str, message: str) -> None:
         read_pipeline(write(tmp_path / "p.yaml", text))
 
 
+def test_progress_is_for_people_unless_the_answer_is_asked_for_as_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline = write(tmp_path / "p.yaml", f"stages:\n  - scenes: {{out: {tmp_path / 'pairs.parquet'}, rows: 4}}\n")
+    words = ["run", str(pipeline), "--workspace", str(tmp_path / "runs"), "--again"]
+    assert main.run(words) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("[1/1] ddx scenes") and said[1] == "scenes: 4 pictures"
+    assert main.run([*words, "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert lines[0]["log"].startswith("[1/1] ddx scenes") and lines[1]["stage"] == "scenes"
+
+
 def test_a_done_stage_is_skipped_until_its_settings_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     workspace, out = tmp_path / "runs", tmp_path / "pairs.parquet"
     pipeline = tmp_path / "p.yaml"
