@@ -45,27 +45,32 @@ pub(super) fn dimensions(bytes: &[u8], format: Format) -> Result<(u32, u32), Ima
     open(bytes, format).map(|decoder| decoder.dimensions()).map_err(|error| failed(format, &error))
 }
 
+/// The chunks of a `WebP`, and those of its frames: name, place and length of the content, which may end behind the file.
+fn chunks(bytes: &[u8]) -> impl Iterator<Item = (&[u8; 4], usize, usize)> {
+    let mut at = 12;
+    std::iter::from_fn(move || {
+        let (name, rest) = bytes.get(at..)?.split_first_chunk()?;
+        let length = u32::from_le_bytes(*rest.first_chunk()?) as usize;
+        let content = at + 8;
+        // Behind its place in the picture a frame has chunks of its own.
+        at = if name == b"ANMF" { content + 16 } else { content + length.next_multiple_of(2) };
+        Some((name, content, length))
+    })
+}
+
 /// Whether no lossy frame of a `WebP` says that it is larger than the picture: the decoder makes room for one, and
 /// fills it, before it compares the two.
 fn frames_fit(bytes: &[u8], width: u32, height: u32) -> bool {
-    let mut at = 12;
-    while let Some([name @ .., a, b, c, d]) = bytes.get(at..at + 8) {
-        let content = at + 8;
-        let length = u32::from_le_bytes([*a, *b, *c, *d]) as usize;
-        at = content + length.next_multiple_of(2);
-        match name {
-            b"ANMF" => at = content + 16, // its chunks, behind its place
-            // Three bytes, a signature of three, and 14 bits each.
-            b"VP8 " => {
-                let side = |from: usize| bytes.get(from..from + 2).map_or(0, |it| u16::from_le_bytes([it[0], it[1]]));
-                if u32::from(side(content + 6) & 0x3fff) > width || u32::from(side(content + 8) & 0x3fff) > height {
-                    return false;
-                }
-            }
-            _ => {}
-        }
-    }
-    true
+    // Three bytes, a signature of three, and 14 bits each.
+    let side = |from: usize| bytes.get(from..from + 2).map_or(0, |it| u16::from_le_bytes([it[0], it[1]]) & 0x3fff);
+    let mut frames = chunks(bytes).filter(|(name, ..)| *name == b"VP8 ");
+    frames.all(|(_, at, _)| u32::from(side(at + 6)) <= width && u32::from(side(at + 8)) <= height)
+}
+
+/// Whether the profile and the other metadata of a `WebP` end in the file: the decoder makes room for all that they claim.
+fn metadata_fit(bytes: &[u8]) -> bool {
+    let mut metadata = chunks(bytes).filter(|(name, ..)| [b"ICCP", b"EXIF", b"XMP "].contains(name));
+    metadata.all(|(_, at, length)| length <= bytes.len().saturating_sub(at))
 }
 
 /// Whether no table of a TIFF says that it is longer than the file: the decoder makes room for its values before it
@@ -99,8 +104,11 @@ pub(super) fn decode(bytes: &[u8], format: Format) -> Result<(Picture, Orientati
         }
         decoder.set_limits(limits(u64::from(width) * u64::from(height), format))?;
         // Metadata that cannot be read is metadata that is not there.
-        let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-        let profile = if decoder.color_type().has_color() { decoder.icc_profile().unwrap_or(None) } else { None };
+        let (mut orientation, mut profile) = (Orientation::NoTransforms, None);
+        if format != Format::WebP || metadata_fit(bytes) {
+            orientation = decoder.orientation().unwrap_or(orientation);
+            profile = if decoder.color_type().has_color() { decoder.icc_profile().unwrap_or(None) } else { None };
+        }
         let pixels = DynamicImage::from_decoder(decoder)?;
         Ok((pixels, orientation, profile))
     };

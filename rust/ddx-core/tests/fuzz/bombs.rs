@@ -5,6 +5,7 @@ use std::io::Cursor;
 use ddx_core::image::{decode, read_header};
 use ddx_core::source::{ColumnChoice, Input};
 use image::codecs::png::PngEncoder;
+use image::codecs::webp::WebPEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 
 use crate::harness::alone;
@@ -35,6 +36,20 @@ fn a_frame_larger_than_its_picture_is_refused() {
     bytes[at + 3..at + 7].fill(0xff);
     let (read, peak) = peak_of(|| read_header(&bytes, 1000).and_then(|header| decode(&bytes, &header)));
     assert!(read.is_err());
+    assert!(peak < MIB, "{} MiB", peak / MIB);
+}
+
+#[test]
+fn a_profile_longer_than_its_file_is_not_read() {
+    let _guard = alone();
+    let mut bytes = Cursor::new(Vec::new());
+    let mut encoder = WebPEncoder::new_lossless(&mut bytes);
+    encoder.set_icc_profile(vec![7; 100]).unwrap();
+    encoder.write_image(&[7; 3], 1, 1, ExtendedColorType::Rgb8).unwrap();
+    let mut bytes = bytes.into_inner();
+    let at = bytes.windows(4).position(|window| window == b"ICCP").unwrap();
+    bytes[at + 4..at + 8].copy_from_slice(&(200 * MIB as u32).to_le_bytes());
+    let (_, peak) = peak_of(|| read_header(&bytes, 1000).and_then(|header| decode(&bytes, &header)));
     assert!(peak < MIB, "{} MiB", peak / MIB);
 }
 
