@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from _environment import machine, write_result
 from _peers import photograph, rounded
 
-FEW, MANY, PART_ROWS = 128, 2048, 64
+FEW, MANY, PART_ROWS = 128, 1152, 64
 ROUNDS = 3
 
 
