@@ -51,11 +51,7 @@ def make_buckets(teacher: Teacher, resolution: int, max_aspect: float, step: int
             hint="a larger --max-aspect or --resolution"
             + (f", or --bucket-step {multiple}" if step > multiple else ""),
         )
-
-    def latent(width: int, height: int) -> tuple[int, int, int]:
-        return shape[0], height // teacher.compression, width // teacher.compression
-
-    return tuple(Bucket(width, height, latent(width, height), f"{width}x{height}") for width, height in sizes)
+    return tuple(_named(width, height, shape[0], teacher.compression) for width, height in sizes)
 
 
 def bucket_sizes(resolution: int, max_aspect: float, step: int) -> list[tuple[int, int]]:
@@ -76,20 +72,16 @@ def described(buckets: tuple[Bucket, ...]) -> dict[str, Any]:
     """What a store's attributes say of its buckets; nothing of the square alone."""
     if len(buckets) == 1:
         return {}
-    entries = [
-        {"name": it.name, "width": it.width, "height": it.height, "latent_size": list(it.latent_shape[1:])}
-        for it in buckets
-    ]
-    return {"buckets": entries}
+    return {"buckets": [[bucket.width, bucket.height] for bucket in buckets]}
 
 
 def read_buckets(attributes: dict[str, Any]) -> tuple[Bucket, ...]:
     """The buckets of a store, from its attributes."""
-    channels, height, width = attributes["latent_shape"]
+    (channels, cells, _), side = attributes["latent_shape"], attributes["resolution"]
     if "buckets" not in attributes:
-        side = attributes["resolution"]
-        return (Bucket(side, side, (channels, height, width)),)
-    found = attributes["buckets"]
-    return tuple(
-        Bucket(entry["width"], entry["height"], (channels, *entry["latent_size"]), entry["name"]) for entry in found
-    )
+        return (Bucket(side, side, (channels, cells, cells)),)
+    return tuple(_named(width, height, channels, side // cells) for width, height in attributes["buckets"])
+
+
+def _named(width: int, height: int, channels: int, compression: int) -> Bucket:
+    return Bucket(width, height, (channels, height // compression, width // compression), f"{width}x{height}")

@@ -10,7 +10,6 @@ from ddx.data.layout import Array
 
 # Micikevicius et al., "FP8 formats for deep learning", 2022: four bits of exponent, three of mantissa, no infinities.
 LARGEST = 448.0
-ENCODING = "float8_e4m3fn"
 MAX_ERROR = 0.01
 
 

@@ -94,24 +94,24 @@ class Loader(IterableDataset[Batch]):
             arrays = next(self._reader)
         latents = self._latents(arrays)
         self._position += 1
-        tokens, lengths = self._tensor(arrays["tokens"]), self._tensor(arrays["lengths"])
+        tokens = _tensor(arrays["tokens"])
         if "scales" in arrays:
-            tokens = self._pinned(from_float8(tokens, self._tensor(arrays["scales"])))
-        mask = torch.arange(tokens.shape[1]) < lengths[:, None]
-        pooled = self._tensor(arrays["pooled"]) if "pooled" in arrays else None
-        rows, flipped = self._tensor(arrays["rows"]), torch.tensor(arrays["flipped"])
-        return Batch(latents, Condition(tokens, mask, pooled), rows, flipped)
+            tokens = from_float8(tokens, _tensor(arrays["scales"]))
+        mask = torch.arange(tokens.shape[1]) < _tensor(arrays["lengths"])[:, None]
+        pooled = self._pinned(_tensor(arrays["pooled"])) if "pooled" in arrays else None
+        rows, flipped = self._pinned(_tensor(arrays["rows"])), torch.tensor(arrays["flipped"])
+        return Batch(self._pinned(latents), Condition(self._pinned(tokens), mask, pooled), rows, flipped)
 
     def _latents(self, arrays: dict[str, Any]) -> Tensor:
-        mean = self._tensor(arrays["latents"])
+        mean = _tensor(arrays["latents"])
         if "logvar" not in arrays:
             return mean
         # Noise of the whole batch, of which each rank takes its rows: what is drawn does not depend on the ranks.
         generator = torch.Generator().manual_seed((self._seed * 1_000_003 + self._position) % 2**63)
         noise = torch.randn(self._batch_size, *mean.shape[1:], generator=generator)
         noise = noise[self._rank * len(mean) : (self._rank + 1) * len(mean)]
-        drawn = mean.float() + torch.exp(0.5 * self._tensor(arrays["logvar"]).float()) * noise
-        return self._pinned(drawn.half())
+        drawn = mean.float() + torch.exp(0.5 * _tensor(arrays["logvar"]).float()) * noise
+        return drawn.half()
 
     @property
     def position(self) -> int:
@@ -123,8 +123,9 @@ class Loader(IterableDataset[Batch]):
         self._reader = None
         self._lock.close()
 
-    def _tensor(self, buffer: Any) -> Tensor:
-        return self._pinned(torch.from_numpy(np.asarray(buffer)))
-
     def _pinned(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory() if self._pin else tensor
+
+
+def _tensor(buffer: Any) -> Tensor:
+    return torch.from_numpy(np.asarray(buffer))

@@ -19,7 +19,7 @@ from ddx.data.precompute.dedup import renumber_duplicates
 from ddx.data.precompute.part_writer import raw
 from ddx.data.ranks import COMPLETE, READERS, already_written, cannot_write, claim, share_lock
 from ddx.data.rows import errors_path, is_joined, join, piece_path, read_rows
-from ddx.data.segments import num_row_places, read_attributes, segments_of
+from ddx.data.segments import num_row_places, read_attributes, record_path, segments_of
 from ddx.data.store import Store, tally
 from ddx.errors import DdxError, UsageError
 from ddx.progress import NullProgress
@@ -91,7 +91,7 @@ def _adopt(sources: Sequence[Store], out: Path, progress: Progress) -> None:
 
 
 def _adopt_part(writer: StoreWriter, source: Store, part: int, shift: int) -> None:
-    record = json.loads((source.path / "_ddx" / "commit" / str(part)).read_text())
+    record = json.loads(record_path(source.path, part).read_text())
     part_rows = int(source.attributes["part_rows"])
     rows = read_rows(source.path / piece_path(part))
     rows.first_row += shift * part_rows

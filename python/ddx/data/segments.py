@@ -36,7 +36,12 @@ class Segment:
 
     def is_done(self, store: Path) -> bool:
         """Whether all its parts have records."""
-        return all((store / "_ddx" / "commit" / str(part)).is_file() for part in self.parts)
+        return all(record_path(store, part).is_file() for part in self.parts)
+
+
+def record_path(store: Path, part: int) -> Path:
+    """Where the commit record of a part is: the part is done when it is there."""
+    return store / "_ddx" / "commit" / str(part)
 
 
 def read_attributes(store: Path) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ import numpy as np
 from ddx.data.buckets import Bucket, read_buckets
 from ddx.data.layout import overhead
 from ddx.data.rows import FILE_NAME, tables
-from ddx.data.segments import Segment, read_attributes, segments_of
+from ddx.data.segments import Segment, read_attributes, record_path, segments_of
 from ddx.errors import DdxError, UsageError
 
 if TYPE_CHECKING:
@@ -95,16 +95,18 @@ class Store:
         """Parts, done or not."""
         return int(self.attributes["num_parts"])
 
+    def done_parts(self) -> Iterator[int]:
+        """The parts that are done, in order."""
+        return (part for part in range(self.num_parts) if record_path(self.path, part).is_file())
+
     def commits(self) -> Iterator[dict[str, Any]]:
         """The records of the parts that are done, in order."""
-        for part in range(self.num_parts):
-            if (path := self.path / "_ddx" / "commit" / str(part)).is_file():
-                yield json.loads(path.read_text())
+        return (json.loads(record_path(self.path, part).read_text()) for part in self.done_parts())
 
     def require_complete(self) -> None:
         """Raise DdxError when parts are missing."""
         if not self.is_complete:
-            done = sum(1 for _ in self.commits())
+            done = sum(1 for _ in self.done_parts())
             raise DdxError(
                 f"{self.path} is not complete: {done} of {self.num_parts} parts are done",
                 hint="run the same `ddx precompute` command again; it goes on where it stopped",
@@ -146,7 +148,7 @@ class Store:
         """These columns of rows.parquet for the parts that are done, a bounded number of rows at a time."""
         progress.start("read rows", self.rows, "rows")
         try:
-            for table in tables(self.path, (int(record["part"]) for record in self.commits()), columns):
+            for table in tables(self.path, self.done_parts(), columns):
                 yield table
                 progress.advance(len(table))
         finally:
@@ -176,7 +178,7 @@ class Store:
         import zarr
 
         done = np.zeros(self.num_parts, bool)
-        done[[int(record["part"]) for record in self.commits()]] = True
+        done[list(self.done_parts())] = True
         array = zarr.open_array(str(self.path), path=name, mode="r")
         part_rows = int(self.attributes["part_rows"])
         step = max(1, ROWS_AT_ONCE // part_rows)
@@ -186,15 +188,20 @@ class Store:
 
     def summary(self) -> dict[str, Any]:
         """What `ddx inspect` shows: rows by status, completeness, teacher, sizes on disk."""
-        ok, failed = tally(self.commits())
         arrays = ("latents", "latents_flip", "logvar", "logvar_flip", "text/tokens", "text/pooled", "other")
         done, size = 0, dict.fromkeys(arrays, 0)
-        for record in self.commits():
-            done += 1
-            for file, num_bytes in record["files"].items():
-                array = file.rpartition("/")[0]
-                array = array.rpartition("/")[2] if array.startswith("buckets/") else array
-                size[array if array in size else "other"] += num_bytes
+
+        def sized() -> Iterator[dict[str, Any]]:
+            nonlocal done
+            for record in self.commits():
+                done += 1
+                for file, num_bytes in record["files"].items():
+                    array = file.rpartition("/")[0]
+                    array = array.rpartition("/")[2] if array.startswith("buckets/") else array
+                    size[array if array in size else "other"] += num_bytes
+                yield record
+
+        ok, failed = tally(sized())  # one look at each of what may be very many records
         tokens = self.token_counts()
         return {
             "path": str(self.path),

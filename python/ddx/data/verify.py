@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from ddx._core import StoreVerifier
 from ddx.data.core import core_errors
 from ddx.data.rows import FILE_NAME, OK, SCHEMA, piece_path
+from ddx.data.segments import record_path
 
 if TYPE_CHECKING:
     from ddx.progress import Progress
@@ -95,7 +96,7 @@ def verify_rest(store: Path, parts: Sequence[int], found: Verified) -> Verified:
 
 def has_record(store: Path, part: int) -> bool:
     """Whether a part was done once, however it is now."""
-    return (store / "_ddx" / "commit" / str(part)).exists()
+    return record_path(store, part).exists()
 
 
 def _verifier(store: Path) -> StoreVerifier:
@@ -106,7 +107,7 @@ def _verifier(store: Path) -> StoreVerifier:
 def _record(store: Path, part: int) -> dict[str, Any]:
     """A commit record; one without anything where there is none that can be read."""
     try:
-        record = json.loads((store / "_ddx" / "commit" / str(part)).read_text())
+        record = json.loads(record_path(store, part).read_text())
         return {"checksums": {}, **record} if isinstance(record["files"], dict) else {"files": {}}
     except (OSError, ValueError, KeyError, TypeError):
         return {"files": {}}

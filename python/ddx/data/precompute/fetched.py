@@ -20,6 +20,7 @@ from ddx.data.precompute.pictures import End, Pictures, fetch
 from ddx.data.precompute.plan import Plan
 from ddx.data.ranks import cannot_write
 from ddx.data.rows import read_rows, sync_folder
+from ddx.data.segments import record_path
 from ddx.errors import DdxError, UsageError
 
 if TYPE_CHECKING:
@@ -32,8 +33,7 @@ DIGEST = b"ddx.digest"
 
 def fetch_parts(plan: Plan, parts: Sequence[int], progress: Progress) -> None:
     """Fetch the pictures of these parts and leave them on disk, a part at a time, whole or not at all."""
-    done = plan.store / "_ddx" / "commit"
-    todo = [part for part in parts if not (done / str(part)).is_file() and not is_fetched(plan, part)]
+    todo = [part for part in parts if not record_path(plan.store, part).is_file() and not is_fetched(plan, part)]
     if not todo:
         return
     progress.start("fetch", sum(len(plan.sizes.part_range(part)) for part in todo), "rows")

@@ -10,6 +10,7 @@ from ddx.data.precompute.part_writer import raw
 from ddx.data.precompute.plan import Plan
 from ddx.data.precompute.reopen import reopened
 from ddx.data.rows import sync_folder
+from ddx.data.segments import record_path
 from ddx.data.store import Store
 from ddx.data.verify import Verified, has_record, verify_parts, verify_rest
 
@@ -36,10 +37,11 @@ def discard_damaged(plan: Plan, writer: StoreWriter, progress: Progress) -> None
     for damage in damaged:
         progress.log(f"{damage.file} {damage.reason}")
     with reopened(plan.store, "making damaged parts anew"):
-        commits = plan.store / "_ddx" / "commit"
-        for part in {damage.part for damage in damaged if damage.part in plan.sizes.parts}:
-            (commits / str(part)).unlink(missing_ok=True)
-        sync_folder(commits)
+        bad = {damage.part for damage in damaged}
+        for part in (number for number in plan.sizes.parts if number in bad):
+            record = record_path(plan.store, part)
+            record.unlink(missing_ok=True)
+            sync_folder(record.parent)
         if rest.damaged:
             _restore(plan, writer, {damage.file.rpartition("/")[0] for damage in rest.damaged if damage.part is None})
 
