@@ -12,6 +12,7 @@ import os
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 Backend = Literal["triton", "torch"]
 
@@ -54,10 +55,30 @@ def backend(device_type: str) -> Backend:
     return "triton" if runs and (device_type == "cuda" or choice == "triton") else "torch"
 
 
+def use_triton(*tensors: Tensor | None) -> bool:
+    """Whether a call on these tensors goes to the kernel; otherwise the reference in plain torch computes it.
+
+    The reference takes float64, which is for checking, and every call under a forward-mode derivative: a custom
+    operation would drop the tangents there, the reference has the right ones. An operation's entry asks before
+    each call, and also while `torch.compile` traces it.
+    """
+    given = [tensor for tensor in tensors if tensor is not None]
+    if any(tensor.dtype == torch.float64 for tensor in given) or in_forward_ad():
+        return False
+    chosen: Backend = _backend_while_traced(given[0].device.type)
+    return chosen == "triton"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _backend_while_traced(device_type: str) -> Backend:
+    return backend(device_type)
+
+
 def in_forward_ad() -> bool:
     """Whether a forward-mode derivative (``torch.func.jvp``, dual numbers) is being taken.
 
-    A custom operation would then drop the tangents without an error, so an operation's entry asks first.
+    A custom operation would then drop the tangents without an error, so an operation's entry asks first. This holds
+    inside `torch.compile(torch.func.jvp(...))` too.
     """
     return torch.autograd.forward_ad._current_level >= 0
 

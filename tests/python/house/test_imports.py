@@ -20,6 +20,7 @@ RANK = {
     "evaluation": 5,
     "data": 5,
     "workspace": 5,
+    "bench": 5,
     "methods": 4,
     "networks": 3,
     "teachers": 3,

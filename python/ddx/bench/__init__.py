@@ -1,0 +1,1 @@
+"""Measurements of the kernels: cases, correctness gates, times, and what the compiler makes of them."""

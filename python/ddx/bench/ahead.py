@@ -1,0 +1,140 @@
+"""Compiles every kernel for a GPU that need not be there, and tells registers, shared memory and spills.
+
+The operations themselves are called, at real widths and on this machine's memory, with Triton's launch replaced by its
+compilation: what is compiled is what a GPU would run, specialised as it would be.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from ddx.bench.case import Case
+from ddx.kernels import dispatch
+from ddx.kernels.launch import LAUNCHES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """One kernel as the assembler left it. `local_bytes` is what a thread spills or keeps outside of registers."""
+
+    operation: str
+    kernel: str
+    target: str
+    dtype: str
+    options: str
+    registers: int
+    shared_bytes: int
+    local_bytes: int
+
+
+def compile_cases(
+    cases: Sequence[Case], *, capability: int, dtype: torch.dtype = torch.bfloat16, candidates: bool = False
+) -> list[Compiled]:
+    """Compile the kernels of `cases` for `sm_<capability>`, and with `candidates` every launch that tuning may choose.
+
+    Must run in a process where TRITON_INTERPRET was not set when the kernels were imported; raises RuntimeError
+    otherwise.
+    """
+    if dispatch.interpreted():
+        raise RuntimeError("kernels that are interpreted cannot be compiled: unset TRITON_INTERPRET")
+    found: list[Compiled] = []
+    for case in cases:
+        for forced in _forced_launches(case) if candidates else [ExitStack()]:
+            with forced, _compiling_only(capability) as kernels:
+                case.run(case.ours, case.inputs(torch.device("cpu"), dtype))
+            found += [_describe(case, kernel, options, capability, dtype) for kernel, options in kernels]
+    unique = {tuple(asdict(entry).values()): entry for entry in found}
+    return list(unique.values())
+
+
+def _forced_launches(case: Case) -> Iterator[ExitStack]:
+    """Yield contexts that between them force every candidate of the kernels of one operation."""
+    mine = [launch for launch in LAUNCHES.values() if launch.name.startswith(case.operation)]
+    for number in range(max([1, *(len(launch.candidates) for launch in mine)])):
+        stack = ExitStack()
+        for launch in mine:
+            if number < len(launch.candidates):
+                stack.enter_context(launch.force(launch.candidates[number]))
+        yield stack
+
+
+class _NoGpu:
+    """The few things that Triton asks of a driver before it compiles."""
+
+    def __init__(self, capability: int) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> Any:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@contextmanager
+def _compiling_only(capability: int) -> Iterator[list[tuple[Any, dict[str, Any]]]]:
+    """Inside, a launch compiles and returns, on the CPU's tensors too. Yields (compiled kernel, its options)."""
+    from triton.runtime.driver import driver
+    from triton.runtime.jit import JITFunction
+
+    kernels: list[tuple[Any, dict[str, Any]]] = []
+    launch = JITFunction.run
+
+    def compile_instead(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        self.device_caches.clear()  # they are by device, and this device has another target each time
+        kernel = launch(self, *args, grid=grid, warmup=True, **options)
+        kernels.append((kernel, options))
+        return kernel
+
+    before = driver._active
+    driver.set_active(_NoGpu(capability))
+    try:
+        with (
+            mock.patch.object(JITFunction, "run", compile_instead),
+            mock.patch.object(dispatch, "backend", lambda device_type: "triton"),
+        ):
+            yield kernels
+    finally:
+        driver._active = before
+
+
+def _describe(case: Case, kernel: Any, options: dict[str, Any], capability: int, dtype: torch.dtype) -> Compiled:
+    usage = _resource_usage(kernel.asm["cubin"])
+    shown = {key: value for key, value in options.items() if key.isupper() or key in ("num_warps", "num_stages")}
+    return Compiled(
+        operation=f"{case.operation} {case.mode}",
+        kernel=kernel.metadata.name,
+        target=f"sm_{capability}",
+        dtype=str(dtype).removeprefix("torch."),
+        options=" ".join(f"{key}={value}" for key, value in shown.items()),
+        registers=usage["REG"],
+        shared_bytes=int(kernel.metadata.shared),
+        local_bytes=usage["STACK"] + usage["LOCAL"],
+    )
+
+
+def _resource_usage(cubin: bytes) -> dict[str, int]:
+    """Return what `cuobjdump`, which comes with Triton, reads from a kernel: REG, STACK, LOCAL, SHARED."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.check_output([tool, "--dump-resource-usage", file.name], text=True)
+    return {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", text)}
