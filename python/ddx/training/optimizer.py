@@ -1,9 +1,10 @@
-"""Learning-rate schedules as pure functions, and a gradient clip that tells whether the step may be taken."""
+"""Learning-rate schedules as pure functions, and optimiser steps that clip, and that are skipped where they must be."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,38 +38,47 @@ def set_learning_rate(optimizer: Optimizer, base: float, factor: float) -> None:
         group["lr"] = base * factor
 
 
-def clip_and_check(gradients: Iterable[Tensor | None], max_norm: float) -> tuple[Tensor, Tensor]:
-    """Scale gradients in place so that their joint norm is at most `max_norm`.
+class Clip(NamedTuple):
+    """What is known of the gradients before a step: 0-d float32 tensors on their device, which nobody has waited for.
 
-    Returns the norm before clipping and a float32 flag that is 1 where it is not finite, both 0-d tensors on the
-    gradients' device: nothing here waits for that device. Gradients without a finite norm are left as they are,
-    and `guarded_step` skips them.
+    norm: their joint norm before clipping; found_inf: 1 where it is not finite, else 0; divisor: at least 1, what the
+    gradients must be divided by so that their norm is the allowed one.
     """
+
+    norm: Tensor
+    found_inf: Tensor
+    divisor: Tensor
+
+
+def measure_clip(gradients: Iterable[Tensor | None], max_norm: float) -> Clip:
+    """Return what `guarded_step` must know to clip these gradients to `max_norm`; they are only read."""
     present = [gradient for gradient in gradients if gradient is not None]
     if not present:
-        return torch.zeros(()), torch.zeros(())
+        return Clip(torch.zeros(()), torch.zeros(()), torch.ones(()))
     norm = torch.linalg.vector_norm(torch.stack([n.float() for n in torch._foreach_norm(present)]))
-    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    factor = torch.where(torch.isfinite(norm), factor, torch.ones_like(factor))
-    torch._foreach_mul_(present, factor)
-    return norm, (~torch.isfinite(norm)).float()
+    finite = torch.isfinite(norm)
+    divisor = torch.where(finite, ((norm + 1e-6) / max_norm).clamp(min=1.0), torch.ones_like(norm))
+    return Clip(norm, (~finite).float(), divisor)
 
 
-def guarded_step(optimizer: Optimizer, found_inf: Tensor, skipped: Tensor) -> None:
-    """Take an optimiser step unless `found_inf` is set, and add it to the counter `skipped` (0-d, same device).
+def guarded_step(optimizer: Optimizer, clip: Clip, skipped: Tensor) -> None:
+    """Take an optimiser step on the clipped gradients, or none if they are not finite.
 
-    A fused optimiser skips on the device, by the flag that torch's own gradient scaler uses, so the host does not
-    wait; any other one is skipped by the host.
+    `skipped`, 0-d on the same device, counts those that were not taken. A fused optimiser divides the gradients and
+    skips on the device while it reads them, by the two values that torch's own gradient scaler uses, so there is no
+    pass over them for clipping and the host does not wait; any other one costs a pass, and is skipped by the host.
     """
-    skipped += found_inf
+    skipped += clip.found_inf
     if all(group.get("fused") for group in optimizer.param_groups):
-        flagged: dict[str, Tensor | None] = {"grad_scale": None, "found_inf": found_inf}
-        for name, value in flagged.items():
+        scaled: dict[str, Tensor] = {"grad_scale": clip.divisor, "found_inf": clip.found_inf}
+        for name, value in scaled.items():
             setattr(optimizer, name, value)
         try:
             optimizer.step()
         finally:
-            for name in flagged:
+            for name in scaled:
                 delattr(optimizer, name)
-    elif not bool(found_inf):
+    elif not bool(clip.found_inf):
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        torch._foreach_div_(gradients, clip.divisor)
         optimizer.step()

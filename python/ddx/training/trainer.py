@@ -21,8 +21,8 @@ from ddx.training.distributed import Ranks, replicate, without_sync
 from ddx.training.ema import EMA
 from ddx.training.meter import Meter
 from ddx.training.optimizer import (
-    clip_and_check,
     guarded_step,
+    measure_clip,
     set_learning_rate,
     warmup_constant,
     warmup_cosine,
@@ -140,12 +140,12 @@ class Trainer:
             self.meter.add(losses)
 
     def _update(self, trained: Trained, factor: float) -> None:
-        norm, found_inf = clip_and_check((p.grad for p in trained.parameters), self.config.clip_norm)
+        clip = measure_clip((p.grad for p in trained.parameters), self.config.clip_norm)
         set_learning_rate(trained.optimizer, trained.learning_rate, factor)
-        guarded_step(trained.optimizer, found_inf, self.skipped)
+        guarded_step(trained.optimizer, clip, self.skipped)
         trained.optimizer.zero_grad(set_to_none=True)
         trained.num_steps += 1
-        self.meter.add_norm(trained.spec.name, norm)
+        self.meter.add_norm(trained.spec.name, clip.norm)
         for name, (_, average) in self.averages.items():
             if self.specs[name].average_of == trained.spec.name:
                 average.update(self.config.batch_size)

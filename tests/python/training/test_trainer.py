@@ -73,6 +73,7 @@ def test_clipping_limits_the_step_of_a_plain_gradient(teacher: Teacher) -> None:
     trainer.trained[STUDENT].optimizer.register_step_pre_hook(
         lambda optimizer, *_: seen.append(
             torch.stack([p.grad.norm() for group in optimizer.param_groups for p in group["params"]]).norm()
+            / optimizer.grad_scale  # which the optimiser divides by as it reads
         )
     )
     trainer.step(0, [make_batch(teacher)])

@@ -14,7 +14,7 @@ from ddx.progress import Progress
 from ddx.training.checkpoint import Snapshot, latest_checkpoint, load_checkpoint, save_checkpoint
 from ddx.training.ema import EMA
 from ddx.training.interruption import Interrupted, StopSignal
-from ddx.training.optimizer import clip_and_check, guarded_step, set_learning_rate
+from ddx.training.optimizer import guarded_step, measure_clip, set_learning_rate
 from ddx.training.tracking import Clock, Metrics
 
 KEEP_CHECKPOINTS = 2
@@ -94,12 +94,12 @@ def take_step(stage: Stage, step: int, skipped: Tensor) -> tuple[Tensor, Mapping
     for optimizer in stage.optimizers.values():
         optimizer.zero_grad()
     torch.autograd.backward(loss)
-    norm, found_inf = clip_and_check([value.grad for value in stage.network.parameters()], stage.clip_norm)
+    clip = measure_clip([value.grad for value in stage.network.parameters()], stage.clip_norm)
     for index, optimizer in enumerate(stage.optimizers.values()):
         set_learning_rate(optimizer, stage.learning_rate, stage.schedule(step))
-        guarded_step(optimizer, found_inf, skipped if index == 0 else torch.zeros_like(skipped))
+        guarded_step(optimizer, clip, skipped if index == 0 else torch.zeros_like(skipped))
     stage.ema.update(stage.batch_size)
-    return loss.detach(), parts, norm
+    return loss.detach(), parts, clip.norm
 
 
 def _snapshot(stage: Stage, step: int, skipped: Tensor) -> Snapshot:
