@@ -218,6 +218,23 @@ class Teacher(ABC):
         ``[B, C, h, w]`` in the kind :attr:`prediction`. Differentiable.
         """
 
+    @torch.no_grad()
+    def predict_dual(
+        self, network: nn.Module, x_t: Tensor, dx_t: Tensor, t: Tensor, dt: Tensor, condition: Condition
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`predict`, and its exact derivative along ``(dx_t, dt)``: both float32 ``[B, C, h, w]``, no gradients.
+
+        dx_t: shaped as x_t; dt: float64, shaped as t. ``network`` is the bare one, not its data-parallel wrapper.
+        A derivative by time needs a family whose network takes times between the integers.
+        """
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        with sdpa_kernel(SDPBackend.MATH):  # the one form of softmax attention that has a forward-mode derivative
+            found = torch.func.jvp(
+                lambda x, time: self.predict(network, x, time, condition), (x_t, t), (dx_t, dt.to(t.dtype))
+            )
+        return found[0], found[1]
+
     def guided(
         self,
         network: nn.Module,

@@ -307,3 +307,26 @@ def test_bfloat16_is_close_to_float32_in_every_part(teacher: Teacher, sana_folde
         assert rounded.dtype == torch.float32, name
         error = (rounded - exact).abs().max() / exact.abs().max()
         assert 0 < error < 0.06, name
+
+
+@pytest.mark.parametrize("precision", ["float64", "autocast"])
+def test_the_dual_prediction_is_the_derivative_along_a_direction(teacher: Teacher, precision: str) -> None:
+    network = teacher.new_student_network(torch.float64 if precision == "float64" else torch.float32)
+    generator = torch.Generator().manual_seed(3)
+    x_t, dx_t = torch.randn(2, 2, *teacher.latent_shape(), generator=generator, dtype=torch.float64)
+    t, dt = torch.tensor([0.3, 0.8], dtype=torch.float64), torch.tensor([0.1, -0.2], dtype=torch.float64)
+    condition = Condition.cat(teacher.encode_text(["a red circle", "two blue squares to the left"]))
+
+    step = 1e-4  # times reach the network in float32, whose last place decides how small a step may be
+    exact = teacher.new_student_network(torch.float64)
+    ahead, behind = (
+        teacher.predict(exact, x_t + side * step * dx_t, t + side * step * dt, condition).double() for side in (1, -1)
+    )
+    difference = (ahead - behind) / (2 * step)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        output, tangent = teacher.predict_dual(network, x_t, dx_t, t, dt, condition)
+    allowed = 0.05 if precision == "autocast" else 0.002
+    plain = teacher.predict(exact, x_t, t, condition)
+    assert (output - plain).norm() <= allowed * plain.norm()
+    assert (tangent - difference).norm() <= allowed * difference.norm()
+    assert not output.requires_grad and not tangent.requires_grad
