@@ -83,8 +83,17 @@ def in_forward_ad() -> bool:
     return torch.autograd.forward_ad._current_level >= 0
 
 
+def reason(device_type: str) -> str:
+    """Why tensors on ``device_type`` take their path, in a few words."""
+    if requested() != "auto":
+        return f"DDX_KERNELS={requested()}"
+    if not has_triton():
+        return "Triton is not installed"
+    return "auto: a GPU that Triton compiles for" if device_type == "cuda" else "auto: Triton is for GPUs"
+
+
 def describe() -> dict[str, str]:
-    """What `ddx doctor` prints: the request, what is installed, and the path that each device takes."""
+    """What `ddx doctor` prints: the request, what is installed, and the path that each device takes, and why."""
     lines = {"DDX_KERNELS": requested(), "triton": "not installed"}
     if has_triton():
         import triton
@@ -93,7 +102,7 @@ def describe() -> dict[str, str]:
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     for device in devices:
         try:
-            lines[device] = backend(device)
+            lines[device] = f"{backend(device)} ({reason(device)})"
         except RuntimeError as error:
             lines[device] = f"error: {error}"
     return lines

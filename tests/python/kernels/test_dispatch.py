@@ -19,12 +19,13 @@ def test_auto_takes_torch_on_a_cpu_and_triton_on_cuda(monkeypatch: pytest.Monkey
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert dispatch.backend("cpu") == "torch"
     assert dispatch.backend("cuda") == "triton"
-    assert dispatch.describe()["cpu"] == "torch"
+    assert dispatch.describe()["cpu"] == "torch (auto: Triton is for GPUs)"
 
 
 def test_torch_can_be_forced_and_the_choice_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DDX_KERNELS", "torch")
     assert dispatch.backend("cuda") == "torch"
+    assert dispatch.describe()["cpu"] == "torch (DDX_KERNELS=torch)"
     monkeypatch.setenv("DDX_KERNELS", "triton")
     assert dispatch.backend("cuda") == "torch"
 
