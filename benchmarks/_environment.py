@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
 from pathlib import Path
 from typing import Any
 
-from ddx.run_record import versions
+from ddx.run_record import versions, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -35,11 +34,8 @@ def machine() -> dict[str, Any]:
 
 def write_result(name: str, result: dict[str, Any], environment: dict[str, Any], folder: Path = RESULTS) -> Path:
     """Write one benchmark's result with its machine and date; return the file."""
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{name}.json"
     content = {"benchmark": name, "date": time.strftime("%Y-%m-%d"), "machine": environment, "result": result}
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return path
+    return write_json(folder / f"{name}.json", content)
 
 
 def _lines(path: str) -> list[str]:

@@ -19,12 +19,15 @@ RECORDED_PACKAGES = ("torch", "triton", "diffusers", "transformers", "zarr", "nu
 
 def write_run(folder: str | Path, record: Mapping[str, Any], *, finished: bool) -> Path:
     """Write `record` with `"finished": finished` to `folder`/run.json by temporary file and rename; return its path."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / FILE_NAME
-    temporary = folder / f".{FILE_NAME}.tmp"  # a fixed name: what a killed process left is overwritten
+    return write_json(Path(folder) / FILE_NAME, {**record, "finished": finished})
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write `value` as JSON to `path` by temporary file and rename; return it. Its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")  # a fixed name: what a killed process left is overwritten
     with temporary.open("w", encoding="utf-8") as file:
-        json.dump({**record, "finished": finished}, file, indent=2, sort_keys=False, default=str)
+        json.dump(value, file, indent=2, sort_keys=False, default=str)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
