@@ -51,7 +51,8 @@ class Case:
 
     `make` draws the inputs by name; for the mode "dual" an input "x" that has a tangent comes with "dx". `stock` is
     what runs without ddx and takes the inputs without tangents; `ours` takes them all and returns the same outputs
-    (in the mode "dual" the outputs, then their tangents). `varied` names the inputs that are differentiated.
+    (in the mode "dual" the outputs, then their tangents). `forward` is what a forward pass without tangents runs, where
+    `stock` is slower for the sake of `torch.func.jvp`. `varied` names the inputs that are differentiated.
     `moved_elements` counts what must be read and written at least once, in elements of the dtype.
     """
 
@@ -60,14 +61,19 @@ class Case:
     make: Callable[[torch.Generator], Mapping[str, Tensor]]
     ours: Callable[..., Any]
     stock: Callable[..., Any]
+    forward: Callable[..., Any] | None = None
     varied: tuple[str, ...] = ("x",)
     moved_elements: int
     flops: int = 0
 
     def inputs(self, device: torch.device, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor]:
-        """Return the inputs on `device`; floating ones in `dtype`, but for those that `make` draws in float64."""
-        made = self.make(torch.Generator(device=device).manual_seed(seed))
-        return {name: _cast(value, dtype).to(device) for name, value in made.items()}
+        """Return the inputs on `device`; floating ones in `dtype`, but for those that `make` draws in float64.
+
+        A strided input keeps its strides: an operation that reads a packed tensor in place is measured doing so.
+        """
+        with device:  # what `make` draws without naming a device
+            made = self.make(torch.Generator(device=device).manual_seed(seed))
+            return {name: _cast(value, dtype).to(device) for name, value in made.items()}
 
     def run(self, function: Callable[..., Any], inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Return what one call gives: outputs; outputs and gradients; or outputs and tangents, `function` being ours.
@@ -99,7 +105,11 @@ class Case:
 
 
 def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
-    return value.to(dtype) if value.dtype == torch.float32 else value
+    if value.dtype != torch.float32 or dtype == torch.float32:
+        return value
+    if 0 in value.stride():  # expanded: several elements in one place, which nothing can be copied to
+        return value.to(dtype)
+    return torch.empty_strided(value.shape, value.stride(), dtype=dtype, device=value.device).copy_(value)
 
 
 def _tuple(value: Any) -> tuple[Tensor, ...]:
