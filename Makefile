@@ -41,12 +41,13 @@ if ! command -v cc >/dev/null && ! command -v gcc >/dev/null && ! command -v cla
 fi
 endef
 
-.PHONY: help install demo test test-rust test-python test-zarrs check fuzz bench
+.PHONY: help install demo test test-rust test-python test-zarrs test-gpu check fuzz bench
 
 help:
 	@echo "make demo    distil the bundled teacher and look at the pictures (about 6 minutes once installed)"
 	@echo "make test    the tests, Rust and Python (VENV=$(VENV), JOBS=$(JOBS), PYTEST_ARGS=…)"
 	@echo "make test-zarrs a store read by zarrs, the Zarr of Rust, which compiles for minutes"
+	@echo "make test-gpu the tests that need a CUDA device, with compiled kernels"
 	@echo "make check   formatters, linters, types"
 	@echo "make fuzz    damaged inputs of fourteen kinds, each for FUZZ_SECONDS=$(FUZZ_SECONDS); what fails is kept"
 	@echo "make bench   the benchmarks; results go to benchmarks/results/"
@@ -85,6 +86,10 @@ test-python: $(STAMP)
 # One of the slow tests, which `make test` leaves out.
 test-zarrs: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/python/data/test_zarrs.py $(PYTEST_ARGS)
+
+# Triton's interpreter, which the other tests take, is chosen once in a process.
+test-gpu: $(STAMP)
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

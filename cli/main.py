@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 import click
 
 from ddx import __version__
-from ddx.errors import DdxError, UsageError, nearest
+from ddx.cli.groups import HelpfulGroup
+from ddx.errors import DdxError, nearest
 
 # The module of each command is ddx.cli.<name> and holds it as `command`. The line repeats its docstring's first line
 # (a test compares them), so that `ddx --help` imports none of them.
@@ -30,6 +31,7 @@ COMMANDS = {
     "merge": "Make one store of several, without encoding anything.",
     "inspect": "Show what a store holds.",
     "list": "List methods, teachers, stores and students.",
+    "bench": "Measure the kernels on this machine.",
     "doctor": "Check this machine: versions, devices, kernels, caches, disk.",
     "demo": "Distil the bundled teacher and look at the pictures.",
 }
@@ -42,7 +44,7 @@ Example:
 """
 
 
-class LazyGroup(click.Group):
+class LazyGroup(HelpfulGroup):
     """A group whose commands are imported when they are invoked, not before."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -56,16 +58,6 @@ class LazyGroup(click.Group):
         command: click.Command = importlib.import_module(f"ddx.cli.{cmd_name}").command
         command.name = cmd_name
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, or say which one was meant."""
-        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
-            near = nearest(args[0], tuple(COMMANDS))
-            hint = f"did you mean `ddx {near}`?" if near else "`ddx --help` lists the commands"
-            raise UsageError(f"there is no command `{args[0]}`", hint=hint)
-        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""

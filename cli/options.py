@@ -105,7 +105,7 @@ def config_options(*config_classes: type[Any], dry_run: bool = True) -> Callable
 
 def _invocation(flags: Mapping[str, Any], arguments: dict[str, Any]) -> Invocation:
     workspace = Workspace(arguments.pop("workspace", None))
-    name = click.get_current_context().info_name or ""
+    name = _command_name(click.get_current_context())
     layers = [workspace.settings(name)]
     config, sets = arguments.pop("config", None), arguments.pop("sets", ())
     if config:
@@ -122,6 +122,13 @@ def _invocation(flags: Mapping[str, Any], arguments: dict[str, Any]) -> Invocati
         dry_run=arguments.pop("dry_run", False),
         debug=arguments.pop("debug"),
     )
+
+
+def _command_name(context: click.Context) -> str:
+    """Return a command as it is typed behind `ddx`: `distill`, `bench kernels`."""
+    name = context.info_name or ""
+    parent = context.parent
+    return f"{_command_name(parent)} {name}" if parent is not None and parent.parent is not None else name
 
 
 def find_config(name: str) -> Path:

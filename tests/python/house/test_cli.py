@@ -19,12 +19,26 @@ HEAVY = ("torch", "diffusers", "transformers", "numpy", "pyarrow", "zarr", "rich
 
 
 def loaded_command(name: str) -> click.Command:
-    command: click.Command = importlib.import_module(f"ddx.cli.{name}").command
+    """A command by what is typed behind `ddx`: `distill`, `bench kernels`."""
+    first, *rest = name.split()
+    command: click.Command = importlib.import_module(f"ddx.cli.{first}").command
+    for word in rest:
+        assert isinstance(command, click.Group)
+        command = command.commands[word]
     return command
 
 
+def leaves() -> list[str]:
+    """Every command that does something; a group only holds others."""
+    found = []
+    for name in COMMANDS:
+        command = loaded_command(name)
+        found += [f"{name} {word}" for word in command.commands] if isinstance(command, click.Group) else [name]
+    return found
+
+
 def help_text(name: str, capsys: pytest.CaptureFixture[str]) -> str:
-    assert main.run([name, "--help"]) == 0
+    assert main.run([*name.split(), "--help"]) == 0
     return capsys.readouterr().out
 
 
@@ -39,7 +53,7 @@ def last_lines(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
     return error, hint
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["distill", "--help"], ["sample", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["distill", "--help"], ["bench", "kernels", "-h"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     script = f"""
 import sys
@@ -55,9 +69,15 @@ print("LOADED", [name for name in {HEAVY!r} if name in sys.modules])
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
-def test_every_command_is_documented(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_of_commands_repeats_their_docstrings(name: str) -> None:
+    assert (loaded_command(name).help or "").strip().splitlines()[0] == COMMANDS[name]
+
+
+@pytest.mark.parametrize("name", sorted({*COMMANDS, *leaves()}))
+def test_every_command_is_documented(name: str, capsys: pytest.CaptureFixture[str], repository: Path) -> None:
     command = loaded_command(name)
-    assert (command.help or "").strip().splitlines()[0] == COMMANDS[name], "main.COMMANDS repeats the docstring"
+    if not isinstance(command, click.Group):
+        assert f"`ddx {name}" in (repository / "docs" / "cli.md").read_text(), "docs/cli.md lists every command"
     shown = help_text(name, capsys)
     assert re.search(r"^\s*Examples?\b", shown, re.MULTILINE), f"ddx {name} --help ends without an example"
     for parameter in command.params:
@@ -65,7 +85,7 @@ def test_every_command_is_documented(name: str, capsys: pytest.CaptureFixture[st
             assert parameter.help, f"ddx {name} {parameter.opts[0]} has no help"
 
 
-@pytest.mark.parametrize("name", list(COMMANDS))
+@pytest.mark.parametrize("name", sorted({*COMMANDS, *leaves()}))
 def test_examples_parse(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Every example line in a command's help names real commands and real flags."""
     lines = [line.strip() for line in help_text(name, capsys).split("Example")[-1].splitlines()]
@@ -74,13 +94,15 @@ def test_examples_parse(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     for example in examples:
         _, command, *rest = re.split(r"\s+", example.split("#")[0].strip())
         assert command in COMMANDS, example
+        if isinstance(loaded_command(command), click.Group):
+            command, *rest = f"{command} {rest[0]}", *rest[1:]
         known = {flag for p in loaded_command(command).params for flag in (*p.opts, *p.secondary_opts)}
         for word in rest:
             if word.startswith("--"):
                 assert word.split("=")[0] in known, f"{word} in: {example}"
 
 
-@pytest.mark.parametrize("name", list(COMMANDS))
+@pytest.mark.parametrize("name", leaves())
 def test_shared_flags_are_everywhere(name: str) -> None:
     flags = {flag for p in loaded_command(name).params for flag in p.opts}
     assert {"--workspace", "--json", "--quiet", "--debug"} <= flags
@@ -93,6 +115,9 @@ def test_shared_flags_are_everywhere(name: str) -> None:
         (["xyzzy"], "there is no command `xyzzy`", "`ddx --help`"),
         (["list", "teacher"], "'teacher' is not one of methods, teachers", "did you mean `ddx list teachers`?"),
         (["doctor", "--quite"], "ddx doctor has no option --quite", "did you mean --quiet?"),
+        (["bench", "kernel"], "there is no command `kernel`", "did you mean `ddx bench kernels`?"),
+        (["bench", "xyzzy"], "there is no command `xyzzy`", "`ddx bench --help`"),
+        (["bench", "kernels", "--ahed", "90"], "ddx bench kernels has no option --ahed", "did you mean --ahead?"),
         (["run"], "Missing argument", "`ddx run --help`"),
         (["run", "no.yaml"], "no config file no.yaml", "YAML"),
         (["--verson"], "ddx has no option --verson", "did you mean --version?"),

@@ -1,0 +1,126 @@
+"""`ddx bench`: measurements of the kernels on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddx.bench.config import KernelsConfig
+from ddx.cli.groups import HelpfulGroup
+from ddx.cli.options import Invocation, config_options
+
+if TYPE_CHECKING:
+    from ddx.workspace import Workspace
+
+
+@click.group(
+    cls=HelpfulGroup,
+    epilog="""\b
+Example:
+  ddx bench kernels
+  ddx bench kernels --ahead 90
+""",
+)
+def command() -> None:
+    """Measure the kernels on this machine."""
+
+
+@command.command(
+    "kernels",
+    epilog="""\b
+Examples:
+  ddx bench kernels
+  ddx bench kernels --operation rms_norm --no-compile --json
+  ddx bench kernels --ahead 90
+  ddx bench kernels --tune
+""",
+)
+@config_options(KernelsConfig, dry_run=False)
+def kernels(invocation: Invocation) -> int:
+    """Check each kernel against float64, then time it beside stock torch and torch.compile.
+
+    The card's own copy rate and matrix rate are measured first; the share of that roofline, the ratios and what they
+    were meant to be stand in one line a case. A case whose answer is wrong gets no time, and the exit code is 1.
+    Without a GPU the torch path is timed, at a tiny size.
+    """
+    config = invocation.build(KernelsConfig)
+    if config.ahead:
+        return _ahead(invocation, config)
+    if config.tune:
+        return _tune(invocation, config)
+    return _measure(invocation, config)
+
+
+def _measure(invocation: Invocation, config: KernelsConfig) -> int:
+    from ddx.bench.kernels import run
+    from ddx.cli.bench_table import print_result
+    from ddx.cli.console import emit_json
+    from ddx.run_record import write_json
+
+    path: list[Path] = []
+
+    def save(result: dict[str, Any]) -> None:
+        if not path:
+            path.append(config.out or _result_path(invocation.workspace, result["environment"]["name"]))
+        write_json(path[0], result)
+
+    result = run(config, invocation.progress, save)
+    if invocation.as_json:
+        emit_json({**result, "file": str(path[0])})
+    else:
+        print_result(result, path[0])
+    return 0 if all(row["gate"]["passed"] for row in result["rows"]) else 1
+
+
+def _ahead(invocation: Invocation, config: KernelsConfig) -> int:
+    from ddx.bench.compile_table import compile_table
+    from ddx.cli.console import emit_json, emit_table
+    from ddx.run_record import write_json
+
+    rows = compile_table(int(config.ahead or 0), config.operation)
+    if config.out:
+        write_json(config.out, rows)
+    if invocation.as_json:
+        emit_json(rows)
+    elif rows:
+        emit_table([name.replace("_", " ") for name in rows[0]], [list(row.values()) for row in rows])
+    return 0 if all(row["local_bytes"] == 0 for row in rows) else 1
+
+
+def _tune(invocation: Invocation, config: KernelsConfig) -> int:
+    import torch
+
+    from ddx.cli.console import emit, emit_json, emit_table
+    from ddx.errors import DdxError
+
+    if not torch.cuda.is_available():
+        raise DdxError(
+            "--tune needs a CUDA device, and there is none", hint="--ahead 90 compiles the kernels without one"
+        )
+    from ddx.bench.kernels import ON_A_GPU, chosen_cases
+    from ddx.bench.tuning import in_words, tune, writable_table, write_table
+    from ddx.device import find_device
+    from ddx.kernels.launch import TABLE
+
+    path, device = config.out or TABLE, find_device("auto")
+    name = torch.cuda.get_device_name(device)
+    writable_table(path)  # a folder that cannot be written is told before the work
+    cases = [case for size in ON_A_GPU for case in chosen_cases(size, config.operation)]
+    trials = tune(cases, device, torch.bfloat16, invocation.progress)
+    write_table(path, name, {trial.kernel: trial.options for trial in trials if trial.chosen})
+    shown = [[t.kernel, in_words(t.options), t.us, "chosen" if t.chosen else t.failure] for t in trials]
+    if invocation.as_json:
+        keys = ("kernel", "options", "us", "outcome")
+        emit_json({"gpu": name, "file": str(path), "trials": [dict(zip(keys, row, strict=True)) for row in shown]})
+    else:
+        emit_table(["kernel", "options", "µs, all sizes", ""], shown)
+        emit(f"\n{name} in {path}")
+    return 0
+
+
+def _result_path(workspace: Workspace, device: str) -> Path:
+    from ddx.workspace import slug
+
+    return workspace.report_path("kernels") / f"{slug(device)}.json"

@@ -1,0 +1,33 @@
+"""The settings of `ddx bench kernels`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddx.config import option
+from ddx.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelsConfig:
+    """Check and time the kernels on this machine's GPU; without one, the torch path on the processor."""
+
+    operation: tuple[str, ...] = option((), "operation to measure; may be repeated (none: all)", metavar="NAME")
+    tune: bool = option(False, "try every launch configuration and rewrite this GPU's part of kernels/tuned.json")
+    ahead: str | None = option(
+        None, "compile for a GPU of this capability, which need not be there, and show registers", choices=("80", "90")
+    )
+    compile: bool | None = option(None, "time torch.compile of stock too (none: on a GPU, not on a processor)")
+    minutes: float = option(8.0, "after so many, nothing more is begun")
+    out: Path | None = option(
+        None,
+        "file of the results, or of the table with --tune (none: in the workspace, in the package)",
+        metavar="FILE",
+    )
+
+    def __post_init__(self) -> None:
+        if self.tune and self.ahead:
+            raise UsageError("--tune runs on a GPU, and --ahead compiles without one", hint="leave one of them out")
+        if self.minutes <= 0:
+            raise UsageError(f"minutes = {self.minutes} must be more than 0", hint="--minutes 8")
