@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench_cases import dual, stock, tanh_case
 from ddx.bench.case import Mode
-from ddx.bench.gates import Verdict, gate
+from ddx.bench.gates import Verdict, answers, gate
 from ddx.bench.kernels import ON_A_CPU
 from ddx.bench.operations import all_cases
 
@@ -151,6 +151,14 @@ def test_inputs_are_drawn_anew_and_can_be_drawn_again() -> None:
     case = tanh_case()
     first, second, again = (case.inputs(CPU, torch.float32, seed=seed)["x"] for seed in (1, 2, 1))
     assert torch.equal(first, again) and not torch.equal(first, second)
+
+
+def test_cotangents_are_drawn_apart_from_the_inputs() -> None:
+    """The gradient of the identity is its cotangent; drawn like the input it would hide a swap of both."""
+    case = tanh_case("backward", lambda x, w: x + 0 * w)
+    inputs = case.inputs(CPU, torch.float32, seed=4)
+    cotangent = answers(case, case.ours, inputs, 4)["gradient of x"]
+    assert cotangent.std() > 0.5 and not torch.allclose(cotangent, inputs["x"])
 
 
 @pytest.fixture(autouse=True)
