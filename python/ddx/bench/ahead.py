@@ -18,6 +18,7 @@ from unittest import mock
 
 import torch
 
+from ddx.bench.calls import launches_asked
 from ddx.bench.case import Case
 from ddx.kernels import dispatch
 from ddx.kernels.launch import LAUNCHES
@@ -49,18 +50,25 @@ def compile_cases(
         raise RuntimeError("kernels that are interpreted cannot be compiled: unset TRITON_INTERPRET")
     found: list[Compiled] = []
     for case in cases:
-        for forced in _forced_launches(case) if candidates else [ExitStack()]:
-            with forced, _compiling_only(capability) as kernels:
-                case.run(case.ours, case.inputs(torch.device("cpu"), dtype))
-            found += [_describe(case, kernel, options, capability, dtype) for kernel, options in kernels]
+        with launches_asked() as asked:
+            found += _compile(case, capability, dtype)
+        for forced in _forced_launches(asked) if candidates else ():
+            with forced:
+                found += _compile(case, capability, dtype)
     unique = {tuple(asdict(entry).values()): entry for entry in found}
     return list(unique.values())
 
 
-def _forced_launches(case: Case) -> Iterator[ExitStack]:
-    """Yield contexts that between them force every candidate of the kernels of one operation."""
-    mine = [launch for launch in LAUNCHES.values() if launch.name.startswith(case.operation)]
-    for number in range(max([1, *(len(launch.candidates) for launch in mine)])):
+def _compile(case: Case, capability: int, dtype: torch.dtype) -> list[Compiled]:
+    with _compiling_only(capability) as kernels:
+        case.run(case.ours, case.inputs(torch.device("cpu"), dtype))
+    return [_describe(case, kernel, options, capability, dtype) for kernel, options in kernels]
+
+
+def _forced_launches(names: Sequence[str]) -> Iterator[ExitStack]:
+    """Yield contexts that between them force every candidate of these launches."""
+    mine = [LAUNCHES[name] for name in names]
+    for number in range(max((len(launch.candidates) for launch in mine), default=0)):
         stack = ExitStack()
         for launch in mine:
             if number < len(launch.candidates):

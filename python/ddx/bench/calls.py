@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from ddx.bench.case import Case
+from ddx.kernels.launch import Launch
 
 Function = Callable[..., Any]
 
@@ -55,6 +58,21 @@ def differentiable_outputs(
     with torch.enable_grad():
         outputs = as_tuple(function(**{**inputs, **leaves}))
     return list(leaves.values()), [output for output in outputs if output.requires_grad]
+
+
+@contextmanager
+def launches_asked() -> Iterator[list[str]]:
+    """Yield the names of the launches whose options are asked for inside, each once, in their order."""
+    asked: list[str] = []
+    answer = Launch.options
+
+    def note(self: Launch, device: torch.device) -> dict[str, Any]:
+        if self.name not in asked:
+            asked.append(self.name)
+        return answer(self, device)
+
+    with mock.patch.object(Launch, "options", note):
+        yield asked
 
 
 def without_tangents(case: Case, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,11 +13,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
-from ddx.bench.calls import prepare
+from ddx.bench.calls import launches_asked, prepare
 from ddx.bench.case import Case
 from ddx.bench.gates import gate
 from ddx.bench.timing import gpu_time, sets_of_inputs
@@ -107,21 +106,12 @@ def read_table(path: Path) -> dict[str, dict[str, Any]]:
 
 def launched_by(case: Case, device: torch.device, dtype: torch.dtype) -> list[str]:
     """Return the names of the launches whose options one timed call of the case asks for; none when it cannot run."""
-    asked: dict[str, None] = {}
-    answer = Launch.options
-
-    def note(self: Launch, device: torch.device) -> dict[str, Any]:
-        asked[self.name] = None
-        return answer(self, device)
-
     try:
-        with torch.no_grad():
-            call = prepare(case, case.ours, case.inputs(device, dtype), both_passes=True)
-            with mock.patch.object(Launch, "options", note):
-                call()
+        with torch.no_grad(), launches_asked() as asked:
+            prepare(case, case.ours, case.inputs(device, dtype), both_passes=True)()
     except Exception:  # what cannot run is reported by its gate, when it is measured
         return []
-    return list(asked)
+    return asked
 
 
 def in_words(options: Options) -> str:
