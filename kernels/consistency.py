@@ -6,8 +6,8 @@
 Luo et al. 2023 (latent consistency, c = 0.001); Song & Dhariwal 2023 (pseudo-Huber). The difference of the two
 roots is computed as ``d**2 / (sqrt(d**2 + c**2) + c)``, which loses nothing where d is much smaller than c.
 
-The kernel reads both predictions once and leaves the derivative by the prediction, without the weight, behind for
-the backward pass; partial sums are added in a fixed order, so repeated runs give the same bits.
+Three launches: the terms and their derivative, which reads both predictions once; the sum of each sample; and in the
+backward pass the factor w_b / n.
 """
 
 from __future__ import annotations
@@ -20,14 +20,31 @@ import triton.language as tl
 from torch import Tensor
 
 from ddx.kernels import dispatch
+from ddx.kernels.guarded_loss import (
+    GuardedLoss,
+    guard,
+    guarded_reference,
+    keep_derivatives,
+    new_outputs,
+    refuse_forward_ad,
+    scaled_gradients,
+    wants_gradient,
+)
+from ddx.kernels.launch import Launch
+from ddx.kernels.samples import as_rows, check_per_sample, check_samples, row_total
 
-BLOCK, NUM_WARPS = 1024, 8  # elements a program, each of its threads reads four
+_BLOCKS = ({"BLOCK": 1024, "num_warps": 4}, {"BLOCK": 512, "num_warps": 2}, {"BLOCK": 2048, "num_warps": 8})
+TERMS = Launch("consistency", default=_BLOCKS[0], candidates=_BLOCKS)
+TOTALS = Launch("consistency_totals", default={"WIDTH": 128, "num_warps": 1})
 
 
 def consistency_loss_reference(
     prediction: Tensor, target: Tensor, weight: Tensor | None = None, *, c: float | None = 0.001
 ) -> Tensor:
-    """The loss in plain torch; see :func:`consistency_loss`. float64 inputs are computed in float64."""
+    """The loss in plain torch, without the guard; see :func:`consistency_loss`.
+
+    float64 inputs are computed in float64.
+    """
     compute = torch.float64 if prediction.dtype == torch.float64 else torch.float32
     squared = (prediction.to(compute) - target.to(compute)).square().flatten(1)
     terms = squared if c is None else squared / (torch.sqrt(squared + c * c) + c)
@@ -41,51 +58,55 @@ def consistency_loss(
     """The loss of each sample, float32 ``[B]`` (float64 for float64 inputs), differentiable by the prediction.
 
     prediction, target: ``[B, ...]``, equal shapes, any float dtype; the target is a constant (no gradient).
-    weight: ``[B]`` or None for ones, a constant. c: the Huber constant > 0, or None for the squared distance.
+    weight: ``[B]`` or None for ones, a constant. c: the Huber constant > 0, or None for the squared distance. A sample
+    whose loss is not finite counts as 0 and has zero gradients, see :mod:`ddx.kernels.guarded_loss`;
+    :func:`guarded_consistency_loss` tells which.
 
     Raises ValueError for shapes and values that do not fit, and NotImplementedError under forward-mode AD: use
     :func:`consistency_loss_reference` there.
     """
-    if prediction.shape != target.shape or prediction.ndim < 2 or prediction.numel() == 0:
-        raise ValueError(
-            f"prediction and target must be [B, ...], equal and not empty; got {tuple(prediction.shape)} and "
-            f"{tuple(target.shape)}"
-        )
-    if weight is not None and weight.shape != prediction.shape[:1]:
-        raise ValueError(f"weight must be [{prediction.shape[0]}], got {tuple(weight.shape)}")
+    return guarded_consistency_loss(prediction, target, weight, c=c).loss
+
+
+def guarded_consistency_loss(
+    prediction: Tensor, target: Tensor, weight: Tensor | None = None, *, c: float | None = 0.001
+) -> GuardedLoss:
+    """:func:`consistency_loss`, and which samples were dropped."""
+    check_samples(prediction=prediction, target=target)
+    check_per_sample(len(prediction), weight=weight)
     if c is not None and not c > 0:
         raise ValueError(f"c must be positive, got {c}; None takes the squared distance")
-    if dispatch.in_forward_ad():
-        raise NotImplementedError("consistency_loss has no forward-mode derivative; use consistency_loss_reference")
+    refuse_forward_ad("consistency_loss")
     target = target.detach()
     weight = None if weight is None else weight.detach()
-    if dispatch.backend(prediction.device.type) == "torch" or prediction.dtype == torch.float64:
-        return consistency_loss_reference(prediction, target, weight, c=c)
-    loss: Tensor = _distance(prediction, target, weight, -1.0 if c is None else c)[0]
-    return loss
+    if not dispatch.use_triton(prediction, target):
+        return guarded_reference(lambda *given: consistency_loss_reference(*given, c=c), prediction, target, weight)
+    c = -1.0 if c is None else c
+    loss, dropped, *_ = _consistency(prediction, target, weight, c, wants_gradient(prediction))
+    return GuardedLoss(loss, dropped)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _distance_kernel(  # type: ignore[no-untyped-def]
+def _terms_kernel(  # type: ignore[no-untyped-def]
     prediction_ptr,
     target_ptr,
-    weight_ptr,
     derivative_ptr,
     partial_ptr,
     num_elements,
+    prediction_stride,
+    target_stride,
     c,
     HUBER: tl.constexpr,
-    WEIGHTED: tl.constexpr,
+    WANTED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One block of one sample: its share of the sum, and the derivative of each term."""
-    block, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    block, sample = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     index = block * BLOCK + tl.arange(0, BLOCK)
     inside = index < num_elements
-    offset = sample * num_elements + index
-    prediction = tl.load(prediction_ptr + offset, mask=inside, other=0.0).to(tl.float32)
-    target = tl.load(target_ptr + offset, mask=inside, other=0.0).to(tl.float32)
-    difference = prediction - target
+    prediction = tl.load(prediction_ptr + sample * prediction_stride + index, mask=inside, other=0.0)
+    target = tl.load(target_ptr + sample * target_stride + index, mask=inside, other=0.0)
+    difference = prediction.to(tl.float32) - target.to(tl.float32)
     if HUBER:
         root = tl.sqrt(difference * difference + c * c)
         term = difference * difference / (root + c)
@@ -93,56 +114,83 @@ def _distance_kernel(  # type: ignore[no-untyped-def]
     else:
         term = difference * difference
         derivative = 2.0 * difference
-    tl.store(derivative_ptr + offset, derivative.to(derivative_ptr.dtype.element_ty), mask=inside)
-    total = tl.sum(tl.where(inside, term, 0.0), axis=0) / num_elements
+    if WANTED:
+        value = derivative.to(derivative_ptr.dtype.element_ty)
+        tl.store(derivative_ptr + sample * num_elements + index, value, mask=inside)
+    tl.store(partial_ptr + sample * tl.num_programs(0) + block, tl.sum(term, axis=0))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _totals_kernel(  # type: ignore[no-untyped-def]
+    partial_ptr,
+    weight_ptr,
+    loss_ptr,
+    dropped_ptr,
+    factor_ptr,
+    num_blocks,
+    num_elements,
+    WEIGHTED: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """One sample: its loss, and the weight of each of its terms."""
+    sample = tl.program_id(0).to(tl.int64)
+    loss = row_total(partial_ptr, sample, num_blocks, WIDTH) / num_elements
+    factor = 1.0 / num_elements
     if WEIGHTED:
-        total *= tl.load(weight_ptr + sample).to(tl.float32)
-    tl.store(partial_ptr + sample * tl.num_programs(0) + block, total)
+        weight = tl.load(weight_ptr + sample).to(tl.float32)
+        loss *= weight
+        factor *= weight
+    guard(loss_ptr, dropped_ptr, factor_ptr, sample, loss, factor)
 
 
-@torch.library.custom_op("ddx::consistency_distance", mutates_args=())
-def _distance(prediction: Tensor, target: Tensor, weight: Tensor | None, c: float) -> tuple[Tensor, Tensor]:
-    """(loss float32 ``[B]``, derivative of each term in the prediction's dtype); c < 0 is squared."""
-    prediction, target = prediction.contiguous(), target.contiguous()
-    batch = prediction.shape[0]
-    num_elements = prediction.numel() // batch
-    num_blocks = triton.cdiv(num_elements, BLOCK)
-    derivative = torch.empty_like(prediction)
+@torch.library.custom_op("ddx::consistency", mutates_args=())
+def _consistency(
+    prediction: Tensor, target: Tensor, weight: Tensor | None, c: float, wanted: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, dropped, weight of a term, `[B]` each, the derivative of each term if it is wanted); c < 0 is squared."""
+    rows = [as_rows(prediction), as_rows(target)]
+    batch, num_elements = rows[0].shape
+    options = TERMS.options(prediction.device)
+    num_blocks = triton.cdiv(num_elements, options["BLOCK"])
+    loss, dropped, factor, derivative = new_outputs(batch, (prediction,), (wanted,))
     partial = torch.empty(batch, num_blocks, dtype=torch.float32, device=prediction.device)
-    _distance_kernel[(num_blocks, batch)](
-        prediction,
-        target,
-        partial if weight is None else weight.contiguous(),  # a pointer of some kind, not read without weights
+    _terms_kernel[(num_blocks, batch)](
+        *rows,
         derivative,
         partial,
         num_elements,
+        rows[0].stride(0),
+        rows[1].stride(0),
         c,
         HUBER=c > 0,
-        WEIGHTED=weight is not None,
-        BLOCK=BLOCK,
-        num_warps=NUM_WARPS,
-        enable_fp_fusion=False,  # stated, so that a new default never changes a loss
+        WANTED=wanted,
+        **options,
     )
-    return partial.sum(dim=1), derivative
+    _totals_kernel[(batch,)](
+        partial,
+        partial if weight is None else weight.contiguous(),  # a pointer of some kind, not read without weights
+        loss,
+        dropped,
+        factor,
+        num_blocks,
+        num_elements,
+        WEIGHTED=weight is not None,
+        **TOTALS.options(prediction.device),
+    )
+    return loss, dropped, factor, derivative
 
 
-@_distance.register_fake
-def _(prediction: Tensor, target: Tensor, weight: Tensor | None, c: float) -> tuple[Tensor, Tensor]:
-    shape = prediction.shape
-    return prediction.new_empty(shape[0], dtype=torch.float32), prediction.new_empty(shape)
+@_consistency.register_fake
+def _(prediction: Tensor, target: Tensor, weight: Tensor | None, c: float, wanted: bool) -> tuple[Tensor, ...]:
+    return new_outputs(len(prediction), (prediction,), (wanted,))
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(output[1], inputs[2])
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    keep_derivatives(ctx, output[0], *output[2:])
 
 
-def _backward(ctx: Any, loss_gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
-    derivative, weight = ctx.saved_tensors
-    rows = loss_gradient / (derivative.numel() // len(derivative))
-    if weight is not None:
-        rows = rows * weight.float()
-    # the product is taken in float32, so that small weights do not vanish before they meet the derivative
-    return (derivative * rows.reshape(-1, *(1,) * (derivative.ndim - 1))).to(derivative.dtype), None, None, None
+def _backward(ctx: Any, g: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    return *scaled_gradients(g, *ctx.saved_tensors), None, None, None, None
 
 
-_distance.register_autograd(_backward, setup_context=_save)
+_consistency.register_autograd(_backward, setup_context=_save)

@@ -71,9 +71,13 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """The loss of each row for every network that the turn trains, float32 `[B]`; and numbers worth tracking, `[B]`."""
+    """The loss of each row for every network that the turn trains, float32 `[B]`; and numbers worth tracking, `[B]`.
+
+    dropped: by network, bool `[B]`: rows whose loss was not finite and which the loss counts as 0, with no gradient.
+    """
 
     by_network: Mapping[str, Tensor]
+    dropped: Mapping[str, Tensor] = field(default_factory=dict)
     tracked: Mapping[str, Tensor] = field(default_factory=dict)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddx.kernels.consistency import consistency_loss
+from ddx.kernels.consistency import guarded_consistency_loss
 from ddx.methods.base import STUDENT, Batch, Losses, Method, NetworkSpec, Turn
 from ddx.methods.config import LCMConfig
 from ddx.methods.time_sampling import grid_index, sample_positions
@@ -89,7 +89,7 @@ class LCM(Method[LCMConfig]):
         return add_guidance_embedder(self.teacher, network) if self.takes_guidance else network
 
     def losses(self, turn: Turn, batch: Batch, networks: Mapping[str, nn.Module]) -> Losses:
-        """Return the consistency loss of each row."""
+        """Return the consistency loss of each row, and which rows were dropped."""
         config, student = self.config, networks[STUDENT]
         intervals = intervals_at(batch.progress, config.solver_steps, config.solver_steps_start)
         grid = solver_grid(self.process, intervals, config.grid_shift).to(batch.x0.device)
@@ -105,8 +105,9 @@ class LCM(Method[LCMConfig]):
         if config.loss_space == "velocity":
             scale = _rows(self._velocity_scale(t), x_t)
             prediction, target = scale * prediction, scale * target
-        loss = consistency_loss(prediction, target, c=config.huber_c if config.loss == "huber" else None)
-        return Losses(by_network={STUDENT: loss})
+        huber_c = config.huber_c if config.loss == "huber" else None
+        loss, dropped = guarded_consistency_loss(prediction, target, c=huber_c)
+        return Losses(by_network={STUDENT: loss}, dropped={STUDENT: dropped})
 
     def consistency(
         self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition, guidance: Tensor | float

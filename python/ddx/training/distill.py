@@ -234,7 +234,8 @@ def _log(run: _Run, trainer: Trainer, clock: Clock, step: int, progress: Progres
     line["images_per_s"] = round(clock.rate(num_steps * config.batch_size), 2)
     line["peak_memory_bytes"] = peak_memory_bytes(run.ranks.device)
     loss = line.get("loss")
-    progress.advance(1, loss=round(loss, 5) if loss is not None else "not finite", images=line["images"])
+    shown = {"dropped": round(line["dropped"], 5)} if line.get("dropped") else {}
+    progress.advance(1, loss=round(loss, 5) if loss is not None else "not finite", images=line["images"], **shown)
     if run.ranks.is_first:
         run.metrics.write(line)
 

@@ -18,9 +18,13 @@ class Meter:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, losses: Losses) -> None:
-        """Add the rows of a micro-batch."""
+        """Add the rows of a micro-batch. What was dropped counts for its share, "dropped", and for no loss."""
         for name, rows in losses.by_network.items():
-            self._add("loss" if name == "student" else f"{name}_loss", rows)
+            prefix = "" if name == "student" else f"{name}_"
+            if name in losses.dropped:
+                self._add(f"{prefix}dropped", losses.dropped[name])
+                rows = rows.detach().masked_fill(losses.dropped[name], float("nan"))
+            self._add(f"{prefix}loss", rows)
         for name, rows in losses.tracked.items():
             self._add(name, rows)
 

@@ -67,6 +67,8 @@ def guarded_step(optimizer: Optimizer, clip: Clip, skipped: Tensor) -> None:
     `skipped`, 0-d on the same device, counts those that were not taken. A fused optimiser divides the gradients and
     skips on the device while it reads them, by the two values that torch's own gradient scaler uses, so there is no
     pass over them for clipping and the host does not wait; any other one costs a pass, and is skipped by the host.
+    Rows whose loss is not finite do not come here, their loss drops them (`ddx.kernels.guarded_loss`); what does is NaN
+    in a network's activations, whose backward pass makes NaN of a zero gradient too.
     """
     skipped += clip.found_inf
     if all(group.get("fused") for group in optimizer.param_groups):

@@ -1,65 +1,78 @@
-"""Runs consistency_cases.py on each path: Triton fixes its interpreter when a kernel is first imported, so each path
-has a process of its own, and so has the ahead-of-time compiler.
-"""
+"""The consistency loss and its gradient, on both paths, against float64."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+import functools
 
 import pytest
+import torch
+from torch import Tensor
 
-CASES = Path(__file__).with_name("consistency_cases.py")
+from ddx.kernels.consistency import consistency_loss, consistency_loss_reference
+from guarded_losses import loss_and_gradients
+from operations import assert_no_worse_than_eager
 
-COMPILE = """
-import re, subprocess, sys, tempfile
-from pathlib import Path
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from ddx.kernels.consistency import BLOCK, NUM_WARPS, _distance_kernel
-
-capability, dtype = int(sys.argv[1]), sys.argv[2]
-signature = {
-    "prediction_ptr": f"*{dtype}", "target_ptr": f"*{dtype}", "weight_ptr": "*fp32", "derivative_ptr": f"*{dtype}",
-    "partial_ptr": "*fp32", "num_elements": "i32", "c": "fp32",
-    "HUBER": "constexpr", "WEIGHTED": "constexpr", "BLOCK": "constexpr",
-}
-source = ASTSource(_distance_kernel, signature, {"HUBER": True, "WEIGHTED": True, "BLOCK": BLOCK})
-options = {"num_warps": NUM_WARPS, "enable_fp_fusion": False}
-compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-    file.write(compiled.asm["cubin"])
-    file.flush()
-    usage = subprocess.check_output([tool, "--dump-resource-usage", file.name], text=True)
-print(usage)
-(stack,), (local,) = re.findall(r"STACK:(\\d+)", usage), re.findall(r"LOCAL:(\\d+)", usage)
-assert stack == local == "0", usage
-"""
+SHAPES = [(1, 1), (2, 1023), (3, 4, 7, 11), (2, 2, 32, 33)]
+VARIED = ("prediction",)
 
 
-def run(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run([sys.executable, *arguments], env=variables, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return done
+def inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, *, weighted: bool = True) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    prediction, target = torch.randn(2, *shape, generator=generator).to(dtype)
+    prediction.view(-1)[0] = target.view(-1)[0]  # a difference of zero is the Huber loss's smoothest point
+    weight = torch.rand(shape[0], generator=generator) + 0.1
+    return {"prediction": prediction, "target": target} | ({"weight": weight} if weighted else {})
 
 
-@pytest.mark.parametrize("path", ["triton", "torch"])
-def test_consistency_loss(path: str) -> None:
-    interpret = "1" if path == "triton" else "0"
-    run(
-        ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(CASES)],
-        DDX_KERNELS=path,
-        TRITON_INTERPRET=interpret,
-    )
+@pytest.mark.parametrize("c", [0.001, 0.3, None])
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_loss_and_gradient_against_float64(
+    path: str, shape, dtype: torch.dtype, weighted: bool, c: float | None
+) -> None:
+    given = inputs(shape, dtype, weighted=weighted)
+    wide = {name: value.double() for name, value in given.items()}
+    ours = loss_and_gradients(functools.partial(consistency_loss, c=c), given, VARIED)
+    reference = functools.partial(consistency_loss_reference, c=c)
+    eager, exact = (loss_and_gradients(reference, values, VARIED) for values in (given, wide))
+    for name, value in ours.items():
+        # a gradient is rounded to the prediction's dtype and once more by the sample's factor
+        rounding = torch.finfo(dtype).eps * exact[name].abs().max().item() if name != "loss" else 0.0
+        assert_no_worse_than_eager(name, value, eager[name], exact[name], absolute=rounding)
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-def test_the_kernel_compiles_for_the_gpu_without_spills(capability: int, tmp_path: Path) -> None:
-    for dtype in ("fp32", "bf16"):
-        done = run(["-c", COMPILE, str(capability), dtype], TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
-        assert "_distance_kernel" in done.stdout
+def test_small_differences_keep_their_digits(path: str) -> None:
+    loss = consistency_loss(torch.full((1, 64), 1e-6), torch.zeros(1, 64), c=0.001)
+    torch.testing.assert_close(loss, torch.tensor([1e-12 / 2e-3]), rtol=1e-5, atol=0)
+
+
+def test_small_weights_do_not_vanish_in_half_precision(path: str) -> None:
+    prediction = torch.full((1, 64), 3.0, dtype=torch.float16, requires_grad=True)
+    loss = consistency_loss(prediction, torch.zeros_like(prediction), torch.tensor([1e-6]), c=None)
+    (loss * 1e6).sum().backward()
+    torch.testing.assert_close(prediction.grad, torch.full_like(prediction, 2 * 3 / 64))
+
+
+def test_the_reference_passes_gradcheck() -> None:
+    prediction = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
+    target, weight = torch.randn(2, 5, dtype=torch.float64), torch.rand(2, dtype=torch.float64)
+    for c in (0.1, None):
+        assert torch.autograd.gradcheck(
+            lambda x, c=c: consistency_loss_reference(x, target, weight, c=c), (prediction,)
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.randn(2, 3), torch.randn(2, 4)), r"equal and not empty; got .*target \(2, 4\)"),
+        ((torch.randn(0, 3), torch.randn(0, 3)), "not empty"),
+        ((torch.randn(2, 3), torch.randn(2, 3), torch.ones(3)), r"weight must be \[2\]"),
+    ],
+)
+def test_wrong_shapes_are_named(arguments, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        consistency_loss(*arguments)
+    with pytest.raises(ValueError, match="positive"):
+        consistency_loss(torch.randn(2, 3), torch.randn(2, 3), c=0.0)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -129,6 +130,58 @@ def _by_hand(
         d = f(student, x_t, t, alphas[0], sigmas[0]) - f(target, x_r, r, alphas[1], sigmas[1])
         rows.append(((d**2 + config.huber_c**2).sqrt() - config.huber_c).mean())
     return torch.stack(rows)
+
+
+def _poison_guided(teacher: Teacher, monkeypatch: pytest.MonkeyPatch, row: int) -> None:
+    """Let the teacher's guided prediction be NaN in one row."""
+    guided = teacher.guided
+
+    def poisoned(*arguments: Any) -> Tensor:
+        prediction = guided(*arguments).clone()
+        prediction[row, 0, 0, 0] = float("nan")
+        return prediction
+
+    monkeypatch.setattr(teacher, "guided", poisoned)
+
+
+def test_a_row_that_the_teacher_spoils_is_dropped_and_no_other(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = LCM(LCMConfig(), teacher)
+    student, target = (method.build(spec) for spec in method.networks())
+    networks = {STUDENT: student, TARGET: target}
+    kept = [0, 1, 3]
+
+    def gradient(rows: Tensor) -> Tensor:
+        found = torch.autograd.grad(rows.sum(), list(student.parameters()), allow_unused=True)
+        return torch.cat([g.flatten() for g in found if g is not None])
+
+    clean = method.losses(TURN, make_batch(teacher), networks)
+    assert clean.dropped[STUDENT].tolist() == [False] * 4
+    of_kept = gradient(clean.by_network[STUDENT][kept])
+    _poison_guided(teacher, monkeypatch, 2)
+    broken = method.losses(TURN, make_batch(teacher), networks)
+    assert broken.dropped[STUDENT].tolist() == [False, False, True, False]
+    assert broken.by_network[STUDENT][2] == 0
+    assert torch.equal(broken.by_network[STUDENT][kept], clean.by_network[STUDENT][kept])
+    torch.testing.assert_close(gradient(broken.by_network[STUDENT]), of_kept)
+
+
+def test_a_step_goes_on_without_dropped_rows_and_tells_their_share(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(teacher, LCMConfig(target_decay=0.9))
+    before = {name: value.clone() for name, value in trainer.student.state_dict().items()}
+    rows = trainer.method.losses(
+        TURN, make_batch(teacher), {STUDENT: trainer.student, TARGET: trainer.averages[TARGET][0]}
+    ).by_network[STUDENT]
+    _poison_guided(teacher, monkeypatch, 2)
+    trainer.step(0, [make_batch(teacher)])
+    values = read_meter(trainer)
+    assert values["dropped"] == 0.25
+    assert values["loss"] == pytest.approx(rows.detach()[[0, 1, 3]].mean().item())  # of the rows that count
+    assert int(trainer.skipped) == 0
+    assert any(not torch.equal(value, before[name]) for name, value in trainer.student.state_dict().items())
 
 
 def test_one_batch_and_its_micro_batches_give_the_same_gradient(teacher: Teacher) -> None:

@@ -64,7 +64,9 @@ def test_bf16_on_a_processor_takes_the_stores_float16(teacher_folder: Path, stor
 def test_metrics_and_grids_tell_how_it_went(undisturbed: Path) -> None:
     lines = [line for line in runs.lines(undisturbed) if "loss" in line]
     assert [line["step"] for line in lines] == list(range(1, runs.STEPS + 1))
-    assert {"images", "grad_norm", "lr", "skipped", "seconds", "images_per_s", "peak_memory_bytes"} <= set(lines[0])
+    assert {"images", "dropped", "grad_norm", "lr", "skipped", "seconds", "images_per_s", "peak_memory_bytes"} <= set(
+        lines[0]
+    )
     assert lines[0]["lr"] == pytest.approx(5e-4) and lines[1]["lr"] == pytest.approx(1e-3)
     distances = {line["step"]: line["ode_distance"] for line in runs.lines(undisturbed) if "ode_distance" in line}
     assert set(distances) == {0, 4, 8}
