@@ -1,0 +1,143 @@
+"""GLUMBConv over channels-last activations, against diffusers' own module."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.transformers.sana_transformer import GLUMBConv
+from torch import Tensor, nn
+
+from ddx.kernels.glumbconv import glumbconv_dual_forward, glumbconv_forward
+from operations import assert_no_worse_than_eager
+
+SIZES = [(2, 3), (4, 1), (1, 3)]  # H, W
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program's rows and columns as few as interpreting them allows to be quick."""
+    from ddx.kernels import glumbconv_mid
+
+    for launch in (glumbconv_mid.FORWARD, glumbconv_mid.BACKWARD, glumbconv_mid.TRANSPOSED, glumbconv_mid.DUAL):
+        monkeypatch.setattr(launch, "forced", {"BLOCK_C": 16, "ROWS": 2, "COLUMNS": 4})
+
+
+def block(**options: Any) -> Any:
+    """A GLUMBConv of 5 channels, 7 in the middle."""
+    torch.manual_seed(0)
+    made = GLUMBConv(5, 5, 1.5, **{"norm_type": None, "residual_connection": False, **options})
+    for parameter in made.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return made
+
+
+def images(size: tuple[int, int], *, channels_last: bool = True, seed: int = 1) -> Tensor:
+    """`[1, 5, H, W]`, as the transformer hands it over (a view of tokens) or contiguous."""
+    tokens = torch.randn(1, size[0] * size[1], 5, generator=torch.Generator().manual_seed(seed))
+    viewed = tokens.unflatten(1, size).permute(0, 3, 1, 2)
+    return viewed if channels_last else viewed.contiguous()
+
+
+def all_of(function: Any, module: Any, x: Tensor) -> dict[str, Tensor]:
+    """The output, and the gradients of the input and of every parameter."""
+    x = x.detach().requires_grad_()
+    y = function(module, x)
+    cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(2)).to(y.dtype)
+    named = {"input": x, **dict(module.named_parameters())}
+    found = torch.autograd.grad(y, list(named.values()), cotangent)
+    return {"output": y.detach(), **{f"gradient of {name}": value for name, value in zip(named, found, strict=True)}}
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("options", [{}, {"norm_type": "rms_norm"}, {"residual_connection": True}])
+@pytest.mark.parametrize("size", SIZES)
+def test_it_is_diffusers_block_in_float64(size: tuple[int, int], options: dict[str, Any], channels_last: bool) -> None:
+    module = block(**options).double()
+    x = images(size, channels_last=channels_last).double()
+    ours, stock = all_of(glumbconv_forward, module, x), all_of(GLUMBConv.forward, module, x)
+    for name, value in stock.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-12, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("size", SIZES)
+def test_output_and_all_gradients_against_float64(path: str, size: tuple[int, int], dtype: torch.dtype) -> None:
+    module, x = block(norm_type="rms_norm", residual_connection=True).to(dtype), images(size).to(dtype)
+    ours, stock = all_of(glumbconv_forward, module, x), all_of(GLUMBConv.forward, module, x)
+    exact = all_of(GLUMBConv.forward, copy.deepcopy(module).double(), x.double())
+    for name, value in ours.items():
+        assert_no_worse_than_eager(name, value, stock[name], exact[name], absolute=1e-6)
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_the_tangent_is_jvps(path: str, residual: bool) -> None:
+    module = block(residual_connection=residual)
+    x, dx = images((2, 3)), images((2, 3), seed=3)
+    ours = glumbconv_dual_forward(module, x, dx)
+    stock = torch.func.jvp(lambda x: GLUMBConv.forward(module, x), (x,), (dx,))
+    torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-5)
+    wide = copy.deepcopy(module).double()
+    exact = torch.func.jvp(lambda x: GLUMBConv.forward(wide, x), (x.double(),), (dx.double(),))
+    torch.testing.assert_close(glumbconv_dual_forward(wide, x.double(), dx.double()), exact, rtol=1e-12, atol=1e-12)
+
+
+def test_what_the_dual_does_not_know_is_named() -> None:
+    x = images((2, 3))
+    with pytest.raises(NotImplementedError, match="norm_type='rms_norm'"):
+        glumbconv_dual_forward(block(norm_type="rms_norm"), x, x)
+    hooked = block()
+    hooked.conv_point.register_forward_hook(lambda *_: None)
+    with pytest.raises(NotImplementedError, match="conv_point"):
+        glumbconv_dual_forward(hooked, x, x)
+
+
+def test_autocast_chooses_the_dtype_and_leaves_the_parameters(path: str) -> None:
+    module, x = block(), images((2, 3))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours, stock = all_of(glumbconv_forward, module, x), all_of(GLUMBConv.forward, module, x)
+    exact = all_of(GLUMBConv.forward, copy.deepcopy(module).double(), x.double())
+    assert ours["output"].dtype == torch.bfloat16
+    for name, value in ours.items():
+        assert value.dtype == stock[name].dtype
+        assert_no_worse_than_eager(name, value.bfloat16(), stock[name].bfloat16(), exact[name], absolute=1e-3)
+    assert {name: value.tolist() for name, value in module.state_dict().items()} == {
+        name: value.tolist() for name, value in before.items()
+    }
+
+
+@pytest.mark.parametrize("layer", ["conv_inverted", "conv_depth", "conv_point"])
+def test_a_layer_that_is_more_than_itself_is_called(layer: str) -> None:
+    class Doubling(nn.Module):
+        def __init__(self, inside: nn.Module) -> None:
+            super().__init__()
+            self.inside = inside
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * self.inside(x)
+
+    x, wrapped, hooked, replaced = images((2, 3)), block(), block(), block()
+    setattr(wrapped, layer, Doubling(getattr(wrapped, layer)))
+    getattr(hooked, layer).register_forward_hook(lambda module, inputs, output: 2 * output)
+    plain = getattr(replaced, layer).forward
+    getattr(replaced, layer).forward = lambda x: 2 * plain(x)
+    for module in (wrapped, hooked, replaced):
+        torch.testing.assert_close(glumbconv_forward(module, x), GLUMBConv.forward(module, x))
+
+
+def test_it_reads_tokens_where_they_lie_and_returns_tokens() -> None:
+    x = images((2, 3))
+    y = glumbconv_forward(block(), x)
+    assert y.shape == x.shape and y.stride() == x.stride()
+
+
+def test_it_compiles_whole(path: str) -> None:
+    module, x = block(), images((1, 3))
+    torch._dynamo.reset()
+    compiled = torch.compile(glumbconv_forward, backend="aot_eager", fullgraph=True)
+    ours, plain = all_of(compiled, module, x), all_of(glumbconv_forward, module, x)
+    for name, value in plain.items():
+        torch.testing.assert_close(ours[name], value, msg=name)
