@@ -143,6 +143,20 @@ def test_every_element_is_written_and_none_outside(triton_path: None, monkeypatc
     assert all(torch.isfinite(value).all() for value in found.values())
 
 
+def test_a_program_writes_its_own_tile_and_no_other(triton_path: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter runs programs in order, so a later one would hide what an earlier one wrote into its tile."""
+    given = inputs((1, 3, 4, 10), torch.float32)
+    monkeypatch.setattr(module, "_programs", lambda *_: (4, 1))
+    with poisoned_outputs(monkeypatch):
+        y = glumbconv_mid(**given)
+        dual = glumbconv_mid_dual(dx=given["x"], **given)
+        dx, _ = module.glumbconv_mid_backward(y.nan_to_num(), *given.values(), True)
+    for written in (y, *dual, dx):
+        tile = torch.isfinite(written)
+        assert not tile[:, 2:].any() and not tile[:, :, 3:].any() and not tile[..., 4:].any()
+    assert torch.isfinite(y[:, :2, :3, :4]).all()
+
+
 def test_large_values_saturate_and_nan_stays_where_it_is(path: str) -> None:
     given = inputs((1, 2, 3, 6), torch.float32)
     given["x"].view(-1)[:6] = torch.tensor([-1e30, -1e4, -100.0, -89.0, 89.0, 1e4])
