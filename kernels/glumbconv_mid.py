@@ -30,10 +30,10 @@ def _tile(rows: int, columns: int = 32) -> dict[str, int]:
     return {"BLOCK_C": 64, "ROWS": rows, "COLUMNS": columns, "num_warps": 1}
 
 
-FORWARD = Launch("glumbconv_mid", default=_tile(8), candidates=(_tile(8), _tile(4), _tile(8, 16)))
-BACKWARD = Launch("glumbconv_mid_backward", default=_tile(4), candidates=(_tile(4), _tile(2), _tile(4, 16)))
-TRANSPOSED = Launch("glumbconv_mid_transposed", default=_tile(8), candidates=(_tile(8), _tile(4), _tile(8, 16)))
-DUAL = Launch("glumbconv_mid_dual", default=_tile(4), candidates=(_tile(4), _tile(2), _tile(4, 16)))
+FORWARD = Launch("glumbconv_mid", default=_tile(8), candidates=(_tile(4), _tile(8, 16)))
+BACKWARD = Launch("glumbconv_mid_backward", default=_tile(4), candidates=(_tile(2), _tile(4, 16)))
+TRANSPOSED = Launch("glumbconv_mid_transposed", default=_tile(8), candidates=(_tile(4), _tile(8, 16)))
+DUAL = Launch("glumbconv_mid_dual", default=_tile(4), candidates=(_tile(2), _tile(4, 16)))
 
 
 def glumbconv_mid_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
