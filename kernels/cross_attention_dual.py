@@ -52,7 +52,7 @@ FLOAT32 = Launch(
     ),
 )
 
-HEAD_SIZES = (32, 64, 72, 112, 128)
+LARGEST_HEAD = 128  # columns that the kernel's accumulators have room for
 
 
 def cross_attention_dual_reference(
@@ -81,15 +81,14 @@ def cross_attention_dual(
     """(attention of q over k and v, its tangent for the tangent dq of q), both `[B, N, H, d]`; without gradients.
 
     q, dq: `[B, N, H, d]`; k, v: `[B, L, H, d]`; of one dtype and any strides (a last axis of stride 1 is read in
-    place); on the kernel's path d is one of HEAD_SIZES. mask: None, or `[B, L]`, booleans (True: the key is seen) or
-    a bias that is added to the scores of every head and query. A query that sees no key, for a bias of -inf too, gets
-    zeros as from SDPA. scale: d^-1/2 unless given. Raises ValueError for shapes and dtypes that do not fit.
+    place); d above 128 takes the reference, which keeps the matrix of scores. mask: None, or `[B, L]`, booleans (True:
+    the key is seen) or a bias that is added to the scores of every head and query. A query that sees no key, for a
+    bias of -inf too, gets zeros as from SDPA. scale: d^-1/2 unless given. Raises ValueError for shapes and dtypes that
+    do not fit.
     """
     _check(q, dq, k, v, mask)
-    if not dispatch.use_triton(q, dq, k, v, mask):
+    if q.shape[-1] > LARGEST_HEAD or not dispatch.use_triton(q, dq, k, v, mask):
         return cross_attention_dual_reference(q, dq, k, v, mask, scale=scale)
-    if q.shape[-1] not in HEAD_SIZES:
-        raise ValueError(f"a head's size must be one of {HEAD_SIZES}, got {q.shape[-1]}; DDX_KERNELS=torch takes any")
     o, do = _cross_attention_dual(q, dq, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
     return o, do
 
@@ -249,8 +248,8 @@ def _cross_attention_dual(
         mask = mask if mask.stride(-1) == 1 else mask.contiguous()
         mask = mask.view(torch.uint8) if kind == "keep" else mask
     # 72 is 64 and 8 (16 with padding), a third less than 128; what lies nearer to the next power of two takes that.
-    main = triton.next_power_of_2(width)
-    if main > width and main // 2 + 16 >= width:
+    main = max(16, triton.next_power_of_2(width))
+    if main > 32 and main // 2 + 16 >= width:
         main //= 2
     strides = [stride for value in (q, dq, k, v) for stride in value.stride()[:3]]
     launch = FLOAT32 if q.dtype == torch.float32 else HALF if main < 128 else WIDE
