@@ -73,6 +73,13 @@ def rms_norm_dual(x: Tensor, dx: Tensor, weight: Tensor | None = None, *, eps: f
     return y, dy
 
 
+def is_rms_norm(norm: Any, width: int) -> bool:
+    """Whether a module is an RMSNorm over `width` channels that has a weight alone and nothing around it."""
+    if type(norm).__name__ != "RMSNorm" or "forward" in vars(norm) or norm._forward_hooks or norm._forward_pre_hooks:
+        return False
+    return norm.weight is not None and norm.weight.shape == (width,) and getattr(norm, "bias", None) is None
+
+
 def _check(x: Tensor, weight: Tensor | None) -> None:
     if x.numel() == 0:
         raise ValueError(f"x must not be empty, got {tuple(x.shape)}")
@@ -87,7 +94,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _forward_kernel(  # type: ignore[no-untyped-def]
+def _rms_norm_kernel(  # type: ignore[no-untyped-def]
     x_ptr,
     weight_ptr,
     y_ptr,
@@ -114,7 +121,7 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _backward_kernel(  # type: ignore[no-untyped-def]
+def _rms_norm_backward_kernel(  # type: ignore[no-untyped-def]
     g_ptr,
     x_ptr,
     weight_ptr,
@@ -124,6 +131,7 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     num_rows,
     g_stride,
     x_stride,
+    gx_stride,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     WEIGHTED: tl.constexpr,
@@ -146,14 +154,14 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
         weighted = g * weight
         mean = tl.sum(weighted * normalised, axis=0) / D
         gx = rho * (weighted - normalised * mean)
-        tl.store(gx_ptr + row * D + columns, gx.to(gx_ptr.dtype.element_ty), mask=in_row)
+        tl.store(gx_ptr + row * gx_stride + columns, gx.to(gx_ptr.dtype.element_ty), mask=in_row)
         total += g * normalised
     if WEIGHT_GRADIENT:
         tl.store(partial_ptr + tl.program_id(0).to(tl.int64) * D + columns, total, mask=in_row)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _dual_kernel(  # type: ignore[no-untyped-def]
+def _rms_norm_dual_kernel(  # type: ignore[no-untyped-def]
     x_ptr,
     dx_ptr,
     weight_ptr,
@@ -191,7 +199,7 @@ def _rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Ten
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rho = torch.empty(len(rows), dtype=torch.float32, device=x.device)
     options = FORWARD.options(x.device)
-    _forward_kernel[(triton.cdiv(len(rows), options["ROWS"]),)](
+    _rms_norm_kernel[(triton.cdiv(len(rows), options["ROWS"]),)](
         rows,
         rho if weight is None else weight.contiguous(),  # a pointer of some kind, not read without a weight
         y,
@@ -212,36 +220,48 @@ def _(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.numel() // x.shape[-1], dtype=torch.float32)
 
 
-@torch.library.custom_op("ddx::rms_norm_backward", mutates_args=())
-def rms_norm_backward(
-    g: Tensor, x: Tensor, weight: Tensor | None, rho: Tensor, weight_gradient: bool
-) -> tuple[Tensor, Tensor]:
-    """(gradient of x like x, gradient of the weight float32 `[D]`, or `[0]` if it is not asked for)."""
+def rms_norm_backward_into(
+    gx: Tensor, g: Tensor, x: Tensor, weight: Tensor | None, rho: Tensor, weight_gradient: bool
+) -> Tensor:
+    """Write the gradient of x into gx, which may be g itself; return that of the weight, float32 `[D]` (`[0]` without).
+
+    gx: `[..., D]`, a tensor or a view whose rows have one stride; g, x: shaped as gx; rho: float32, one a row.
+    """
     rows, gradients, width = _rows(x), _rows(g), x.shape[-1]
+    written = gx.view(-1, width)
     options = BACKWARD.options(x.device)
     num_programs = triton.cdiv(len(rows), options["ROWS"])
-    gx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     partial = torch.empty(num_programs if weight_gradient else 0, width, dtype=torch.float32, device=x.device)
-    _backward_kernel[(num_programs,)](
+    _rms_norm_backward_kernel[(num_programs,)](
         gradients,
         rows,
         rho if weight is None else weight.contiguous(),
         rho,
-        gx,
+        written,
         partial,
         len(rows),
         gradients.stride(0),
         rows.stride(0),
+        written.stride(0),
         D=width,
         BLOCK_D=triton.next_power_of_2(width),
         WEIGHTED=weight is not None,
         WEIGHT_GRADIENT=weight_gradient,
         **options,
     )
-    return gx, partial.sum(dim=0) if weight_gradient else partial.reshape(0)
+    return partial.sum(dim=0) if weight_gradient else partial.reshape(0)
 
 
-@rms_norm_backward.register_fake
+@torch.library.custom_op("ddx::rms_norm_backward", mutates_args=())
+def _rms_norm_backward(
+    g: Tensor, x: Tensor, weight: Tensor | None, rho: Tensor, weight_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """(gradient of x like x, gradient of the weight float32 `[D]`, or `[0]` if it is not asked for)."""
+    gx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return gx, rms_norm_backward_into(gx, g, x, weight, rho, weight_gradient)
+
+
+@_rms_norm_backward.register_fake
 def _(g: Tensor, x: Tensor, weight: Tensor | None, rho: Tensor, weight_gradient: bool) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape[-1] if weight_gradient else 0, dtype=torch.float32)
 
@@ -253,7 +273,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _backward(ctx: Any, g: Tensor, _: Tensor) -> tuple[Tensor, Tensor | None, None]:
     x, weight, rho = ctx.saved_tensors
     wanted = weight is not None and ctx.needs_input_grad[1]
-    gx, gw = rms_norm_backward(g, x, weight, rho, wanted)
+    gx, gw = _rms_norm_backward(g, x, weight, rho, wanted)
     return gx, gw.to(weight.dtype) if wanted else None, None
 
 
@@ -266,7 +286,7 @@ def _rms_norm_dual(x: Tensor, dx: Tensor, weight: Tensor | None, eps: float) -> 
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dy = torch.empty(dx.shape, dtype=dx.dtype, device=x.device)
     options = DUAL.options(x.device)
-    _dual_kernel[(triton.cdiv(len(rows), options["ROWS"]),)](
+    _rms_norm_dual_kernel[(triton.cdiv(len(rows), options["ROWS"]),)](
         rows,
         tangents,
         y if weight is None else weight.contiguous(),
