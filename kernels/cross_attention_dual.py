@@ -26,7 +26,6 @@ HALF = Launch(  # up to 80 columns
     "cross_attention_dual",
     default={"BLOCK_N": 64, "BLOCK_L": 32, "num_warps": 4, "num_stages": 3},
     candidates=(
-        {"BLOCK_N": 64, "BLOCK_L": 32, "num_warps": 4, "num_stages": 3},
         {"BLOCK_N": 64, "BLOCK_L": 64, "num_warps": 4, "num_stages": 2},
         {"BLOCK_N": 64, "BLOCK_L": 64, "num_warps": 4, "num_stages": 3},
         {"BLOCK_N": 128, "BLOCK_L": 32, "num_warps": 8, "num_stages": 3},
@@ -37,7 +36,6 @@ WIDE = Launch(  # 128 columns
     "cross_attention_dual_wide",
     default={"BLOCK_N": 128, "BLOCK_L": 32, "num_warps": 8, "num_stages": 3},
     candidates=(
-        {"BLOCK_N": 128, "BLOCK_L": 32, "num_warps": 8, "num_stages": 3},
         {"BLOCK_N": 128, "BLOCK_L": 32, "num_warps": 8, "num_stages": 2},
         {"BLOCK_N": 64, "BLOCK_L": 32, "num_warps": 4, "num_stages": 2},
         {"BLOCK_N": 64, "BLOCK_L": 32, "num_warps": 8, "num_stages": 2},
@@ -46,10 +44,7 @@ WIDE = Launch(  # 128 columns
 FLOAT32 = Launch(
     "cross_attention_dual_float32",
     default={"BLOCK_N": 32, "BLOCK_L": 16, "num_warps": 8, "num_stages": 2},
-    candidates=(
-        {"BLOCK_N": 32, "BLOCK_L": 16, "num_warps": 8, "num_stages": 2},
-        {"BLOCK_N": 16, "BLOCK_L": 16, "num_warps": 4, "num_stages": 2},
-    ),
+    candidates=({"BLOCK_N": 16, "BLOCK_L": 16, "num_warps": 4, "num_stages": 2},),
 )
 
 LARGEST_HEAD = 128  # columns that the kernel's accumulators have room for
