@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ddx.kernels import dispatch
 from ddx.kernels.cross_attention_dual import cross_attention_dual
-from ddx.kernels.dual_linear import dual_module, is_plain_linear, is_untouched
-from ddx.kernels.rms_norm import rms_norm, rms_norm_dual
+from ddx.kernels.dual_linear import dual_module, is_plain_linear
+from ddx.kernels.rms_norm import is_rms_norm, rms_norm, rms_norm_dual
 
 
 class CrossAttentionProcessor:
@@ -110,23 +110,10 @@ def _keys_and_values(attn: Any, text: Tensor) -> tuple[Tensor, Tensor]:
     return key, value
 
 
-def _is_rms_norm(norm: nn.Module, width: int) -> bool:
-    """Whether `norm` is an RMSNorm over the whole width, with a weight alone: diffusers' class or torch's, by name."""
-    weight = getattr(norm, "weight", None)
-    return (
-        type(norm).__name__ == "RMSNorm"
-        and is_untouched(norm)
-        and weight is not None
-        and weight.shape == (width,)
-        and getattr(norm, "bias", None) is None
-        and getattr(norm, "eps", None) is not None
-    )
-
-
 def _normalised(norm: Any, x: Tensor) -> Tensor:
     if norm is None:
         return x
-    if _is_rms_norm(norm, x.shape[-1]):
+    if is_rms_norm(norm, x.shape[-1]):
         return rms_norm(x, norm.weight, eps=norm.eps)
     y: Tensor = norm(x)
     return y
@@ -135,6 +122,6 @@ def _normalised(norm: Any, x: Tensor) -> Tensor:
 def _normalised_dual(norm: Any, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
     if norm is None:
         return x, dx
-    if _is_rms_norm(norm, x.shape[-1]):
+    if is_rms_norm(norm, x.shape[-1]):
         return rms_norm_dual(x, dx, norm.weight, eps=norm.eps)
     return dual_module(norm, x, dx)

@@ -90,7 +90,7 @@ def _normalised(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     return x if weight is None else rms_norm_reference(x.flatten(2), weight, eps=eps).view_as(x)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def relu(x):  # type: ignore[no-untyped-def]
     """What is not negative."""
     return tl.where(x < 0, 0.0, x).to(x.dtype)  # a NaN stays one
@@ -404,7 +404,8 @@ def _(
     weight_gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     width = qkv.shape[3] * qkv.shape[4] if weight_gradients and q_weight is not None else 0
-    return (qkv.new_empty(qkv.shape), *(qkv.new_empty(width, dtype=torch.float32) for _ in range(2)))
+    gradients = [qkv.new_empty(width, dtype=torch.float32) for _ in range(2)]
+    return qkv.new_empty(qkv.shape), gradients[0], gradients[1]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddx.kernels import dispatch
+from ddx.kernels.dual_linear import is_untouched
 from ddx.kernels.launch import Launch
 
 _ROWS = ({"ROWS": 1, "num_warps": 4}, {"ROWS": 2, "num_warps": 4}, {"ROWS": 4, "num_warps": 8})
@@ -73,11 +74,17 @@ def rms_norm_dual(x: Tensor, dx: Tensor, weight: Tensor | None = None, *, eps: f
     return y, dy
 
 
-def is_rms_norm(norm: Any, width: int) -> bool:
-    """Whether a module is an RMSNorm over `width` channels that has a weight alone and nothing around it."""
-    if type(norm).__name__ != "RMSNorm" or "forward" in vars(norm) or norm._forward_hooks or norm._forward_pre_hooks:
-        return False
-    return norm.weight is not None and norm.weight.shape == (width,) and getattr(norm, "bias", None) is None
+def is_rms_norm(norm: nn.Module, width: int) -> bool:
+    """Whether `norm` is an RMSNorm over the whole width, with a weight alone: diffusers' class or torch's, by name."""
+    weight = getattr(norm, "weight", None)
+    return (
+        type(norm).__name__ == "RMSNorm"
+        and is_untouched(norm)
+        and weight is not None
+        and weight.shape == (width,)
+        and getattr(norm, "bias", None) is None
+        and getattr(norm, "eps", None) is not None
+    )
 
 
 def _check(x: Tensor, weight: Tensor | None) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from operations import assert_forward_mode_is_right, assert_no_worse_than_eager, gradients, poisoned_outputs
 from torch import Tensor
 
 from ddx.kernels.relu_linear_attention import relu_linear_attention, relu_linear_attention_reference
 from ddx.kernels.relu_linear_attention_dual import relu_linear_attention_dual, relu_linear_attention_dual_reference
+from operations import assert_forward_mode_is_right, assert_no_worse_than_eager, gradients, poisoned_outputs
 
 SHAPES = [(1, 1, 1, 16), (2, 77, 3, 32), (1, 300, 2, 24)]  # batch, tokens, heads, channels of a head
 DTYPES = [torch.float32, torch.float16]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -116,4 +117,4 @@ def _randn(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def _weight(generator: torch.Generator, rows: int, columns: int) -> Tensor:
-    return _randn(generator, rows, columns) / columns**0.5
+    return _randn(generator, rows, columns) / math.sqrt(columns)

@@ -45,7 +45,8 @@ def _cases(operation: str, size: Size, *, norm: bool) -> list[Case]:
         value = F.pad(value, (0, 0, 0, 1), mode="constant", value=1.0)
         summed = torch.matmul(torch.matmul(value, key), query)
         output = summed[:, :, :-1] / (summed[:, :, -1:] + 1e-15)
-        return output.flatten(1, 2).transpose(1, 2).to(qkv.dtype).unflatten(-1, (size.heads, -1))
+        heads: Tensor = output.flatten(1, 2).transpose(1, 2).to(qkv.dtype).unflatten(-1, (size.heads, -1))
+        return heads
 
     def case(mode: Mode, passes: int, statistics: int) -> Case:
         moved = (passes + statistics * norm) * size.activation
