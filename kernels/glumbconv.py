@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from ddx.kernels import dispatch
 from ddx.kernels.glumbconv_mid import glumbconv_mid, glumbconv_mid_dual
 
 
@@ -23,13 +26,12 @@ def glumbconv_forward(module: Any, hidden_states: Tensor) -> Tensor:
     """
     x = hidden_states.permute(0, 2, 3, 1)
     inner = _pointwise(module.conv_inverted, x)
-    if _is_plain_depthwise(module.conv_depth):
-        y = glumbconv_mid(inner, module.conv_depth.weight, module.conv_depth.bias)
+    # The gradient of the last weight needs what goes into it. That is 2.5 activations, and one pass makes it again.
+    trained = any(parameter.requires_grad for parameter in module.conv_point.parameters())
+    if torch.is_grad_enabled() and trained and not dispatch.in_forward_ad():
+        y = checkpoint(_middle_and_point, module, inner, use_reentrant=False, preserve_rng_state=False)
     else:
-        convolved = module.conv_depth(F.silu(inner).permute(0, 3, 1, 2))
-        value, gate = convolved.permute(0, 2, 3, 1).chunk(2, dim=-1)
-        y = value * F.silu(gate)
-    y = _pointwise(module.conv_point, y)
+        y = _middle_and_point(module, inner)
     if module.norm_type == "rms_norm":
         y = module.norm(y)
     if module.residual_connection:
@@ -40,14 +42,15 @@ def glumbconv_forward(module: Any, hidden_states: Tensor) -> Tensor:
 def glumbconv_dual_forward(module: Any, hidden_states: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
     """(:func:`glumbconv_forward`, its tangent for the tangent of hidden_states), without gradients.
 
-    Raises NotImplementedError for `norm_type="rms_norm"` and for layers that are more than plain convolutions.
+    A module with a norm, or with layers that are more than plain convolutions, is differentiated by `torch.func.jvp`.
     """
-    if module.norm_type is not None:
-        raise NotImplementedError(f"the dual of a GLUMBConv with norm_type={module.norm_type!r}: it must be None")
-    for name in ("conv_inverted", "conv_depth", "conv_point"):
-        layer = getattr(module, name)
-        if not (_is_plain_depthwise(layer) if name == "conv_depth" else _is_plain_pointwise(layer)):
-            raise NotImplementedError(f"the dual of a GLUMBConv whose {name} is wrapped, hooked or no such convolution")
+    plain = _is_plain_depthwise(module.conv_depth) and all(
+        _is_plain_pointwise(layer) for layer in (module.conv_inverted, module.conv_point)
+    )
+    if module.norm_type is not None or not plain:
+        with torch.no_grad():
+            found = torch.func.jvp(lambda x: glumbconv_forward(module, x), (hidden_states,), (tangent,))
+        return found[0], found[1]
     x, dx = hidden_states.permute(0, 2, 3, 1), tangent.permute(0, 2, 3, 1)
     inverted, depth, point = module.conv_inverted, module.conv_depth, module.conv_point
     inner, inner_tangent = _pointwise(inverted, x), F.linear(dx, inverted.weight[:, :, 0, 0])
@@ -56,6 +59,17 @@ def glumbconv_dual_forward(module: Any, hidden_states: Tensor, tangent: Tensor) 
     if module.residual_connection:
         y, dy = y + x, dy + dx
     return y.permute(0, 3, 1, 2), dy.permute(0, 3, 1, 2)
+
+
+def _middle_and_point(module: Any, inner: Tensor) -> Tensor:
+    """What follows conv_inverted, `[B, H, W, 2C]`, to conv_point."""
+    if _is_plain_depthwise(module.conv_depth):
+        y = glumbconv_mid(inner, module.conv_depth.weight, module.conv_depth.bias)
+    else:
+        convolved = module.conv_depth(F.silu(inner).permute(0, 3, 1, 2))
+        value, gate = convolved.permute(0, 2, 3, 1).chunk(2, dim=-1)
+        y = value * F.silu(gate)
+    return _pointwise(module.conv_point, y)
 
 
 def _pointwise(convolution: nn.Module, x: Tensor) -> Tensor:

@@ -84,14 +84,30 @@ def test_the_tangent_is_jvps(path: str, residual: bool) -> None:
     torch.testing.assert_close(glumbconv_dual_forward(wide, x.double(), dx.double()), exact, rtol=1e-12, atol=1e-12)
 
 
-def test_what_the_dual_does_not_know_is_named() -> None:
-    x = images((2, 3))
-    with pytest.raises(NotImplementedError, match="norm_type='rms_norm'"):
-        glumbconv_dual_forward(block(norm_type="rms_norm"), x, x)
-    hooked = block()
-    hooked.conv_point.register_forward_hook(lambda *_: None)
-    with pytest.raises(NotImplementedError, match="conv_point"):
-        glumbconv_dual_forward(hooked, x, x)
+@pytest.mark.parametrize("kind", ["norm", "hook"])
+def test_the_dual_of_more_than_plain_layers_is_forward_mode(path: str, kind: str) -> None:
+    module = block(norm_type="rms_norm" if kind == "norm" else None)
+    if kind == "hook":
+        module.conv_point.register_forward_hook(lambda module, inputs, output: 2 * output)
+    x, dx = images((2, 3)), images((2, 3), seed=3)
+    stock = torch.func.jvp(lambda x: GLUMBConv.forward(module, x), (x,), (dx,))
+    torch.testing.assert_close(glumbconv_dual_forward(module, x, dx), stock, rtol=1e-4, atol=1e-5)
+
+
+def test_what_one_pass_makes_again_is_not_kept(triton_path: None) -> None:
+    module, x = block(), images((2, 3)).requires_grad_()
+    kept: list[int] = []
+
+    def pack(value: Tensor) -> Tensor:
+        kept.append(value.numel())
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        y = glumbconv_forward(module, x)
+    inner = x.shape[0] * x.shape[2] * x.shape[3] * module.conv_inverted.out_channels
+    assert inner in kept and inner // 2 not in kept  # what goes into the middle, not what comes out of it
+    y.sum().backward()
+    assert module.conv_point.weight.grad is not None and x.grad is not None
 
 
 def test_autocast_chooses_the_dtype_and_leaves_the_parameters(path: str) -> None:
