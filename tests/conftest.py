@@ -44,3 +44,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def repository() -> Path:
     """The root of the checkout."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(params=["triton", "torch"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Each test that takes this runs on Triton's interpreter and on the torch reference."""
+    from ddx.kernels import dispatch
+
+    monkeypatch.setenv("DDX_KERNELS", request.param)
+    dispatch.backend.cache_clear()
+    assert dispatch.backend("cpu") == request.param
+    yield request.param
+    dispatch.backend.cache_clear()
+
+
+@pytest.fixture
+def triton_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The test runs on Triton's interpreter alone."""
+    from ddx.kernels import dispatch
+
+    monkeypatch.setenv("DDX_KERNELS", "triton")
+    dispatch.backend.cache_clear()
+    assert dispatch.backend("cpu") == "triton"
+    yield
+    dispatch.backend.cache_clear()

@@ -133,6 +133,7 @@ class StudentPipeline:
 
         from ddx.device import find_device
         from ddx.teachers.components import no_progress_bars
+        from ddx.teachers.sana_fused import fuse_if_faster
 
         self.files = StudentFolder(folder)
         self.device = find_device(device)
@@ -151,6 +152,8 @@ class StudentPipeline:
             ) from error
         self.pipeline.set_progress_bar_config(disable=True)
         self.pipeline.to(self.device)
+        if getattr(self.pipeline, "transformer", None) is not None:
+            fuse_if_faster(self.pipeline.transformer)
         self.guidance = self.files.guidance
 
     def set_guidance(self, guidance: float) -> None:

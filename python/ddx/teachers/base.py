@@ -159,16 +159,20 @@ class Teacher(ABC):
 
     def network(self) -> nn.Module:
         """The frozen denoiser, in evaluation mode, in the teacher's dtype."""
-        return self._model(self.denoiser_part, self.dtype)
+        network: nn.Module = self._once(self.denoiser_part, lambda: self._load_denoiser(self.dtype))
+        return network
+
+    def _load_denoiser(self, dtype: torch.dtype) -> nn.Module:
+        """The denoiser from its files; a family that has kernels for its device puts them in here."""
+        classes = self.part_classes[self.denoiser_part]
+        return load_model(self.source_info, self.denoiser_part, classes, dtype=dtype, device=self.device)
 
     def new_student_network(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """A trainable denoiser with the teacher's weights, read from the files again so that none are rounded.
 
         It supports diffusers' ``enable_gradient_checkpointing()``.
         """
-        classes = self.part_classes[self.denoiser_part]
-        network = load_model(self.source_info, self.denoiser_part, classes, dtype=dtype, device=self.device)
-        return network.train().requires_grad_(True)
+        return self._load_denoiser(dtype).train().requires_grad_(True)
 
     def vae(self) -> nn.Module:
         """The frozen autoencoder."""

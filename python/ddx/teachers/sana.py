@@ -15,6 +15,8 @@ from ddx.teachers.base import Teacher
 from ddx.teachers.components import parameter_dtype
 from ddx.teachers.condition import Condition
 from ddx.teachers.hub import read_json
+from ddx.teachers.sana_dual import dual_forward
+from ddx.teachers.sana_fused import fuse_if_faster
 from ddx.teachers.sana_text import PromptEncoder, pipeline_defaults
 
 
@@ -64,21 +66,48 @@ class SanaTeacher(Teacher):
         config = read_json(self.folder / "scheduler" / "scheduler_config.json")
         return float(config.get("flow_shift", config.get("shift", 1.0)))
 
+    def _load_denoiser(self, dtype: torch.dtype) -> nn.Module:
+        return fuse_if_faster(super()._load_denoiser(dtype))
+
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """See :meth:`Teacher.predict`. Time stays float64 until the last cast, to the float32 of the embedding."""
         dtype = parameter_dtype(network)
-        times = self.process.model_time(t).expand(len(x_t)) * float(self.denoiser_config.get("timestep_scale", 1.0))
         with self._products(dtype):
             output: Tensor = network(
                 x_t.to(dtype),
-                encoder_hidden_states=condition.tokens.to(device=x_t.device, dtype=dtype),
-                encoder_attention_mask=condition.mask.to(x_t.device),
-                timestep=times.to(device=x_t.device, dtype=torch.float32),
+                timestep=self._timestep(t, x_t),
+                **self._text(condition, x_t.device, dtype),
                 return_dict=False,
             )[0]
-        if output.shape[1] == 2 * x_t.shape[1]:  # models with a learned variance carry it in the second half
-            output = output.chunk(2, dim=1)[0]
-        return output.float()
+        return _mean(output, x_t)
+
+    @torch.no_grad()
+    def predict_dual(
+        self, network: nn.Module, x_t: Tensor, dx_t: Tensor, t: Tensor, dt: Tensor, condition: Condition
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`Teacher.predict_dual`: by the dual-number forward of the whole transformer."""
+        dtype = parameter_dtype(network)
+        with self._products(dtype):
+            output, tangent = dual_forward(
+                network,
+                x_t.to(dtype),
+                dx_t.to(dtype),
+                self._timestep(t, x_t),
+                self._timestep(dt, x_t),  # the network's time is a multiple of ours
+                **self._text(condition, x_t.device, dtype),
+            )
+        return _mean(output, x_t), _mean(tangent, x_t)
+
+    def _timestep(self, t: Tensor, x_t: Tensor) -> Tensor:
+        times = self.process.model_time(t).expand(len(x_t)) * float(self.denoiser_config.get("timestep_scale", 1.0))
+        return times.to(device=x_t.device, dtype=torch.float32)
+
+    @staticmethod
+    def _text(condition: Condition, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+        return {
+            "encoder_hidden_states": condition.tokens.to(device=device, dtype=dtype),
+            "encoder_attention_mask": condition.mask.to(device),
+        }
 
     def _encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         vae: Any = self.vae()
@@ -134,3 +163,8 @@ class SanaTeacher(Teacher):
         from diffusers import FlowMatchLCMScheduler
 
         return FlowMatchLCMScheduler(num_train_timesteps=self.process.num_train_timesteps, shift=1.0)
+
+
+def _mean(output: Tensor, x_t: Tensor) -> Tensor:
+    """The prediction in float32: models with a learned variance carry that in the second half."""
+    return (output.chunk(2, dim=1)[0] if output.shape[1] == 2 * x_t.shape[1] else output).float()

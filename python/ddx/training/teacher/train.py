@@ -16,6 +16,7 @@ from ddx.progress import NullProgress, Progress
 from ddx.run_record import read_run, versions, write_run
 from ddx.scenes.captions import SceneSpec, sample_scenes
 from ddx.scenes.render import render
+from ddx.teachers.sana_fused import fuse_if_faster
 from ddx.training.teacher.autoencoder import encode_pictures, new_autoencoder
 from ddx.training.teacher.config import TeacherConfig
 from ddx.training.teacher.export import export_pipeline
@@ -58,6 +59,7 @@ def train_teacher(config: TeacherConfig, out: Path, *, resume: bool = True, prog
     tokenizer = _tokenizer(captions, config.vocab_size, work / "tokenizer")
     text_encoder = new_text_encoder(len(tokenizer), config.text_width, config.text_layers).to(device)
     transformer = new_transformer(config).to(device)
+    fuse_if_faster(transformer)
 
     seconds = {"autoencoder": run_stage(
         autoencoder_stage(config, autoencoder, pictures), work / "autoencoder", progress

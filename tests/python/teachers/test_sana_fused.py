@@ -1,0 +1,259 @@
+"""Our kernels inside diffusers' SANA transformer, and its dual-number forward, against the stock model."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from diffusers import SanaTransformer2DModel
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ddx.kernels import dispatch
+from ddx.teachers.sana_dual import dual_forward
+from ddx.teachers.sana_fused import fuse, fuse_if_faster, is_fused, unfuse
+from operations import assert_no_worse_than_eager
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "qk-norm": {"qk_norm": "rms_norm_across_heads"},
+    "guidance": {"guidance_embeds": True, "qk_norm": "rms_norm_across_heads"},
+    "patches": {"patch_size": 2, "attention_bias": True, "sample_size": 8, "interpolation_scale": 1},
+}
+
+
+def make(kind: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(0)
+    options = {"sample_size": 4, "attention_bias": False, **KINDS[kind]}
+    network = SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=2,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=16,
+        cross_attention_dim=32,
+        caption_channels=20,
+        **options,
+    )
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "norm" in name:  # so that a forgotten weight is seen
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return network.to(dtype)
+
+
+def arguments(kind: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    side = (8, 6) if kind == "patches" else (4, 3)
+    mask = torch.ones(2, 7)
+    mask[1, 3:] = 0
+    given = {
+        "hidden_states": torch.randn(2, 4, *side, generator=generator),
+        "encoder_hidden_states": torch.randn(2, 7, 20, generator=generator),
+        "timestep": torch.tensor([300.0, 812.5]),
+        "encoder_attention_mask": mask,
+    }
+    if kind == "guidance":
+        given["guidance"] = torch.tensor([450.0, 200.0])
+    return {name: value.to(dtype) for name, value in given.items()}
+
+
+def run(network: nn.Module, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The output, and the gradients of the inputs and of every parameter."""
+    leaves = {name: value.clone().requires_grad_(name != "encoder_attention_mask") for name, value in given.items()}
+    output = network(**leaves, return_dict=False)[0]
+    network.zero_grad()
+    cotangent = torch.randn(output.shape, generator=torch.Generator().manual_seed(2)).to(output.dtype)
+    output.backward(cotangent)
+    found = {"output": output.detach()}
+    found |= {f"gradient of {name}": leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+    found |= {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+    return found
+
+
+@pytest.fixture
+def wide_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers' linear attention casts to float32 with `.float()`; here that is float64, so nothing is rounded."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+
+
+def close_to(kind: str) -> dict[str, float]:
+    """Equal but for rounding in float64; the variance in diffusers' RMSNorm is float32 whatever it is given."""
+    return {"rtol": 1e-9, "atol": 1e-9} if "qk_norm" not in KINDS[kind] else {"rtol": 2e-6, "atol": 2e-6}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fused_in_float64_is_the_stock_model(wide_attention: None, kind: str) -> None:
+    network, given = make(kind, torch.float64), arguments(kind, torch.float64)
+    stock = run(network, given)
+    fuse(network)
+    ours = run(network, given)
+    assert ours.keys() == stock.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(value, stock[name], **close_to(kind), msg=lambda text, n=name: f"{n}: {text}")
+
+
+@pytest.mark.parametrize("kind", ["guidance", "patches"])  # which between them have everything
+def test_the_kernels_are_no_worse_than_eager(triton_path: None, kind: str) -> None:
+    network, given = make(kind), arguments(kind)
+    exact = run(make(kind, torch.float64), arguments(kind, torch.float64))
+    eager = run(network, given)
+    fuse(network)
+    ours = run(network, given)
+    for name, value in ours.items():
+        assert_no_worse_than_eager(
+            name, value, eager[name], exact[name], absolute=1e-6 * exact[name].abs().max().item()
+        )
+
+
+def test_out_again_is_bit_for_bit_the_stock_model_and_states_never_change() -> None:
+    network, given = make("qk-norm"), arguments("qk-norm")
+    stock, keys = run(network, given), list(network.state_dict())
+    fuse(network)
+    fuse(network)
+    assert is_fused(network) and list(network.state_dict()) == keys
+    assert list(copy.deepcopy(network).state_dict()) == keys
+    unfuse(network)
+    unfuse(network)
+    assert not is_fused(network) and list(network.state_dict()) == keys
+    again = run(network, given)
+    assert all(torch.equal(again[name], stock[name]) for name in stock)
+
+
+def test_a_copy_of_a_fused_network_is_fused_and_its_own(path: str) -> None:
+    network, given = make("plain"), arguments("plain")
+    fuse(network)
+    twin = copy.deepcopy(network)
+    before = network(**given, return_dict=False)[0]
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    assert is_fused(twin)
+    torch.testing.assert_close(twin(**given, return_dict=False)[0], before)
+
+
+def test_gradient_checkpointing_changes_nothing(path: str) -> None:
+    network, given = make("qk-norm"), arguments("qk-norm")
+    fuse(network)
+    plain = run(network.train(), given)
+    network.enable_gradient_checkpointing()
+    checkpointed = run(network, given)
+    assert all(torch.equal(checkpointed[name], plain[name]) for name in plain)
+
+
+def test_compilation_around_it_changes_nothing(path: str) -> None:
+    network, given = make("plain"), arguments("plain")
+    fuse(network)
+    plain = run(network, given)
+    torch._dynamo.reset()
+    compiled = torch.compile(network, backend="aot_eager")
+    ours = run(compiled, given)
+    for name, value in plain.items():
+        mine = ours[name] if name in ours else ours["_orig_mod." + name]
+        torch.testing.assert_close(mine, value, rtol=1e-4, atol=1e-5 * value.abs().max().item())
+
+
+def test_weights_that_change_are_seen(path: str) -> None:
+    network, given = make("qk-norm").requires_grad_(False), arguments("qk-norm")
+    fuse(network)
+    with torch.no_grad():
+        network(**given)  # frozen weights may be joined and kept
+        for parameter in network.parameters():
+            parameter.mul_(1.1)
+        ours = network(**given, return_dict=False)[0]
+        unfuse(network)
+        torch.testing.assert_close(ours, network(**given, return_dict=False)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_autocast_is_respected() -> None:
+    network, given = make("qk-norm"), arguments("qk-norm")
+    exact = make("qk-norm", torch.float64)(**arguments("qk-norm", torch.float64), return_dict=False)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        eager = network(**given, return_dict=False)[0]
+        fuse(network)
+        ours = network(**given, return_dict=False)[0]
+    assert_no_worse_than_eager("output", ours, eager, exact)
+
+
+def tangents(kind: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    given = arguments(kind, dtype)
+    return torch.randn(given["hidden_states"].shape, generator=generator).to(dtype), torch.tensor([90.0, -40.0]).to(
+        dtype
+    )
+
+
+def forward_mode(network: nn.Module, kind: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    given = arguments(kind, dtype)
+    x, timestep = given.pop("hidden_states"), given.pop("timestep")
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        found = torch.func.jvp(
+            lambda x, timestep: network(x, timestep=timestep, **given, return_dict=False)[0],
+            (x, timestep),
+            tangents(kind, dtype),
+        )
+    return found[0], found[1]
+
+
+def dual(network: nn.Module, kind: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    given = arguments(kind, dtype)
+    x, timestep = given.pop("hidden_states"), given.pop("timestep")
+    dx, dtimestep = tangents(kind, dtype)
+    return dual_forward(network, x, dx, timestep, dtimestep, **given)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_dual_forward_is_forward_mode_of_the_stock_model_in_float64(wide_attention: None, kind: str) -> None:
+    network = make(kind, torch.float64)
+    output, tangent = dual(network, kind, torch.float64)
+    stock_output, stock_tangent = forward_mode(network, kind, torch.float64)
+    torch.testing.assert_close(output, stock_output, **close_to(kind))
+    torch.testing.assert_close(tangent, stock_tangent, **close_to(kind))
+    assert tangent.abs().max() > 0.01
+
+
+@pytest.mark.parametrize("kind", ["guidance", "patches"])
+def test_the_dual_kernels_are_no_worse_than_eager(triton_path: None, kind: str) -> None:
+    ours = dual(make(kind), kind, torch.float32)
+    eager = forward_mode(make(kind), kind, torch.float32)
+    exact = forward_mode(make(kind, torch.float64), kind, torch.float64)
+    for name, mine, theirs, true in zip(("output", "tangent"), ours, eager, exact, strict=True):
+        assert_no_worse_than_eager(name, mine, theirs, true, absolute=1e-6 * true.abs().max().item())
+
+
+def test_forward_mode_through_a_fused_model_is_right(triton_path: None) -> None:
+    network = make("qk-norm")
+    stock = forward_mode(network, "qk-norm", torch.float32)
+    fuse(network)
+    torch._dynamo.reset()
+    for ask in (forward_mode, torch.compile(forward_mode, backend="aot_eager")):
+        torch.testing.assert_close(ask(network, "qk-norm", torch.float32), stock, rtol=1e-3, atol=1e-4)
+
+
+def test_the_path_decides_and_other_networks_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "backend", lambda device_type: "torch")
+    assert not is_fused(fuse_if_faster(make("plain")))
+    monkeypatch.setattr(dispatch, "backend", lambda device_type: "triton")
+    assert is_fused(fuse_if_faster(make("plain")))
+    assert not is_fused(fuse_if_faster(nn.Linear(2, 2)))
+    with pytest.raises(TypeError, match="SanaTransformer2DModel"):
+        fuse(nn.Linear(2, 2))
+
+
+def test_a_processor_of_ones_own_is_kept() -> None:
+    from diffusers.models.attention_processor import SanaLinearAttnProcessor2_0
+
+    class Mine(SanaLinearAttnProcessor2_0):
+        pass
+
+    network = make("plain")
+    block: Any = network.get_submodule("transformer_blocks.0")
+    block.attn1.set_processor(Mine())
+    fuse(network)
+    assert type(block.attn1.processor) is Mine
+    unfuse(network)
+    assert type(block.attn1.processor) is Mine
