@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddx.bench.config import KernelsConfig
+from ddx.bench.config import KernelsConfig, StepConfig
 from ddx.cli.groups import HelpfulGroup
 from ddx.cli.options import Invocation, config_options
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Example:
   ddx bench kernels
   ddx bench kernels --ahead 90
+  ddx bench step --method scm
 """,
 )
 def command() -> None:
@@ -72,6 +73,55 @@ def _measure(invocation: Invocation, config: KernelsConfig) -> int:
     else:
         print_result(result, path[0])
     return 0 if all(row["gate"]["passed"] for row in result["rows"]) else 1
+
+
+@command.command(
+    "step",
+    epilog="""\b
+Examples:
+  ddx bench step
+  ddx bench step --method lcm --resolution 512 --json
+""",
+)
+@config_options(StepConfig, dry_run=False)
+def step(invocation: Invocation) -> int:
+    """Time whole training steps: stock diffusers, torch.compile of it, ours, and ours as a CUDA graph.
+
+    SANA-600M with random weights takes the steps of LCM, of SiD with guidance and of sCM. Each line has seconds a step,
+    peak memory and, of ours, how many of its steps fit into one of the others; what share each kind of GPU kernel has
+    is in the file. Without a GPU it is a tiny model on the torch path.
+    """
+    from ddx.bench.step import run
+    from ddx.cli.console import emit, emit_json, emit_table
+    from ddx.run_record import write_json
+
+    config = invocation.build(StepConfig)
+    path: list[Path] = []
+
+    def save(result: dict[str, Any]) -> None:
+        if not path:
+            path.append(config.out or _result_path(invocation.workspace, "step-" + result["environment"]["name"]))
+        write_json(path[0], result)
+
+    result = run(config, invocation.progress, save)
+    if invocation.as_json:
+        emit_json({**result, "file": str(path[0])})
+    else:
+        for note in result["notes"]:
+            emit(f"note      {note}")
+        emit_table(
+            ["step", "size", "variant", "s a step", "GiB", "× eager", "× compile", ""],
+            [_step_line(row) for row in result["rows"]],
+        )
+        emit(f"\n{path[0]}")
+    return 0 if all("failure" not in row for row in result["rows"]) else 1
+
+
+def _step_line(row: dict[str, Any]) -> list[Any]:
+    memory = f"{row['peak_bytes'] / 2**30:.1f}" if "peak_bytes" in row else "–"
+    seconds = f"{row['seconds']:.4g}" if "seconds" in row else "–"
+    ratios = [row.get(f"times {other}", "–") for other in ("eager", "compile")]
+    return [row["step"], row["size"], row["variant"], seconds, memory, *ratios, row.get("failure", "")]
 
 
 def _ahead(invocation: Invocation, config: KernelsConfig) -> int:

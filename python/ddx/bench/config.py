@@ -1,4 +1,4 @@
-"""The settings of `ddx bench kernels`."""
+"""The settings of `ddx bench kernels` and `ddx bench step`."""
 
 from __future__ import annotations
 
@@ -31,3 +31,24 @@ class KernelsConfig:
             raise UsageError("--tune runs on a GPU, and --ahead compiles without one", hint="leave one of them out")
         if self.minutes <= 0:
             raise UsageError(f"minutes = {self.minutes} must be more than 0", hint="--minutes 8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepConfig:
+    """Time whole training steps of SANA-600M with random weights; without a GPU, of a tiny model."""
+
+    method: tuple[str, ...] = option(
+        (), "method whose step is timed; may be repeated (none: all)", metavar="NAME", choices=("lcm", "scm", "sid")
+    )
+    resolution: tuple[int, ...] = option((512, 1024), "pixels a side, multiples of 32; may be repeated")
+    batch_size: int = option(16, "images a step")
+    steps: int = option(10, "steps of which the median is taken")
+    compile: bool | None = option(None, "time torch.compile of stock too (none: on a GPU, not on a processor)")
+    minutes: float = option(9.0, "after so many, nothing more is begun")
+    out: Path | None = option(None, "file of the results (none: in the workspace)", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        if any(resolution <= 0 or resolution % 32 for resolution in self.resolution):
+            raise UsageError(f"resolutions must be multiples of 32, got {self.resolution}", hint="--resolution 512")
+        if min(self.batch_size, self.steps) < 1 or self.minutes <= 0:
+            raise UsageError("batch-size, steps and minutes must be more than 0")
