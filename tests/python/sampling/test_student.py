@@ -13,6 +13,7 @@ from ddx.errors import DdxError, UsageError
 from ddx.run_record import write_run
 from ddx.sampling.student import StudentFolder, StudentPipeline
 from ddx.teachers.registry import load_teacher
+from ddx.teachers.sana_fused import is_fused, unfuse
 from students import make_student
 
 PROMPTS = ("a red circle above a blue square", "two small cats", "a house in the light of a green dog")
@@ -171,3 +172,14 @@ def _latents(student: StudentPipeline, prompt: str, seed: int, steps: int) -> to
 def _difference(first: object, second: object) -> int:
     """The largest difference of two pictures, in grey levels."""
     return int(np.abs(np.asarray(first).astype(int) - np.asarray(second).astype(int)).max())
+
+
+def test_the_kernels_draw_the_same_picture_to_60_decibels(triton_path: None, flow_student: Path) -> None:
+    ours = StudentPipeline(flow_student, device="cpu")
+    assert is_fused(ours.pipeline.transformer)
+    picture = np.asarray(ours.draw(PROMPTS[:1], [3], 1)[0], dtype=float)
+    unfuse(ours.pipeline.transformer)
+    stock = np.asarray(ours.draw(PROMPTS[:1], [3], 1)[0], dtype=float)
+    assert stock.std() > 1, "an empty picture tells nothing"
+    error = np.square(picture - stock).mean()
+    assert 10 * np.log10(255**2 / max(error, 1e-12)) >= 60

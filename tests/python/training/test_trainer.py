@@ -10,6 +10,7 @@ from ddx.methods.base import STUDENT
 from ddx.methods.config import LCMConfig
 from ddx.teachers.base import Teacher
 from ddx.teachers.registry import load_teacher
+from ddx.teachers.sana_fused import is_fused, unfuse
 from ddx.training.distributed import Ranks
 from ddx.training.trainer import Trainer
 from distilling import make_batch, make_trainer, read_meter
@@ -106,3 +107,18 @@ def test_the_exported_weights_are_lent_and_given_back(teacher: Teacher) -> None:
         assert all(torch.equal(value, average[name]) for name, value in student.named_parameters())
     assert all(torch.equal(value, before[name]) for name, value in trainer.student.named_parameters())
     assert trainer.student.training
+
+
+@pytest.mark.slow  # the interpreter walks through every program of a training step
+def test_the_kernels_train_as_stock_does(triton_path: None, teacher_folder: Path) -> None:
+    values = []
+    for fused in (True, False):
+        trainer = make_trainer(fresh := load_teacher(teacher_folder), clip_norm=1e9)
+        for network in (fresh.network(), trainer.student):
+            assert is_fused(network)
+            if not fused:
+                unfuse(network)
+        trainer.step(0, [make_batch(fresh)])
+        values.append(read_meter(trainer))
+    assert values[0]["loss"] == pytest.approx(values[1]["loss"], rel=1e-4)
+    assert values[0]["grad_norm"] == pytest.approx(values[1]["grad_norm"], rel=1e-3)
