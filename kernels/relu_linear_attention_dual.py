@@ -16,10 +16,17 @@ from torch import Tensor
 
 from ddx.kernels import dispatch
 from ddx.kernels.launch import Launch
-from ddx.kernels.relu_linear_attention import TILES, TINY, check, constants, in_place, load_normalised, relu, statistics
+from ddx.kernels.relu_linear_attention import TINY, check, constants, in_place, load_normalised, relu, statistics
 from ddx.kernels.rms_norm import rms_norm_dual_reference
 
-DUAL = Launch("relu_linear_attention_dual", default=TILES[0], candidates=TILES)
+# Two states and more tiles than the forward pass has; prefetching the next ones as well would spill.
+_TILES = (
+    {"BLOCK_N": 16, "num_warps": 4, "num_stages": 1},
+    {"BLOCK_N": 16, "num_warps": 8},
+    {"BLOCK_N": 32, "num_warps": 4, "num_stages": 1},
+    {"BLOCK_N": 32, "num_warps": 8, "num_stages": 1},
+)
+DUAL = Launch("relu_linear_attention_dual", default=_TILES[0], candidates=_TILES)
 
 
 def relu_linear_attention_dual_reference(

@@ -31,7 +31,12 @@ REGISTERS = 255  # of a thread; more do not exist, and what does not fit is spil
 
 @pytest.mark.parametrize(
     ("capability", "dtype", "selection"),
-    [(90, "bfloat16", "candidates"), (80, "bfloat16", "defaults"), (90, "float32", "defaults")],
+    [
+        (90, "bfloat16", "defaults"),
+        (80, "bfloat16", "defaults"),
+        (90, "float32", "defaults"),
+        pytest.param(90, "bfloat16", "candidates", marks=pytest.mark.slow),  # some hundred compilations
+    ],
 )
 def test_no_kernel_spills(capability: int, dtype: str, selection: str, tmp_path: Path) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
