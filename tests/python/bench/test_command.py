@@ -100,7 +100,7 @@ def test_the_script_measures_a_processor_only_when_asked(repository: Path, tmp_p
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "no CUDA device: nothing is timed or written" in done.stdout
-    assert "a stock block keeps 44.9 activations" in done.stdout
+    assert "activations [B, N, D] for its backward pass, stock 44.9" in done.stdout
     assert list(tmp_path.iterdir()) == []
     done = subprocess.run([*script, "--cpu"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
