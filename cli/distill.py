@@ -3,22 +3,65 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from typing import Any
 
 import click
 
-from ddx.cli.options import Invocation, config_options
-from ddx.methods.registry import METHODS
+from ddx.cli.options import ExtendedCommand, Invocation, config_options, find_config
+from ddx.config import parse_sets, read_yaml
 from ddx.training.config import DistillConfig
+from ddx.workspace import Workspace
+
+
+class DistillCommand(ExtendedCommand):
+    """`ddx distill`, whose flags are those of every run and those of the method that is named on the line."""
+
+    def more_settings(self, arguments: list[str]) -> tuple[str, tuple[type[Any], ...]]:
+        """Return the settings of the method; none for help without one, which then needs no torch."""
+        from ddx.methods.registry import method_spec
+
+        name = _method(arguments)
+        if name is None:
+            if "--help" in arguments or "-h" in arguments:
+                return "", ()
+            name = DistillConfig.method
+        return f"Settings of {name}", (method_spec(name).config,)
+
+
+def _method(arguments: list[str]) -> str | None:
+    """Return the method that the line, its config file or the workspace names, None if nothing does."""
+    layers = [Workspace(_last(arguments, "--workspace")).settings("distill")]
+    if config := _last(arguments, "--config"):
+        layers.append(read_yaml(find_config(config)))
+    layers.append(parse_sets([pair for pair in _all(arguments, "--set") if "=" in pair]))
+    if method := _last(arguments, "--method"):
+        return method
+    found = next((layer["method"] for layer in reversed(layers) if "method" in layer), None)
+    return None if found is None else str(found)
+
+
+def _all(arguments: list[str], flag: str) -> list[str]:
+    """Return every value that follows `flag`, as `--flag value` or `--flag=value`."""
+    found = [after for before, after in pairwise(arguments) if before == flag]
+    return found + [word.partition("=")[2] for word in arguments if word.startswith(flag + "=")]
+
+
+def _last(arguments: list[str], flag: str) -> str | None:
+    found = _all(arguments, flag)
+    return found[-1] if found else None
 
 
 @click.command(
+    cls=DistillCommand,
     epilog="""\b
+A method has settings of its own: ddx distill --method lcm --help
+\b
 Example:
   ddx distill --method lcm --teacher sana-tiny --train-steps 200
-"""
+""",
 )
-@config_options(DistillConfig, *(spec.config for spec in METHODS.values()))
+@config_options(DistillConfig)
 def command(invocation: Invocation) -> int:
     """Train a few-step student of a teacher from a store.
 

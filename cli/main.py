@@ -123,7 +123,11 @@ def _explain_usage(error: click.UsageError) -> tuple[str, str]:
     command = error.ctx.command_path if error.ctx else "ddx"
     see_help = f"`{command} --help` shows its arguments and options"
     if isinstance(error, click.NoSuchOption) and error.ctx is not None:
-        flags = [flag for option in error.ctx.command.params for flag in (*option.opts, *option.secondary_opts)]
+        flags = [
+            flag
+            for option in error.ctx.command.get_params(error.ctx)
+            for flag in (*option.opts, *option.secondary_opts)
+        ]
         near = nearest(error.option_name, tuple(flag for flag in flags if flag.startswith("--")))
         return f"{command} has no option {error.option_name}", f"did you mean {near}?" if near else see_help
     if isinstance(error, click.BadParameter) and error.param is not None and isinstance(error.param.type, click.Choice):

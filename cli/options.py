@@ -87,7 +87,9 @@ def config_options(*config_classes: type[Any], dry_run: bool = True) -> Callable
     def decorate(function: Command) -> Command:
         @functools.wraps(function)
         def wrapper(**arguments: Any) -> Any:
-            flags = {name: arguments.pop(name) for name in names if name in arguments}
+            more = click.get_current_context().meta.get(MORE, ())
+            asked = [*names, *(option.name for option in more if option.name)]
+            flags = {name: arguments.pop(name) for name in asked if name in arguments}
             return function(invocation=_invocation(flags, arguments), **arguments)
 
         decorated: Any = wrapper
@@ -101,6 +103,52 @@ def config_options(*config_classes: type[Any], dry_run: bool = True) -> Callable
         return typing.cast(Command, decorated)
 
     return decorate
+
+
+MORE = "ddx.cli.options.more"
+
+
+class ExtendedCommand(click.Command):
+    """A command that has further flags, which depend on what else is on its line."""
+
+    def more_settings(self, arguments: list[str]) -> tuple[str, tuple[type[Any], ...]]:
+        """Return what the further flags are about, and the config classes that they fill; to be overridden."""
+        return "", ()
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Find the further flags, then parse."""
+        title, classes = self.more_settings(args)
+        known = {option.name for option in self.params}
+        made = {name: _flag(cls, name) for cls in classes for name in field_types(cls) if name not in known}
+        ctx.meta[MORE] = [_made(decorator) for decorator in made.values() if decorator is not None]
+        ctx.meta[MORE + ".title"] = title
+        return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return its own flags and the further ones."""
+        return [*super().get_params(ctx), *ctx.meta.get(MORE, ())]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the further flags in a section of their own."""
+        for title, parameters in (
+            ("Options", super().get_params(ctx)),
+            (ctx.meta.get(MORE + ".title", ""), ctx.meta.get(MORE, ())),
+        ):
+            records = [record for parameter in parameters if (record := parameter.get_help_record(ctx)) is not None]
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+def _made(decorator: Callable[[Any], Any]) -> click.Option:
+    """Return the option that a decorator of click puts on a function."""
+
+    def carrier() -> None:
+        pass
+
+    decorator(carrier)
+    option: click.Option = carrier.__click_params__[0]  # type: ignore[attr-defined]
+    return option
 
 
 def _invocation(flags: Mapping[str, Any], arguments: dict[str, Any]) -> Invocation:

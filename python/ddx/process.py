@@ -12,7 +12,7 @@ each kind converts to each other one through the process.
 | `flow` | `eps - x0`               | everywhere                 |
 
 Times and coefficients are float64; images keep their dtype. Kingma et al. 2021 (VP), Salimans & Ho 2022
-(v), Lipman et al. 2023 and Liu et al. 2022 (flow).
+(v), Lipman et al. 2023 and Liu et al. 2022 (flow), Karras et al. 2022 (EDM).
 """
 
 from __future__ import annotations
@@ -108,6 +108,17 @@ class Process(ABC):
         """
         alpha, sigma = self.alpha(t), self.sigma(t)
         return sigma / (alpha + sigma)
+
+    def position(self, t: Tensor) -> Tensor:
+        """Where a few-step sampler of this family has ``t``, float64: 1 at its start, 0 at the clean image.
+
+        Equal steps of the sampler are equal steps of position.
+        """
+        return t.double() / self.t_max
+
+    def time_of_position(self, position: Tensor) -> Tensor:
+        """The inverse of :meth:`position`."""
+        return position.double() * self.t_max
 
     def match(self, other: Process, t: Tensor) -> Tensor:
         """The time of this process with the signal-to-noise ratio that ``other`` has at ``t``, float64."""
@@ -213,6 +224,58 @@ class VPProcess(Process):
     def model_time(self, t: Tensor) -> Tensor:
         """``t`` itself."""
         return t.double()
+
+    def position(self, t: Tensor) -> Tensor:
+        """``(t + 1) / T``: a sampler with trailing timesteps takes equal steps of it; 0 is behind the table."""
+        return (t.double() + 1.0) / self.num_train_timesteps
+
+    def time_of_position(self, position: Tensor) -> Tensor:
+        """``T position - 1``, not below the table."""
+        return (position.double() * self.num_train_timesteps - 1.0).clamp(min=0.0)
+
+
+class EDMProcess(Process):
+    """Variance exploding (Karras et al. 2022): ``alpha = 1``, ``sigma = t``; networks are fed ``log(t) / 4``."""
+
+    name = "edm"
+    num_train_timesteps = 1000
+    rho = 7.0
+
+    def __init__(self, *, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
+        """Takes the range of noise levels."""
+        self.t_min, self.t_max = sigma_min, sigma_max
+
+    def angle(self, t: Tensor) -> Tensor:
+        """``atan(t)``."""
+        return torch.atan(t.double())
+
+    def time_at(self, angle: Tensor) -> Tensor:
+        """``tan``, clamped to the range."""
+        return torch.tan(angle.double()).clamp(self.t_min, self.t_max)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(t, dtype=torch.float64)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """``t``."""
+        return t.double()
+
+    def model_time(self, t: Tensor) -> Tensor:
+        """``log(t) / 4``."""
+        return t.double().log() / 4.0
+
+    def position(self, t: Tensor) -> Tensor:
+        """Where Karras' grid with rho = 7 has ``t``."""
+        low, high = self.t_min ** (1 / self.rho), self.t_max ** (1 / self.rho)
+        place: Tensor = (t.double() ** (1 / self.rho) - low) / (high - low)
+        return place
+
+    def time_of_position(self, position: Tensor) -> Tensor:
+        """The inverse of :meth:`position`."""
+        low, high = self.t_min ** (1 / self.rho), self.t_max ** (1 / self.rho)
+        time: Tensor = (low + position.double() * (high - low)) ** self.rho
+        return time
 
 
 _Coefficient = Tensor | float

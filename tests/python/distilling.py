@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from ddx.methods.base import Batch
-from ddx.methods.config import LCMConfig
 from ddx.methods.draws import Draws
-from ddx.methods.lcm import LCM
+from ddx.methods.lcm import LCM, LCMConfig
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
 from ddx.teachers.registry import load_teacher

@@ -8,15 +8,16 @@ clipping, parallelism, checkpoints. A method knows neither the trainer nor where
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ddx.methods.draws import Draws
-from ddx.teachers.base import Teacher
+from ddx.networks.lora import shared_copy
+from ddx.teachers.base import Sampler, Teacher
 from ddx.teachers.condition import Condition
 
 ConfigT = TypeVar("ConfigT")
@@ -28,13 +29,16 @@ class NetworkSpec:
     """A network beside the frozen teacher.
 
     A network with `average_of` is an exponential average of that one, moved by `decay` after each of its updates;
-    every other one is trained by an optimiser of its own, at the run's learning rate times `learning_rate_scale`.
+    with a decay of 1 it is a snapshot, which moves only when the method renews it. Every other one is trained by an
+    optimiser of its own, at the run's learning rate times `learning_rate_scale`; a copy of the teacher's network is
+    trained in full or, when the run says so, by low-rank matrices (`lora`), what a method adds always in full.
     """
 
     name: str
     average_of: str | None = None
     decay: float = 0.0
     learning_rate_scale: float = 1.0
+    lora: bool = True
 
     @property
     def trained(self) -> bool:
@@ -73,10 +77,13 @@ class Batch:
 class Losses:
     """The loss of each row for every network that the turn trains, float32 `[B]`; and numbers worth tracking, `[B]`.
 
-    dropped: by network, bool `[B]`: rows whose loss was not finite and which the loss counts as 0, with no gradient.
+    secondary: by network, a further loss of each row, weighted, which the trainer adds to the first or balances with
+    it. dropped: by network, bool `[B]`: rows whose loss was not finite and which the loss counts as 0, with no
+    gradient.
     """
 
     by_network: Mapping[str, Tensor]
+    secondary: Mapping[str, Tensor] = field(default_factory=dict)
     dropped: Mapping[str, Tensor] = field(default_factory=dict)
     tracked: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -84,9 +91,17 @@ class Losses:
 class Method(ABC, Generic[ConfigT]):
     """One distillation method for one teacher."""
 
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Settings of the trainer that the method wants, below presets and what users give."""
+    sampler: ClassVar[Sampler] = "consistency"
+    """How the exported student draws in several steps."""
+    folded_steps: ClassVar[tuple[int, ...]] = ()
+    """The step counts that get a folder each, of a student whose weights depend on it; none: one folder serves all."""
+
     def __init__(self, config: ConfigT, teacher: Teacher) -> None:
         self.config = config
         self.teacher = teacher
+        self.shares_backbone = False  # whether copies of the teacher's network are trees around its own frozen weights
 
     @abstractmethod
     def networks(self) -> tuple[NetworkSpec, ...]:
@@ -98,7 +113,24 @@ class Method(ABC, Generic[ConfigT]):
 
     def build(self, spec: NetworkSpec) -> nn.Module:
         """Return the network of `spec`, trainable, float32: by default a copy of the teacher's."""
+        return self.new_network()
+
+    def new_network(self) -> nn.Module:
+        """Return a copy of the teacher's network: of its own float32 weights, or around the shared frozen ones."""
+        if self.shares_backbone:
+            return shared_copy(self.teacher.network())
         return self.teacher.new_student_network(torch.float32)
+
+    def renewed(self, step: int) -> tuple[str, ...]:
+        """Return the averages that become equal to their source before step `step`: where a stage begins."""
+        return ()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what the method itself carries from step to step, live tensors: checkpoints keep and restore it."""
+        return {}
+
+    def end_step(self, mean: Callable[[Tensor], Tensor]) -> None:
+        """Count what the step has shown; `mean` averages a tensor over the ranks."""
 
     @abstractmethod
     def losses(self, turn: Turn, batch: Batch, networks: Mapping[str, nn.Module]) -> Losses:
@@ -114,12 +146,16 @@ class Method(ABC, Generic[ConfigT]):
         """
 
     @abstractmethod
-    def plain_network(self, student: nn.Module) -> nn.Module:
+    def plain_network(self, student: nn.Module, num_steps: int = 1) -> nn.Module:
         """Return the student as a network of the teacher's class, with everything that was added folded in.
 
-        It may share storage with `student`, which must not be trained any further.
+        It may share storage with `student`, which must not be trained any further. `num_steps` matters to a method with
+        :attr:`folded_steps` alone.
         """
 
     def export_notes(self) -> dict[str, Any]:
-        """Return what a reader of the exported folder must know, such as the guidance that was folded in."""
+        """Return what a reader of the exported folder must know, such as the guidance that was folded in.
+
+        "first_sigma" (flow) or "first_timestep" (VP) says where drawing starts, if not at the noisiest time.
+        """
         return {}

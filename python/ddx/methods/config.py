@@ -1,56 +1,32 @@
-"""The settings of every method, free of torch so that the command line can show them at once."""
+"""Settings that methods share. A method's own ones stand in its file, as a subclass of these."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from ddx.config import option
 from ddx.errors import UsageError
 
+TIME_SAMPLING = ("uniform", "logit-normal", "log-normal", "shifted", "grid", "set")
+
+
+def changed(config: type[Any], name: str, default: Any) -> Any:
+    """Return the field `name` of `config` with another default, for a subclass in whose paper it is another."""
+    field = next(field for field in dataclasses.fields(config) if field.name == name)
+    return dataclasses.field(default=default, metadata=dict(field.metadata))
+
 
 @dataclass(frozen=True, kw_only=True)
-class LCMConfig:
-    """Latent consistency distillation (Luo et al. 2023). The defaults are the published form."""
+class GuidanceConfig:
+    """At which guidance a student draws: one fixed scale, or a range of them that it takes as an input."""
 
-    solver_steps: int = option(50, "number N of grid intervals between noise and picture")
-    solver_steps_start: int | None = option(None, "N at the start, doubled on the way (none: N throughout)")
-    solver_substeps: int = option(1, "teacher solver steps within one grid interval")
-    solver_order: int = option(1, "1: DDIM, on flow Euler; 2: Adams-Bashforth from the second substep on")
-    grid_shift: float = option(1.0, "shift k of the grid towards noise, k t / (1 + (k - 1) t)")
-    guidance_min: float | None = option(None, "lowest guidance trained (none: 4 for flow, 6 for VP teachers)")
-    guidance_max: float | None = option(None, "highest guidance trained (none: 6 for flow, 16 for VP)")
+    guidance_min: float | None = option(None, "lowest guidance trained (none: the teacher's default)")
+    guidance_max: float | None = option(None, "highest guidance trained (none: the teacher's default)")
     export_guidance: float | None = option(None, "guidance of the exported student (none: the teacher's default)")
-    loss: str = option("huber", "distance between the two predictions", choices=("huber", "l2"))
-    huber_c: float = option(0.001, "the distance where Huber's loss turns from square to linear")
-    loss_space: str = option("x0", "what the distance is taken of", choices=("x0", "velocity"))
-    target_decay: float = option(0.95, "decay of the target, an average of the student; 0: the student itself")
-    sigma_data: float = option(0.5, "s of the boundary condition c_skip, c_out (VP teachers)")
-    timestep_scaling: float = option(10.0, "factor on the timestep in c_skip and c_out (VP teachers)")
-    time_sampling: str = option("uniform", "how grid times are drawn", choices=("uniform", "logit-normal", "shifted"))
-    time_mean: float = option(0.0, "mean of the logit-normal times")
-    time_std: float = option(1.0, "standard deviation of the logit-normal times")
-    time_shift: float = option(3.0, "shift k of the shifted times; above 1 prefers noise")
-    noise_share: float = option(0.0, "share of rows trained at pure noise, on top of the drawn ones")
 
     def __post_init__(self) -> None:
-        for name in ("solver_steps", "solver_substeps"):
-            _at_least(name, getattr(self, name), 1)
-        if self.solver_order not in (1, 2):
-            raise UsageError(f"solver_order = {self.solver_order} is not 1 or 2", hint="--solver-order 1 or 2")
-        if self.solver_steps_start is not None and not 1 <= self.solver_steps_start <= self.solver_steps:
-            raise UsageError(
-                f"solver_steps_start = {self.solver_steps_start} is not in 1 … solver_steps = {self.solver_steps}",
-                hint="leave it away, or raise --solver-steps",
-            )
-        for name in ("grid_shift", "huber_c", "sigma_data", "timestep_scaling", "time_std", "time_shift"):
-            if getattr(self, name) <= 0.0:
-                raise UsageError(
-                    f"{name} = {getattr(self, name)} must be above 0", hint=f"leave {name} away for its default"
-                )
-        for name, below in (("target_decay", True), ("noise_share", False)):
-            value = getattr(self, name)
-            if not (0.0 <= value < 1.0 or (not below and value == 1.0)):
-                raise UsageError(f"{name} = {value} is not in [0, 1{')' if below else ']'}", hint=f"leave {name} away")
         low, high = self.guidance_min, self.guidance_max
         if low is not None and high is not None and low > high:
             raise UsageError(
@@ -59,8 +35,56 @@ class LCMConfig:
             )
 
 
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise UsageError(
-            f"{name} = {value} must be at least {least}", hint=f"--{name.replace('_', '-')} {least} or more"
-        )
+@dataclass(frozen=True, kw_only=True)
+class TimeConfig:
+    """How the times of a loss are drawn, in flow time: sigma / (alpha + sigma), 1 is noise."""
+
+    time_sampling: str = option("uniform", "how times are drawn", choices=TIME_SAMPLING)
+    time_mean: float = option(0.0, "mean of log(sigma / alpha), of logit-normal and log-normal times")
+    time_std: float = option(1.0, "standard deviation of log(sigma / alpha)")
+    time_shift: float = option(3.0, "shift k of the shifted times; above 1 prefers noise")
+    time_levels: int = option(4, "number of levels of time_sampling grid")
+    time_set: tuple[float, ...] = option((1.0, 0.75, 0.5, 0.25), "the times of time_sampling set", metavar="T,T,…")
+    time_adaptive: bool = option(False, "draw times more often where the loss is large, with importance weights")
+
+    def __post_init__(self) -> None:
+        above_zero(self, "time_std", "time_shift")
+        at_least(self, 1, "time_levels")
+        if not self.time_set or not all(0.0 < t <= 1.0 for t in self.time_set):
+            raise UsageError(f"time_set = {self.time_set} is not in (0, 1]", hint="--time-set 1,0.75,0.5,0.25")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig(GuidanceConfig, TimeConfig):
+    """What every method that sees its teacher as flow matching has."""
+
+    def __post_init__(self) -> None:
+        GuidanceConfig.__post_init__(self)
+        TimeConfig.__post_init__(self)
+
+
+def at_least(config: Any, least: float, *names: str) -> None:
+    """Raise UsageError for the first of these fields that is below `least` (None passes)."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise UsageError(
+                f"{name} = {value} must be at least {least}", hint=f"--{name.replace('_', '-')} {least} or more"
+            )
+
+
+def above_zero(config: Any, *names: str) -> None:
+    """Raise UsageError for the first of these fields that is not above 0 (None passes)."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value > 0.0:
+            raise UsageError(f"{name} = {value} must be above 0", hint=f"leave {name} away for its default")
+
+
+def within(config: Any, low: float, high: float, *names: str, open_end: bool = False) -> None:
+    """Raise UsageError for the first of these fields that is not in [low, high], or [low, high) with `open_end`."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not (low <= value < high or (value == high and not open_end)):
+            bracket = ")" if open_end else "]"
+            raise UsageError(f"{name} = {value} is not in [{low:g}, {high:g}{bracket}", hint=f"leave {name} away")

@@ -10,22 +10,59 @@ VP:    f = c_skip x_t + c_out x0(x_t, t)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ddx.config import option
+from ddx.errors import UsageError
 from ddx.kernels.consistency import guarded_consistency_loss
-from ddx.methods.base import STUDENT, Batch, Losses, Method, NetworkSpec, Turn
-from ddx.methods.config import LCMConfig
-from ddx.methods.time_sampling import grid_index, sample_positions
-from ddx.networks.guidance import add_guidance_embedder, fold_guidance, guidance_input
+from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
+from ddx.methods.config import FlowConfig, above_zero, at_least, within
+from ddx.methods.flow_method import FlowMethod
+from ddx.methods.flow_view import rows
+from ddx.methods.time_sampling import grid_index, sample_times
+from ddx.networks.guidance import guidance_input
 from ddx.process import FlowProcess, Process, VPProcess
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
 
 TARGET = "target"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LCMConfig(FlowConfig):
+    """The published form. Guidance ranges over 4 to 6 for flow teachers, 6 to 16 for VP, unless it is given."""
+
+    solver_steps: int = option(50, "number N of grid intervals between noise and picture")
+    solver_steps_start: int | None = option(None, "N at the start, doubled on the way (none: N throughout)")
+    solver_substeps: int = option(1, "teacher solver steps within one grid interval")
+    solver_order: int = option(1, "1: DDIM, on flow Euler; 2: Adams-Bashforth from the second substep on")
+    grid_shift: float = option(1.0, "shift k of the grid towards noise, k t / (1 + (k - 1) t)")
+    loss: str = option("huber", "distance between the two predictions", choices=("huber", "l2"))
+    huber_c: float = option(0.001, "the distance where Huber's loss turns from square to linear")
+    loss_space: str = option("x0", "what the distance is taken of", choices=("x0", "velocity"))
+    target_decay: float = option(0.95, "decay of the target, an average of the student; 0: the student itself")
+    sigma_data: float = option(0.5, "s of the boundary condition c_skip, c_out (VP teachers)")
+    timestep_scaling: float = option(10.0, "factor on the timestep in c_skip and c_out (VP teachers)")
+    noise_share: float = option(0.0, "share of rows trained at pure noise, on top of the drawn ones")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "solver_steps", "solver_substeps")
+        if self.solver_order not in (1, 2):
+            raise UsageError(f"solver_order = {self.solver_order} is not 1 or 2", hint="--solver-order 1 or 2")
+        if self.solver_steps_start is not None and not 1 <= self.solver_steps_start <= self.solver_steps:
+            raise UsageError(
+                f"solver_steps_start = {self.solver_steps_start} is not in 1 … solver_steps = {self.solver_steps}",
+                hint="leave it away, or raise --solver-steps",
+            )
+        above_zero(self, "grid_shift", "huber_c", "sigma_data", "timestep_scaling")
+        within(self, 0.0, 1.0, "target_decay", open_end=True)
+        within(self, 0.0, 1.0, "noise_share")
 
 
 def solver_grid(process: Process, num_intervals: int, shift: float = 1.0) -> Tensor:
@@ -49,32 +86,16 @@ def intervals_at(progress: float, final: int, start: int | None) -> int:
     return stages[min(int(progress * len(stages)), len(stages) - 1)]
 
 
-class LCM(Method[LCMConfig]):
+class LCM(FlowMethod[LCMConfig]):
     """Latent consistency distillation."""
 
     def __init__(self, config: LCMConfig, teacher: Teacher) -> None:
         super().__init__(config, teacher)
-        low, high = (4.0, 6.0) if isinstance(teacher.process, FlowProcess) else (6.0, 16.0)
-        self.guidance_min = config.guidance_min if config.guidance_min is not None else low
-        self.guidance_max = config.guidance_max if config.guidance_max is not None else high
-        if config.guidance_min is None:
-            self.guidance_min = min(self.guidance_min, self.guidance_max)
-        if config.guidance_max is None:
-            self.guidance_max = max(self.guidance_min, self.guidance_max)
         self.process = teacher.process
 
-    @property
-    def takes_guidance(self) -> bool:
-        """Whether guidance is an input of the student, and not one fixed number."""
-        return self.guidance_min < self.guidance_max
-
-    @property
-    def export_guidance(self) -> float:
-        """The guidance that an exported student draws with."""
-        wanted = self.config.export_guidance
-        if wanted is None:
-            wanted = self.teacher.default_guidance
-        return min(max(wanted, self.guidance_min), self.guidance_max)
+    def usual_guidance(self) -> tuple[float, float]:
+        """Return the published ranges."""
+        return (4.0, 6.0) if isinstance(self.teacher.process, FlowProcess) else (6.0, 16.0)
 
     def networks(self) -> tuple[NetworkSpec, ...]:
         """Return the student, and the target unless the student is its own."""
@@ -83,11 +104,6 @@ class LCM(Method[LCMConfig]):
             return (student,)
         return student, NetworkSpec(name=TARGET, average_of=STUDENT, decay=self.config.target_decay)
 
-    def build(self, spec: NetworkSpec) -> nn.Module:
-        """Return a copy of the teacher's network, which takes guidance if the method trains a range of it."""
-        network = super().build(spec)
-        return add_guidance_embedder(self.teacher, network) if self.takes_guidance else network
-
     def losses(self, turn: Turn, batch: Batch, networks: Mapping[str, nn.Module]) -> Losses:
         """Return the consistency loss of each row, and which rows were dropped."""
         config, student = self.config, networks[STUDENT]
@@ -95,7 +111,7 @@ class LCM(Method[LCMConfig]):
         grid = solver_grid(self.process, intervals, config.grid_shift).to(batch.x0.device)
         index = self._draw_index(batch, intervals)
         t, r = grid[index], grid[index - 1]
-        guidance = self.guidance_min + (self.guidance_max - self.guidance_min) * batch.draws.uniform()
+        guidance = self.draw_guidance(batch)
         x_t = self.process.add_noise(batch.x0, batch.draws.normal(*batch.x0.shape[1:]), t)
 
         with torch.no_grad():
@@ -103,7 +119,7 @@ class LCM(Method[LCMConfig]):
             target = self.consistency(networks.get(TARGET, student), x_r, r, batch.condition, guidance)
         prediction = self.consistency(student, x_t, t, batch.condition, guidance)
         if config.loss_space == "velocity":
-            scale = _rows(self._velocity_scale(t), x_t)
+            scale = rows(self._velocity_scale(t), x_t)
             prediction, target = scale * prediction, scale * target
         huber_c = config.huber_c if config.loss == "huber" else None
         loss, dropped = guarded_consistency_loss(prediction, target, c=huber_c)
@@ -121,7 +137,7 @@ class LCM(Method[LCMConfig]):
         scaled = self.config.timestep_scaling * t
         total = scaled**2 + self.config.sigma_data**2
         c_skip, c_out = self.config.sigma_data**2 / total, scaled / total.sqrt()
-        return _rows(c_skip, x_t) * x_t + _rows(c_out, x0) * x0
+        return rows(c_skip, x_t) * x_t + rows(c_out, x0) * x0
 
     def teacher_step(
         self, x_t: Tensor, t: Tensor, r: Tensor, condition: Condition, null: Condition, guidance: Tensor | float
@@ -140,7 +156,7 @@ class LCM(Method[LCMConfig]):
             if before is not None and self.config.solver_order == 2:
                 ratio = (clock[step + 1] - clock[step]) / (clock[step] - clock[step - 1])
                 # an interval of no length, the last one of a grid of every timestep, has no ratio and needs none
-                corrected = slope + _rows(0.5 * ratio.nan_to_num(0.0), x) * (slope - before)
+                corrected = slope + rows(0.5 * ratio.nan_to_num(0.0), x) * (slope - before)
             else:
                 corrected = slope
             x = self.process.solver_step(corrected, x, now, after, "flow")
@@ -163,10 +179,6 @@ class LCM(Method[LCMConfig]):
             x = self.consistency(student, x, t, condition, scale)
         return x
 
-    def plain_network(self, student: nn.Module) -> nn.Module:
-        """Return the student with `export_guidance` folded in."""
-        return fold_guidance(self.teacher, student, self.export_guidance)
-
     def export_notes(self) -> dict[str, Any]:
         """Return the guidance of the exported student and the range that was trained."""
         return {"guidance": self.export_guidance, "guidance_range": [self.guidance_min, self.guidance_max]}
@@ -174,13 +186,7 @@ class LCM(Method[LCMConfig]):
     def _draw_index(self, batch: Batch, intervals: int) -> Tensor:
         """Return the upper end n in 1..N of each row's grid interval, int64 `[B]`."""
         config = self.config
-        positions = sample_positions(
-            batch.draws.uniform(),
-            kind=config.time_sampling,
-            mean=config.time_mean,
-            std=config.time_std,
-            shift=config.time_shift,
-        )
+        positions = sample_times(batch.draws.uniform(), config, t_min=0.0, t_max=1.0)
         index = grid_index(positions, intervals)
         if config.noise_share > 0.0:
             index = torch.where(batch.draws.uniform() < config.noise_share, intervals, index)
@@ -190,7 +196,3 @@ class LCM(Method[LCMConfig]):
         """Return (alpha + sigma) / sigma `[B]`: a difference of clean pictures times it is one of flow velocities."""
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)
         return (alpha + sigma) / sigma
-
-
-def _rows(coefficient: Tensor, images: Tensor) -> Tensor:
-    return coefficient.to(images.device, images.dtype).reshape(-1, *(1,) * (images.ndim - 1))

@@ -1,4 +1,4 @@
-"""The methods that ddx knows, listed without torch; `load_method` brings one to life."""
+"""The methods that ddx knows, listed without torch; a method's file is imported when it is chosen."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ddx.errors import UsageError, nearest
-from ddx.methods.config import LCMConfig
 
 if TYPE_CHECKING:
     from ddx.methods.base import Method
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSpec:
-    """What one needs to know to choose a method."""
+    """What one needs to know to choose a method. Its file is ddx.methods.<name>."""
 
     name: str
     title: str
@@ -24,25 +23,45 @@ class MethodSpec:
     data: str  # "images": pictures with captions; "captions": captions are enough
     networks: tuple[str, ...]  # beside the frozen teacher
     relative_cost: float  # forward passes of one network for one row of one step; a backward pass counts as two
-    config: type[Any]
-    implementation: str  # "module:class"
+    implementation: str  # its class; its settings are <class>Config
+
+    @property
+    def config(self) -> type[Any]:
+        """The class of its settings; imports torch."""
+        config: type[Any] = self._load(self.implementation + "Config")
+        return config
+
+    @property
+    def method(self) -> type[Method[Any]]:
+        """Its class; imports torch."""
+        method: type[Method[Any]] = self._load(self.implementation)
+        return method
+
+    def _load(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(f"ddx.methods.{self.name.replace('-', '_')}"), attribute)
 
 
-METHODS: dict[str, MethodSpec] = {
-    spec.name: spec
-    for spec in (
-        MethodSpec(
-            name="lcm",
-            title="Latent consistency distillation with guidance",
-            paper="Luo et al. 2023, Latent Consistency Models, arXiv:2310.04378",
-            data="images",
-            networks=("student", "target"),
-            relative_cost=6.0,
-            config=LCMConfig,
-            implementation="ddx.methods.lcm:LCM",
-        ),
+def _row(
+    name: str, implementation: str, cost: float, data: str, networks: str, title: str, paper: str
+) -> tuple[str, MethodSpec]:
+    return name, MethodSpec(
+        name=name,
+        title=title,
+        paper=paper,
+        data=data,
+        networks=tuple(networks.split()),
+        relative_cost=cost,
+        implementation=implementation,
     )
-}
+
+
+METHODS: dict[str, MethodSpec] = dict(
+    (
+        _row("lcm", "LCM", 6.0, "images", "student target",
+             "Latent consistency distillation with guidance",
+             "Luo et al. 2023, Latent Consistency Models, arXiv:2310.04378"),
+    )
+)  # fmt: skip
 
 
 def method_spec(name: str) -> MethodSpec:
@@ -56,7 +75,4 @@ def method_spec(name: str) -> MethodSpec:
 
 def load_method(name: str, config: Any, teacher: Teacher) -> Method[Any]:
     """Return method `name` for `teacher`; `config` is an instance of its config class."""
-    spec = method_spec(name)
-    module, _, attribute = spec.implementation.partition(":")
-    method: Method[Any] = getattr(importlib.import_module(module), attribute)(config, teacher)
-    return method
+    return method_spec(name).method(config, teacher)

@@ -1,12 +1,19 @@
-"""How training times are drawn: monotone maps from a uniform number to a position on [0, 1), 1 being noise.
+"""How training times are drawn: monotone maps from a uniform number to a time, 1 being noise.
 
-They act on the uniform numbers that belong to the rows, so that a draw is the same on any number of ranks.
+They act on the uniform numbers that belong to the rows, so that a draw is the same on any number of ranks. A position
+on [0, 1) is a flow time, sigma / (alpha + sigma), whose logit is log(sigma / alpha): so the logit-normal times of Esser
+et al. 2024 and the log-normal noise levels of Karras et al. 2022 are one distribution under two names.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from ddx.methods.config import TimeConfig
 
 
 def uniform(u: Tensor) -> Tensor:
@@ -15,7 +22,7 @@ def uniform(u: Tensor) -> Tensor:
 
 
 def logit_normal(u: Tensor, *, mean: float, std: float) -> Tensor:
-    """Return positions whose logit is normal (Esser et al. 2024), float64, the shape of `u` in [0, 1)."""
+    """Return positions whose logit is normal, float64, the shape of `u` in [0, 1)."""
     inside = u.double().clamp(1e-9, 1.0 - 1e-9)
     return torch.sigmoid(mean + std * torch.special.ndtri(inside))
 
@@ -26,18 +33,100 @@ def shifted(u: Tensor, *, shift: float) -> Tensor:
     return shift * u / (1.0 + (shift - 1.0) * u)
 
 
-def sample_positions(u: Tensor, *, kind: str, mean: float = 0.0, std: float = 1.0, shift: float = 1.0) -> Tensor:
-    """Return positions in [0, 1) float64 for uniform `u`, by the `kind` of distribution: its name in the configs."""
+def sample_positions(
+    u: Tensor, *, kind: str, mean: float = 0.0, std: float = 1.0, shift: float = 1.0, levels: int = 1
+) -> Tensor:
+    """Return positions in [0, 1] float64 for uniform `u`, by the `kind` of distribution: its name in the configs."""
     match kind:
         case "uniform":
             return uniform(u)
-        case "logit-normal":
+        case "logit-normal" | "log-normal":
             return logit_normal(u, mean=mean, std=std)
         case "shifted":
             return shifted(u, shift=shift)
+        case "grid":
+            return grid_index(u, levels) / levels
     raise ValueError(f"unknown time sampling {kind!r}")
 
 
 def grid_index(position: Tensor, num_intervals: int) -> Tensor:
     """Return n in 1..N, int64: the upper end of the grid interval that holds `position` in [0, 1)."""
     return (position * num_intervals).floor().long().clamp(0, num_intervals - 1) + 1
+
+
+def sample_times(u: Tensor, config: TimeConfig, *, t_min: float, t_max: float) -> Tensor:
+    """Return flow times in [t_min, t_max], float64, the shape of `u`, as `config` says.
+
+    Uniform, shifted and grid times cover the range; normal ones and those of a set are cut to it.
+    """
+    match config.time_sampling:
+        case "set":
+            times = torch.tensor(sorted(config.time_set), dtype=torch.float64, device=u.device)
+            return times[grid_index(u, len(times)) - 1].clamp(t_min, t_max)
+        case "logit-normal" | "log-normal":
+            return logit_normal(u, mean=config.time_mean, std=config.time_std).clamp(t_min, t_max)
+    positions = sample_positions(u, kind=config.time_sampling, shift=config.time_shift, levels=config.time_levels)
+    return t_min + (t_max - t_min) * positions.double()
+
+
+@dataclass(frozen=True)
+class Times:
+    """The times of a batch. t: flow times float64 `[B]`; `weigh` must see their losses."""
+
+    t: Tensor
+    quantile: Tensor  # where each time is in the distribution that the method asks for, float64 [B]
+    weight: Tensor  # importance weights, float32 [B]: 1 unless the sampling adapts
+    note: Callable[[Tensor, Tensor], None] | None = None
+
+    def weigh(self, loss: Tensor) -> Tensor:
+        """Return the loss of each row `[B]` with its importance weight; an adaptive sampler takes note of it."""
+        if self.note is None:
+            return loss
+        self.note(self.quantile, loss.detach())
+        return loss * self.weight
+
+
+class AdaptiveTimes:
+    """A running histogram of the loss over the quantiles of the method's own time distribution.
+
+    Quantiles are drawn in proportion to the mean loss of their bin, `floor` of them evenly, and weighted by the inverse
+    of that density: the expected loss and gradient stay what the method defines, with less variance where the loss is
+    uneven. Losses are collected during a step and counted at its end, over all ranks, so every row of a step is drawn
+    from one density.
+    """
+
+    def __init__(self, num_bins: int = 32, *, decay: float = 0.99, floor: float = 0.2) -> None:
+        self.decay, self.floor = decay, floor
+        self.sums = torch.zeros(2, num_bins, dtype=torch.float64)  # decayed loss and count
+        self._pending = torch.zeros_like(self.sums)
+
+    def density(self) -> Tensor:
+        """Return the density of each bin, float64 `[bins]`, whose mean is 1."""
+        loss, count = self.sums
+        seen = count > 0.0
+        if not bool(seen.all()) or not float(loss.sum()) > 0.0:
+            return torch.ones_like(loss)
+        mean = loss / count
+        density: Tensor = self.floor + (1.0 - self.floor) * mean / mean.mean()
+        return density
+
+    def draw(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return quantiles float64 and their importance weights float32 for uniform numbers, both `[B]`."""
+        density = self.density().to(u.device)
+        edges = torch.cat([density.new_zeros(1), density.cumsum(0)]) / density.sum()
+        index = (torch.searchsorted(edges, u.double(), right=True) - 1).clamp(0, len(density) - 1)
+        inside = (u.double() - edges[index]) / (edges[index + 1] - edges[index])
+        return (index + inside.clamp(0.0, 1.0)) / len(density), (1.0 / density[index]).float()
+
+    def note(self, quantile: Tensor, loss: Tensor) -> None:
+        """Take down the unweighted loss of rows, both `[B]`; those that are not finite are left out."""
+        loss, quantile = loss.detach().double().cpu(), quantile.cpu()
+        finite = torch.isfinite(loss)
+        index = (quantile * self.sums.shape[1]).long().clamp(0, self.sums.shape[1] - 1)[finite]
+        self._pending[0].index_add_(0, index, loss[finite].abs())
+        self._pending[1].index_add_(0, index, torch.ones(len(index), dtype=torch.float64))
+
+    def end_step(self, mean: Callable[[Tensor], Tensor]) -> None:
+        """Count what was noted; `mean` averages a tensor over the ranks."""
+        self.sums.mul_(self.decay).add_(mean(self._pending))
+        self._pending.zero_()

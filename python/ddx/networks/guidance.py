@@ -1,92 +1,89 @@
-"""Guidance as an input of a student: an embedding added to its time embedding, and folded away for export.
+"""Guidance, and the length of a step, as inputs of a student; see :mod:`ddx.teachers.scalar_input`.
 
-The embedder's last layer starts at zero, so the student starts as the teacher exactly; its first one does not, or
-else only the last bias would ever move. For one fixed guidance scale the embedding is a constant, and adding it to
-the bias of the layer that it enters at gives a network of the teacher's own class (equal to about 3e-7 in float32).
+guidance  the scale s of ``uncond + s (cond - uncond)``
+interval  how far the student jumps, ``t - r`` in positions of the sampler (1 is all the way from noise to picture); its
+          embedding is multiplied by it, so at r = t the student is a velocity model of one time exactly
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
+from ddx.networks.lora import plain_state
 from ddx.teachers.base import Teacher
+from ddx.teachers.scalar_input import ScalarEmbedder, add_embedder, find_embedder, scalar_input
 
-NAME = "guidance_embedder"
+GUIDANCE = "guidance_embedder"
+INTERVAL = "interval_embedder"
+EMBEDDERS = (GUIDANCE, INTERVAL)
 
 
-class GuidanceEmbedder(nn.Module):
-    """Fourier features of the guidance scale, then two linears; the output is 0 until the last one is trained."""
+def guidance_embedder(width: int) -> ScalarEmbedder:
+    """Return an embedder for guidance scales."""
+    return ScalarEmbedder(width)
 
-    frequencies: Tensor
 
-    def __init__(self, width: int, *, num_features: int = 64, highest: float = 2.0, lowest: float = 0.002) -> None:
-        """Take the width of the time embedding; frequencies, in radians a unit of guidance, fall to the lowest."""
-        super().__init__()
-        steps = torch.linspace(math.log(highest), math.log(lowest), num_features // 2)
-        self.register_buffer("frequencies", steps.exp(), persistent=False)
-        self.hidden = nn.Linear(num_features, width)
-        self.last = nn.Linear(width, width)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
-        self.scale: Tensor | None = None  # guidance [B] of the forward pass under way, see `guidance_input`
-
-    def forward(self, guidance: Tensor) -> Tensor:
-        """Return embeddings `[B, width]` in the layers' dtype for guidance scales `[B]`."""
-        angles = guidance.float().reshape(-1, 1) * self.frequencies
-        features = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.hidden.weight.dtype)
-        embedding: Tensor = self.last(nn.functional.silu(self.hidden(features)))
-        return embedding
+def interval_embedder(width: int) -> ScalarEmbedder:
+    """Return an embedder for intervals in [0, 1]."""
+    return ScalarEmbedder(width, highest=30.0, lowest=0.1, vanishes_at_zero=True)
 
 
 def add_guidance_embedder(teacher: Teacher, network: nn.Module) -> nn.Module:
     """Let `network`, a student of the teacher's class, take guidance (in place); returns it."""
-    linear = teacher.time_embedding_linear(network)
-    embedder = GuidanceEmbedder(linear.out_features).to(linear.weight.device, linear.weight.dtype)
-    network.add_module(NAME, embedder)
-
-    def add_embedding(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if embedder.scale is None:
-            raise RuntimeError("this network takes guidance: call it inside guidance_input(network, scale)")
-        embedding: Tensor = embedder(embedder.scale)
-        return output + embedding.to(output.dtype)
-
-    linear.register_forward_hook(add_embedding)
-    return network
+    return _add(teacher, network, GUIDANCE)
 
 
-@contextmanager
-def guidance_input(network: nn.Module, guidance: Tensor | float) -> Iterator[None]:
+def add_interval_embedder(teacher: Teacher, network: nn.Module) -> nn.Module:
+    """Let `network`, a student of the teacher's class, take the length of its step (in place); returns it."""
+    return _add(teacher, network, INTERVAL)
+
+
+def guidance_input(network: nn.Module, guidance: Tensor | float) -> AbstractContextManager[None]:
     """Feed guidance, a number or `[B]`, to the forward passes inside; a network without the embedder ignores it."""
-    embedder = getattr(getattr(network, "module", network), NAME, None)
-    if embedder is None:
-        yield
-        return
-    previous = embedder.scale
-    device = embedder.last.weight.device
-    embedder.scale = torch.as_tensor(guidance, dtype=torch.float32).to(device).reshape(-1)
-    try:
-        yield
-    finally:
-        embedder.scale = previous
+    return scalar_input(network, GUIDANCE, guidance)
+
+
+def interval_input(
+    network: nn.Module, interval: Tensor | float, tangent: Tensor | float | None = None
+) -> AbstractContextManager[None]:
+    """Feed intervals, a number or `[B]`, to the forward passes inside; `tangent` is for dual forwards."""
+    return scalar_input(network, INTERVAL, interval, tangent)
+
+
+def fold_guidance(teacher: Teacher, network: nn.Module, guidance: float) -> nn.Module:
+    """Return a network of the teacher's class that equals `network` at this guidance. `network` is left as it is."""
+    return fold(teacher, network, {GUIDANCE: guidance})
 
 
 @torch.no_grad()
-def fold_guidance(teacher: Teacher, network: nn.Module, guidance: float) -> nn.Module:
-    """Return a network of the teacher's class that equals `network` at this guidance. `network` is left as it is.
+def fold(teacher: Teacher, network: nn.Module, numbers: Mapping[str, float]) -> nn.Module:
+    """Return a network of the teacher's class that equals `network` when its embedders are fed `numbers`, by name.
 
-    A network without the embedder is returned itself.
+    Low-rank additions are merged. A network that has neither is returned itself; `network` is left as it is.
     """
-    embedder = getattr(network, NAME, None)
-    if embedder is None:
+    found = {name: find_embedder(network, name) for name in EMBEDDERS}
+    embedders = {name: embedder for name, embedder in found.items() if embedder is not None}
+    state = plain_state(network)
+    if not embedders and state.keys() == network.state_dict().keys():
         return network
-    plain = teacher.new_student_network(next(network.parameters()).dtype)
-    state = {name: value for name, value in network.state_dict().items() if not name.startswith(NAME + ".")}
-    plain.load_state_dict(state)
-    embedding = embedder(torch.tensor([guidance], device=embedder.last.weight.device))[0]
-    teacher.time_embedding_linear(plain).bias.add_(embedding)
+    dtype = next(p.dtype for p in network.parameters() if p.is_floating_point())
+    plain = teacher.new_student_network(torch.promote_types(dtype, torch.float32))
+    plain.load_state_dict({name: value for name, value in state.items() if not name.startswith(EMBEDDERS)})
+    bias = teacher.time_embedding_linear(plain).bias
+    for name, embedder in embedders.items():
+        bias.add_(embedder(torch.tensor([numbers[name]], device=embedder.last.weight.device))[0])
     return plain
+
+
+def _add(teacher: Teacher, network: nn.Module, name: str) -> nn.Module:
+    linear = teacher.time_embedding_linear(network)
+    make = {GUIDANCE: guidance_embedder, INTERVAL: interval_embedder}[name]
+    # float32 whatever the network is in: behind a frozen backbone in bfloat16 it is still trained
+    dtype = torch.promote_types(linear.weight.dtype, torch.float32)
+    embedder = make(linear.out_features).to(linear.weight.device, dtype)
+    add_embedder(network, linear, name, embedder)
+    return network

@@ -63,10 +63,11 @@ def refold_guidance(student: StudentFolder, network: nn.Module, guidance: float)
 def _embedding(weights: dict[str, Tensor], guidance: float) -> Tensor:
     import torch
 
-    from ddx.networks.guidance import NAME, GuidanceEmbedder
+    from ddx.networks.guidance import GUIDANCE, guidance_embedder
 
-    own = {key.removeprefix(NAME + "."): value.float() for key, value in weights.items() if key.startswith(NAME + ".")}
-    embedder = GuidanceEmbedder(own["last.bias"].shape[0], num_features=own["hidden.weight"].shape[1])
+    prefix = GUIDANCE + "."
+    own = {key.removeprefix(prefix): value.float() for key, value in weights.items() if key.startswith(prefix)}
+    embedder = guidance_embedder(own["last.bias"].shape[0])
     embedder.load_state_dict(own)
     with torch.no_grad():
         embedding: Tensor = embedder(torch.tensor([guidance]))[0]

@@ -63,7 +63,26 @@ class StudentFolder:
     @property
     def takes_sigmas(self) -> bool:
         """Whether the noise levels are passed as `sigmas` (flow matching) and not chosen by the scheduler (VP)."""
-        return str((self.index.get("scheduler") or [None, ""])[1]).startswith("FlowMatch")
+        return self._scheduler.startswith("FlowMatch")
+
+    @property
+    def _scheduler(self) -> str:
+        return str((self.index.get("scheduler") or [None, ""])[1])
+
+    def for_steps(self, steps: int) -> Path:
+        """Return the folder inside that draws in `steps` steps: its own, or one that was folded for them.
+
+        UsageError for a number of steps that a student with folders of its own for each was not folded for.
+        """
+        folders = self.record.get("step_folders")
+        if not folders:
+            return self.folder
+        if str(steps) not in folders:
+            raise UsageError(
+                f"{self.name} draws in {', '.join(folders)} steps, not in {steps}: its weights depend on the number",
+                hint=f"--steps {next(iter(folders))}",
+            )
+        return self.folder / str(folders[str(steps)])
 
     @property
     def guidance(self) -> float | None:
@@ -100,14 +119,18 @@ class StudentFolder:
     def call_arguments(self, steps: int, *, resolution: int | None = None) -> dict[str, Any]:
         """Return the keyword arguments, beside prompt and generator, of the pipeline's call for `steps` steps.
 
-        Flow students: the LCM scheduler with shift 1, and explicit sigmas `1, (n-1)/n, …, 1/n`; its own grids would
-        end at the smallest sigma and waste the last step. VP students: LCM's grid for that number of steps.
+        Flow students: a scheduler with shift 1, and explicit sigmas `1, (n-1)/n, …, 1/n`, times the first one where
+        that is below 1; its own grids would end at the smallest sigma and waste the last step. VP students: equal steps
+        down from the first timestep where that is known, else LCM's grid for that number of steps.
         """
         side = resolution or self.resolution
         arguments: dict[str, Any] = {"num_inference_steps": steps}
+        shares = [(steps - step) / steps for step in range(steps)]
         if self.takes_sigmas:
-            recorded = self.record.get("sigmas", {}).get(str(steps))
-            arguments["sigmas"] = recorded or [(steps - step) / steps for step in range(steps)]
+            first = float(self.record.get("first_sigma", 1.0))
+            arguments["sigmas"] = [first * share for share in shares]
+        elif "first_timestep" in self.record and self._scheduler == "LCMScheduler":
+            arguments["timesteps"] = [round((self.record["first_timestep"] + 1) * share - 1) for share in shares]
         arguments |= {"guidance_scale": 1.0, "height": side, "width": side}
         if self.pipeline_class == "SanaPipeline":
             arguments["use_resolution_binning"] = False
@@ -155,6 +178,7 @@ class StudentPipeline:
         if getattr(self.pipeline, "transformer", None) is not None:
             fuse_if_faster(self.pipeline.transformer)
         self.guidance = self.files.guidance
+        self._weights_of = self.files.folder.resolve()
 
     def set_guidance(self, guidance: float) -> None:
         """Fold another guidance scale in. DdxError when the student does not take guidance, or nothing was kept."""
@@ -196,7 +220,22 @@ class StudentPipeline:
         pictures = self._call(prompt=None, generator=[_generator(seed) for seed in seeds], **arguments)
         return np.stack([np.asarray(picture) for picture in pictures])
 
+    def _load_for(self, steps: int) -> None:
+        """Take the weights that were folded for this number of steps, where they depend on it."""
+        folder = self.files.for_steps(steps)
+        if folder.resolve() == self._weights_of:
+            return
+        from safetensors.torch import load_file
+
+        denoiser = getattr(self.pipeline, self.files.denoiser_part)
+        state: dict[str, Any] = {}
+        for file in sorted((folder / self.files.denoiser_part).glob("*.safetensors")):
+            state |= load_file(file)
+        denoiser.load_state_dict(state)
+        self._weights_of = folder.resolve()
+
     def _arguments(self, steps: int, resolution: int | None) -> dict[str, Any]:
+        self._load_for(steps)
         limit = self.pipeline.scheduler.config.get("original_inference_steps")
         if limit is not None and steps > int(limit):
             raise UsageError(

@@ -6,11 +6,12 @@ A family adapter is the only place that knows a model's quirks. Everything outsi
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from ddx.process import PredictionKind, Process
 from ddx.teachers.components import component_config, content_hash, load_model, load_tokenizer
 from ddx.teachers.condition import Condition
 from ddx.teachers.hub import Source, read_json
+from ddx.teachers.scalar_input import moved_inputs
+
+Sampler = Literal["consistency", "ode"]
 
 
 class Teacher(ABC):
@@ -229,14 +233,18 @@ class Teacher(ABC):
         """:meth:`predict`, and its exact derivative along ``(dx_t, dt)``: both float32 ``[B, C, h, w]``, no gradients.
 
         dx_t: shaped as x_t; dt: float64, shaped as t. ``network`` is the bare one, not its data-parallel wrapper.
-        A derivative by time needs a family whose network takes times between the integers.
+        Numbers that are fed with a tangent (:mod:`ddx.teachers.scalar_input`) move along. A derivative by time needs a
+        family whose network takes times between the integers.
         """
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
+        def run(x: Tensor, time: Tensor, move: Tensor) -> Tensor:
+            with moved_inputs(network, move):
+                return self.predict(network, x, time, condition)
+
+        move = torch.zeros((), device=x_t.device)
         with sdpa_kernel(SDPBackend.MATH):  # the one form of softmax attention that has a forward-mode derivative
-            found = torch.func.jvp(
-                lambda x, time: self.predict(network, x, time, condition), (x_t, t), (dx_t, dt.to(t.dtype))
-            )
+            found = torch.func.jvp(run, (x_t, t, move), (dx_t, dt.to(t.dtype), torch.ones_like(move)))
         return found[0], found[1]
 
     def guided(
@@ -328,6 +336,34 @@ class Teacher(ABC):
         Its output is where other embeddings are added, and its bias is where a constant one is folded in.
         """
 
+    lora_targets: ClassVar[tuple[str, ...]]  # the layers that low-rank students train, by the ends of their names
+
+    @abstractmethod
+    def feature_layers(self, network: nn.Module) -> list[nn.Module]:
+        """The layers of the denoiser whose outputs a discriminator looks at, from early to late."""
+
+    def features(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> list[Tensor]:
+        """The outputs ``[B, C_k, h_k, w_k]`` of :meth:`feature_layers` in a :meth:`predict`; differentiable by x_t."""
+        found: list[Tensor] = []
+        handles = [
+            layer.register_forward_hook(lambda _module, _inputs, output: found.append(output))
+            for layer in self.feature_layers(network)
+        ]
+        try:
+            self.predict(network, x_t, t, condition)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [self._feature_map(value, x_t) for value in found]
+
+    def _feature_map(self, feature: Tensor, x_t: Tensor) -> Tensor:
+        """A layer's output as ``[B, C, h, w]``: tokens ``[B, N, D]`` of a picture go back to their places."""
+        if feature.ndim == 4:
+            return feature
+        rows = max(1, round(math.sqrt(feature.shape[1] * x_t.shape[2] / x_t.shape[3])))
+        picture: Tensor = feature.transpose(1, 2).unflatten(2, (rows, feature.shape[1] // rows))
+        return picture
+
     # drawing
 
     def initial_noise(self, generators: Sequence[torch.Generator], resolution: int | None = None) -> Tensor:
@@ -376,10 +412,15 @@ class Teacher(ABC):
     # leaving
 
     @abstractmethod
-    def student_scheduler(self) -> Any:
-        """A diffusers scheduler that samples a few-step student: predict x0, add fresh noise, and end at x0."""
+    def student_scheduler(self, sampler: Sampler = "consistency") -> Any:
+        """A diffusers scheduler that samples a few-step student.
 
-    def save_student(self, folder: Path, network: nn.Module, *, dtype: torch.dtype = torch.float32) -> None:
+        "consistency": predict x0, add fresh noise, and end at x0; "ode": go along the prediction, without noise.
+        """
+
+    def save_student(
+        self, folder: Path, network: nn.Module, *, dtype: torch.dtype = torch.float32, sampler: Sampler = "consistency"
+    ) -> None:
         """Writes a plain diffusers pipeline: ``network`` in ``dtype``, the teacher's other parts, a scheduler."""
         from ddx.teachers.export import write_pipeline
 
@@ -389,7 +430,7 @@ class Teacher(ABC):
             denoiser_part=self.denoiser_part,
             network=network,
             dtype=dtype,
-            scheduler=self.student_scheduler(),
+            scheduler=self.student_scheduler(sampler),
         )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ddx.process import FlowProcess, PredictionKind
-from ddx.teachers.base import Teacher
+from ddx.teachers.base import Sampler, Teacher
 from ddx.teachers.components import parameter_dtype
 from ddx.teachers.condition import Condition
 from ddx.teachers.hub import read_json
@@ -155,14 +155,22 @@ class SanaTeacher(Teacher):
         scheduler.set_timesteps(sigmas=sigmas.tolist(), device=self.device)
         return scheduler, scheduler.timesteps.double() / self.process.num_train_timesteps
 
-    def student_scheduler(self) -> Any:
-        """``x0 = x - sigma v``, then fresh noise at the next sigma. Called with explicit ``sigmas``.
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "conv_inverted", "conv_point")
+
+    def feature_layers(self, network: nn.Module) -> list[nn.Module]:
+        """Every fourth transformer block and the last one."""
+        blocks: list[nn.Module] = list(network.get_submodule("transformer_blocks"))  # type: ignore[call-overload]
+        return [block for number, block in enumerate(blocks, 1) if number % 4 == 0 or number == len(blocks)]
+
+    def student_scheduler(self, sampler: Sampler = "consistency") -> Any:
+        """``x0 = x - sigma v``, then fresh noise at the next sigma, or Euler. Called with explicit ``sigmas``.
 
         Its shift must stay 1: it would be applied to the given sigmas as well.
         """
-        from diffusers import FlowMatchLCMScheduler
+        from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler
 
-        return FlowMatchLCMScheduler(num_train_timesteps=self.process.num_train_timesteps, shift=1.0)
+        kind = FlowMatchLCMScheduler if sampler == "consistency" else FlowMatchEulerDiscreteScheduler
+        return kind(num_train_timesteps=self.process.num_train_timesteps, shift=1.0)
 
 
 def _mean(output: Tensor, x_t: Tensor) -> Tensor:

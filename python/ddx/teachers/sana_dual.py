@@ -22,6 +22,7 @@ from ddx.kernels.gated_residual_norm_modulate_dual import (
 )
 from ddx.kernels.glumbconv import glumbconv_dual_forward
 from ddx.kernels.linear_attention import linear_attention_dual_forward
+from ddx.teachers.scalar_input import moved_inputs
 
 Dual = tuple[Tensor, Tensor]  # a value and its tangent
 
@@ -49,12 +50,16 @@ def dual_forward(
     hidden = _jvp(model.patch_embed, (x,), (dx,))
     dtype = hidden[0].dtype
 
-    def time_embedding(timestep: Tensor) -> tuple[Tensor, Tensor]:
+    def time_embedding(timestep: Tensor, move: Tensor) -> tuple[Tensor, Tensor]:
         more = {"batch_size": batch} if guidance is None else {"guidance": guidance}
-        modulation, embedded = model.time_embed(timestep, hidden_dtype=dtype, **more)
+        with moved_inputs(network, move):
+            modulation, embedded = model.time_embed(timestep, hidden_dtype=dtype, **more)
         return modulation, embedded
 
-    (modulation, embedded), (dmodulation, dembedded) = _jvp(time_embedding, (timestep,), (dtimestep,))
+    move = timestep.new_zeros(())
+    (modulation, embedded), (dmodulation, dembedded) = _jvp(
+        time_embedding, (timestep, move), (dtimestep, torch.ones_like(move))
+    )
     text = model.caption_projection(encoder_hidden_states).view(batch, -1, hidden[0].shape[-1])
     text = model.caption_norm(text)
     mask = _bias(encoder_attention_mask, dtype)

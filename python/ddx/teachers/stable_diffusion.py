@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ddx.errors import DdxError
 from ddx.process import PredictionKind
-from ddx.teachers.base import Teacher
+from ddx.teachers.base import Sampler, Teacher
 from ddx.teachers.betas import vp_process
 from ddx.teachers.components import parameter_dtype
 from ddx.teachers.condition import Condition
@@ -128,18 +128,25 @@ class StableDiffusionTeacher(Teacher):
         Trailing spacing starts where the noise is (Lin et al. 2024); the published configs' leading spacing would
         start a one-step sample at t = 1.
         """
-        from diffusers import DDIMScheduler
-
-        scheduler = DDIMScheduler(
-            **self.table, clip_sample=False, set_alpha_to_one=True, steps_offset=1, timestep_spacing="trailing"
-        )
+        scheduler = self.student_scheduler("ode")
         scheduler.set_timesteps(num_steps, device=self.device)
         return scheduler, scheduler.timesteps.double()
 
-    def student_scheduler(self) -> Any:
-        """Multistep consistency sampling with LCM's boundary scalings (Luo et al. 2023)."""
-        from diffusers import LCMScheduler
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
 
+    def feature_layers(self, network: nn.Module) -> list[nn.Module]:
+        """The middle block, and each block on the way up."""
+        unet: Any = network
+        return [unet.mid_block, *unet.up_blocks]
+
+    def student_scheduler(self, sampler: Sampler = "consistency") -> Any:
+        """Multistep consistency sampling with LCM's boundary scalings (Luo et al. 2023), or DDIM without noise."""
+        from diffusers import DDIMScheduler, LCMScheduler
+
+        if sampler == "ode":
+            return DDIMScheduler(
+                **self.table, clip_sample=False, set_alpha_to_one=True, steps_offset=1, timestep_spacing="trailing"
+            )
         return LCMScheduler(
             **self.table,
             original_inference_steps=min(50, self.process.num_train_timesteps),

@@ -18,6 +18,9 @@ RESUMABLE_CHANGES = frozenset(
 )
 
 
+OPTIMIZERS = ("adamw", "radam", "adamw8bit", "came")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
     """Distil a teacher into a student that draws in one to four steps."""
@@ -38,6 +41,16 @@ class DistillConfig:
     adam_beta2: float = option(0.999, "decay of AdamW's mean of squared gradients")
     adam_epsilon: float = option(1e-8, "AdamW's epsilon")
     weight_decay: float = option(0.0, "AdamW's decoupled weight decay")
+    optimizer: str = option("adamw", "optimiser of every network", choices=OPTIMIZERS)
+    loss_balance: str = option(
+        "none",
+        "how a second loss of a network meets the first: as weighted, with its gradient's norm kept at a ratio, or "
+        "with what opposes the first taken out of it",
+        choices=("none", "norm", "project"),
+    )
+    balance_ratio: float = option(0.5, "norm of the second loss's gradient over the first's, with loss_balance norm")
+    lora_rank: int = option(0, "rank of the low-rank matrices that are trained instead of whole networks; 0: none")
+    lora_alpha: float | None = option(None, "scale of the low-rank product, divided by the rank (none: the rank)")
     clip_norm: float = option(1.0, "largest norm of the gradient; it is scaled down to it")
     ema_half_life: float = option(10_000.0, "half-life in images of the exported average; 0: the last weights")
     ema_ramp_up: float | None = option(0.05, "the half-life is at most this share of the images seen (none: fixed)")
@@ -64,7 +77,7 @@ class DistillConfig:
                 raise UsageError(
                     f"{name} = {value} must be at least {least}", hint=f"--{name.replace('_', '-')} {least}"
                 )
-        for name in ("learning_rate", "clip_norm", "adam_epsilon"):
+        for name in ("learning_rate", "clip_norm", "adam_epsilon", "balance_ratio"):
             if not getattr(self, name) > 0.0:
                 raise UsageError(
                     f"{name} = {getattr(self, name)} must be above 0", hint=f"leave {name} away for its default"
@@ -81,6 +94,7 @@ _LEAST = {
     "micro_batch_size": 1,
     "warmup_steps": 0,
     "weight_decay": 0.0,
+    "lora_rank": 0,
     "ema_half_life": 0.0,
     "prefetch": 1,
     "log_every": 1,

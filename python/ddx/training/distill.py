@@ -312,8 +312,9 @@ def _finish(run: _Run, trainer: Trainer, clock: Clock, progress: Progress) -> No
     """Export the student; run.json says "finished" last, when everything else is in place."""
     if run.ranks.is_first:
         student = trainer.final_student()
-        export_student(run.method, student, run.folder.path, run.config.export_dtype, run.dtype)
+        notes = export_student(run.method, student, run.folder.path, run.config.export_dtype, run.dtype)
         costs = {
+            **notes,
             "seconds": round(clock.seconds(), 1),
             "skipped_steps": int(trainer.skipped),
             "peak_memory_bytes": peak_memory_bytes(run.ranks.device),

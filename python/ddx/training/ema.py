@@ -49,9 +49,17 @@ class EMA:
     def update(self, batch_size: int = 1) -> None:
         """Move the average towards the current weights, after a step on `batch_size` images."""
         self.num_images += batch_size
+        if self.decay == 1.0:  # a snapshot
+            return
         weight = 1.0 - self.decay_of(batch_size)
         targets = [value.detach().float() for value in self._live.values()]
         torch._foreach_lerp_(list(self._shadow.values()), targets, weight)
+
+    @torch.no_grad()
+    def renew(self) -> None:
+        """Become equal to the current weights."""
+        for name, value in self._live.items():
+            self._shadow[name].copy_(value)
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:

@@ -2,13 +2,57 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from ddx.errors import DdxError
+from ddx.training.config import DistillConfig
+
+
+def make_optimizer(parameters: list[nn.Parameter], learning_rate: float, config: DistillConfig) -> Optimizer:
+    """Return the optimiser that `config` names. DdxError when the library that it comes from is not installed."""
+    betas, decay = (config.adam_beta1, config.adam_beta2), config.weight_decay
+    match config.optimizer:
+        case "adamw":  # one multi-tensor kernel, which also skips a step on the device
+            return torch.optim.AdamW(
+                parameters, lr=learning_rate, betas=betas, eps=config.adam_epsilon, weight_decay=decay, fused=True
+            )
+        case "radam":
+            return torch.optim.RAdam(
+                parameters,
+                lr=learning_rate,
+                betas=betas,
+                eps=config.adam_epsilon,
+                weight_decay=decay,
+                decoupled_weight_decay=True,
+            )
+        case "adamw8bit":
+            library = _library("bitsandbytes", "bitsandbytes")
+            return cast(
+                Optimizer,
+                library.optim.AdamW8bit(
+                    parameters, lr=learning_rate, betas=betas, eps=config.adam_epsilon, weight_decay=decay
+                ),
+            )
+        case "came":
+            library = _library("came_pytorch", "came-pytorch")
+            return cast(
+                Optimizer, library.CAME(parameters, lr=learning_rate, betas=(*betas, 0.9999), weight_decay=decay)
+            )
+    raise ValueError(f"unknown optimizer {config.optimizer!r}")
+
+
+def _library(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise DdxError(f"{package} is not installed", hint=f"pip install {package}, or --optimizer adamw") from error
 
 
 def warmup_constant(step: int, *, warmup_steps: int) -> float:

@@ -14,7 +14,9 @@ from ddx.training.presets import preset_for
 
 
 def resolve(layers: Sequence[Settings]) -> tuple[DistillConfig, Any]:
-    """Return the trainer's and the method's config; later layers win, the preset lies under all of them.
+    """Return the trainer's and the method's config; later layers win.
+
+    Under all of them lie the preset, and under that what the method itself wants of the trainer.
 
     The config names the preset that was taken, or "none". Raises UsageError for an unknown method, preset or key, for a
     key of another method, and for values out of their range.
@@ -25,7 +27,8 @@ def resolve(layers: Sequence[Settings]) -> tuple[DistillConfig, Any]:
     preset, settings = preset_for(teacher, method.name, str(values.get("preset", DistillConfig.preset)))
     for layer in layers:
         _refuse_other_methods(layer, method.name, method.config)
-    config, method_config = build_many((DistillConfig, method.config), settings, *layers)
+    defaults = Settings(method.method.defaults, f"the defaults of {method.name}")
+    config, method_config = build_many((DistillConfig, method.config), defaults, settings, *layers)
     return dataclasses.replace(config, preset=preset or "none"), method_config
 
 

@@ -5,7 +5,7 @@ Weights, gradients and optimiser state are float32; with bf16 the forward passes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from ddx.errors import DdxError
 from ddx.kernels.cpu_bfloat16 import wide_products
 from ddx.methods.base import STUDENT, Batch, Method, NetworkSpec, Turn
+from ddx.networks.lora import add_lora
+from ddx.training.balance import LossBalance
 from ddx.training.checkpoint import Snapshot
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks, replicate, without_sync
@@ -22,6 +24,7 @@ from ddx.training.ema import EMA
 from ddx.training.meter import Meter
 from ddx.training.optimizer import (
     guarded_step,
+    make_optimizer,
     measure_clip,
     set_learning_rate,
     warmup_constant,
@@ -30,6 +33,7 @@ from ddx.training.optimizer import (
 )
 
 EXPORTED = "ema"
+METHOD = "method"
 
 
 class Trained:
@@ -43,14 +47,8 @@ class Trained:
         self.parameters = [value for _, value in self.named]
         self.learning_rate = config.learning_rate * spec.learning_rate_scale
         self.num_steps = 0
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=self.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            eps=config.adam_epsilon,
-            weight_decay=config.weight_decay,
-            fused=True,  # one multi-tensor kernel, which also skips a step on the device
-        )
+        self.optimizer = make_optimizer(self.parameters, self.learning_rate, config)
+        self.balance = LossBalance(self.parameters, config, ranks)
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """Return the optimiser's state by parameter name and key."""
@@ -66,6 +64,25 @@ class Trained:
             # AdamW keeps its step counter in float32 beside the parameter, the moments in the parameter's dtype
             state[key] = value.to(named[name].device).clone()
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the weights that training moves, and the buffers: without a frozen backbone, which others hold too."""
+        frozen = {name for name, value in self.module.named_parameters() if name not in dict(self.named)}
+        return {name: value for name, value in self.module.state_dict().items() if name not in frozen}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `tensors` returned. RuntimeError if it is of another network."""
+        if tensors.keys() != self.tensors().keys():
+            odd = sorted(tensors.keys() ^ self.tensors().keys())
+            raise RuntimeError(f"{len(odd)} of its weights are in one of the two only, such as {odd[0]}")
+        self.module.load_state_dict(dict(tensors), strict=False)
+
+    def activate(self, active: bool) -> None:
+        """Let its weights take gradients and the network train, or neither."""
+        if self.module.training != active:
+            self.module.train(active)
+            for parameter in self.parameters:
+                parameter.requires_grad_(active)
+
 
 class Trainer:
     """Everything of a run that changes from step to step, except the position in the data."""
@@ -77,7 +94,7 @@ class Trainer:
         self.averages: dict[str, tuple[nn.Module, EMA]] = {}
         for spec in self.specs.values():
             torch.manual_seed(config.seed)  # what a method adds to a network starts equal on every rank
-            module = method.build(spec)
+            module = self._build(spec)
             if spec.trained:
                 if config.gradient_checkpointing and hasattr(module, "enable_gradient_checkpointing"):
                     getattr(module, "enable_gradient_checkpointing")()  # noqa: B009 diffusers adds it
@@ -92,6 +109,16 @@ class Trainer:
             self.exported = EMA(student, half_life_images=config.ema_half_life, ramp_up=config.ema_ramp_up)
         self.skipped = torch.zeros((), device=ranks.device)
         self.meter = Meter(ranks.device)
+
+    def _build(self, spec: NetworkSpec) -> nn.Module:
+        """Return the network of `spec`, whole or with low-rank matrices around the frozen backbone of all of them."""
+        rank = self.config.lora_rank
+        self.method.shares_backbone = bool(rank)
+        module = self.method.build(spec)
+        if rank and spec.lora:
+            alpha = float(rank) if self.config.lora_alpha is None else self.config.lora_alpha
+            module = add_lora(module, self.method.teacher.lora_targets, rank=rank, alpha=alpha)
+        return module
 
     @property
     def student(self) -> nn.Module:
@@ -111,19 +138,22 @@ class Trainer:
     def step(self, step: int, batches: Sequence[Batch]) -> None:
         """Take all turns of `step` on this rank's rows, given as micro-batches."""
         factor = self.learning_rate_factor(step)
+        for name in self.method.renewed(step):
+            self.averages[name][1].renew()
         for turn in self.method.turns(step):
             self._accumulate(turn, batches)
             for name in turn.trains:
                 self._update(self.trained[name], factor)
-        self._move_average(self.exported, STUDENT)
+        if self.exported is not None:
+            self.exported.update(self.config.batch_size)
+        self.method.end_step(self.ranks.mean)
 
     def _accumulate(self, turn: Turn, batches: Sequence[Batch]) -> None:
         """Add the gradients of all micro-batches; ranks exchange them once, with the last one."""
         networks: dict[str, nn.Module] = {name: module for name, (module, _) in self.averages.items()}
         for name, trained in self.trained.items():
             active = name in turn.trains
-            if trained.module.training != active:
-                trained.module.requires_grad_(active).train(active)
+            trained.activate(active)
             # a network that is only looked through needs no gradient exchange
             networks[name] = trained.replica if active else trained.module
         num_rows = sum(len(batch) for batch in batches)
@@ -135,11 +165,18 @@ class Trainer:
                     stack.enter_context(without_sync(networks[name], accumulate_only))
                 with self.autocast():
                     losses = self.method.losses(turn, batch, networks)
-                total = torch.stack([losses.by_network[name].sum() for name in turn.trains]).sum() / num_rows
-                total.backward()
+                totals = []
+                for name in turn.trains:
+                    primary = losses.by_network[name].sum() / num_rows
+                    second = losses.secondary.get(name)
+                    if second is not None:
+                        primary = self.trained[name].balance.join(primary, second.sum() / num_rows)
+                    totals.append(primary)
+                torch.stack(totals).sum().backward()
             self.meter.add(losses)
 
     def _update(self, trained: Trained, factor: float) -> None:
+        trained.balance.finish()
         clip = measure_clip((p.grad for p in trained.parameters), self.config.clip_norm)
         set_learning_rate(trained.optimizer, trained.learning_rate, factor)
         guarded_step(trained.optimizer, clip, self.skipped)
@@ -149,10 +186,6 @@ class Trainer:
         for name, (_, average) in self.averages.items():
             if self.specs[name].average_of == trained.spec.name:
                 average.update(self.config.batch_size)
-
-    def _move_average(self, average: EMA | None, name: str) -> None:
-        if average is not None:
-            average.update(self.config.batch_size)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context that forward passes run in."""
@@ -180,10 +213,13 @@ class Trainer:
         """Return all tensors and counters, live ones, not copies."""
         tensors: dict[str, dict[str, Tensor]] = {}
         for name, trained in self.trained.items():
-            tensors[name] = trained.module.state_dict()
+            tensors[name] = trained.tensors()
             tensors[f"{name}.optimizer"] = trained.optimizer_tensors()
+            tensors[f"{name}.balance"] = trained.balance.state()
         for name, average in self._all_averages().items():
             tensors[name] = average.parameters()
+        tensors[METHOD] = self.method.state()
+        tensors = {group: values for group, values in tensors.items() if values}
         state = {
             "num_steps": {name: trained.num_steps for name, trained in self.trained.items()},
             "num_images": {name: average.num_images for name, average in self._all_averages().items()},
@@ -195,12 +231,14 @@ class Trainer:
         """Go on from a snapshot. DdxError if it is of other networks."""
         try:
             for name, trained in self.trained.items():
-                trained.module.load_state_dict(snapshot.tensors[name])
-                trained.load_optimizer_tensors(dict(snapshot.tensors[f"{name}.optimizer"]))
+                trained.load_tensors(snapshot.tensors[name])
+                trained.load_optimizer_tensors(dict(snapshot.tensors.get(f"{name}.optimizer", {})))
+                _copy_into(trained.balance.state(), snapshot.tensors.get(f"{name}.balance", {}))
                 trained.num_steps = int(snapshot.state["num_steps"][name])
             for name, average in self._all_averages().items():
                 images = snapshot.state["num_images"][name]
                 average.load_state_dict({"num_images": images, "shadow": snapshot.tensors[name]})
+            _copy_into(self.method.state(), snapshot.tensors.get(METHOD, {}))
             self.skipped.fill_(snapshot.state["skipped"])
         except (KeyError, RuntimeError) as error:
             raise DdxError(
@@ -239,8 +277,16 @@ class _Swapped(AbstractContextManager[nn.Module]):
 def _average_in_place(module: nn.Module, source: nn.Module, decay: float) -> EMA:
     """Return the average of `source`, whose tensors are the parameters of `module`: no second copy is kept."""
     average = EMA(source, decay=decay)
+    averaged = average.parameters()
     for name, value in module.named_parameters():
         value.requires_grad_(False)
-        value.data = average.parameters()[name]
+        if name in averaged:  # all of them, but for a frozen backbone
+            value.data = averaged[name]
     module.eval()
     return average
+
+
+def _copy_into(live: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Restore tensors in place. KeyError if one is missing."""
+    for name, value in live.items():
+        value.copy_(saved[name])

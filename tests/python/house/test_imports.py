@@ -46,6 +46,8 @@ SIDEWAYS = {
     ("evaluation", "workspace"),
     ("evaluation", "data"),
     ("data", "workspace"),
+    # The bench distils mixtures with the trainer itself.
+    ("bench", "training"),
     ("networks", "teachers"),
     ("config", "errors"),
     ("run_record", "errors"),

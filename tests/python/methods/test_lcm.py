@@ -10,9 +10,8 @@ from torch import Tensor
 
 from ddx.errors import UsageError
 from ddx.methods.base import STUDENT, Turn
-from ddx.methods.config import LCMConfig
 from ddx.methods.draws import Draws
-from ddx.methods.lcm import LCM, TARGET, intervals_at, solver_grid
+from ddx.methods.lcm import LCM, TARGET, LCMConfig, intervals_at, solver_grid
 from ddx.process import FlowProcess, VPProcess
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition

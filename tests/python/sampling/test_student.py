@@ -109,12 +109,12 @@ def test_the_shipped_dtype_is_used(tmp_path: Path) -> None:
 def test_guidance_is_folded_again_from_the_checkpoint(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    from ddx.networks.guidance import NAME, add_guidance_embedder, fold_guidance
+    from ddx.networks.guidance import GUIDANCE, add_guidance_embedder, fold_guidance
 
     folder = make_student("flow", tmp_path / "guided", guidance=4.5, guidance_range=[4.0, 6.0])
     teacher = load_teacher(tmp_path / "guided-teacher")
     network = add_guidance_embedder(teacher, teacher.new_student_network())
-    embedder = network.get_submodule(NAME)
+    embedder = network.get_submodule(GUIDANCE)
     torch.nn.init.normal_(embedder.get_parameter("last.weight"), std=0.3)
     teacher.save_student(folder, fold_guidance(teacher, network, 4.5))
     checkpoint = folder / "checkpoints" / "step-000010"

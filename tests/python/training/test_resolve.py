@@ -6,7 +6,7 @@ import pytest
 
 from ddx.config import Settings
 from ddx.errors import UsageError
-from ddx.methods.config import LCMConfig
+from ddx.methods.lcm import LCMConfig
 from ddx.training.presets import preset_folder, preset_names
 from ddx.training.resolve import resolve
 

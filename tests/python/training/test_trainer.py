@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ddx.methods.base import STUDENT
-from ddx.methods.config import LCMConfig
+from ddx.methods.lcm import LCMConfig
 from ddx.teachers.base import Teacher
 from ddx.teachers.registry import load_teacher
 from ddx.teachers.sana_fused import is_fused, unfuse

@@ -1,0 +1,108 @@
+"""Distil a mixture with one of the methods, through the real trainer, and measure the student."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddx.bench.mixtures.mixture import Gate, gate
+from ddx.bench.mixtures.teacher import MixtureTeacher
+from ddx.config import Settings, build_many
+from ddx.methods.base import Batch, Method
+from ddx.methods.draws import Draws, mix
+from ddx.methods.registry import method_spec
+from ddx.training.config import DistillConfig
+from ddx.training.distributed import Ranks
+from ddx.training.trainer import Trainer
+
+NUM_SAMPLES = 10_000
+SETTINGS: dict[str, Any] = {
+    "train_steps": 1000,
+    "batch_size": 256,
+    "micro_batch_size": None,
+    "learning_rate": 1e-3,
+    "lr_schedule": "cosine",
+    "warmup_steps": 20,
+    "ema_half_life": 5000.0,
+    "gradient_checkpointing": False,
+    "device": "cpu",
+}
+
+
+@dataclass(frozen=True)
+class Student:
+    """What a run left: the method with its trainer, seconds of training, and the losses on the way."""
+
+    method: Method[Any]
+    trainer: Trainer
+    seconds: float
+    history: tuple[dict[str, float | None], ...]
+
+    def draw(self, num_steps: int, *, num_samples: int = NUM_SAMPLES, seed: int = 11) -> Tensor:
+        """Return points `[N, D]` that the averaged student draws in `num_steps` for the condition of all modes."""
+        teacher = self.method.teacher
+        generator = torch.Generator().manual_seed(seed)
+        shape = (num_samples, *teacher.latent_shape())
+        noises = [torch.randn(shape, generator=generator) for _ in range(num_steps)]
+        condition = teacher.null_condition().expand(num_samples)
+        with self.trainer.exported_student() as network:
+            return self.method.draw(network, noises, condition).flatten(1)
+
+    def gate(self, num_steps: int) -> Gate:
+        """Return the gate's measures of `num_steps` steps."""
+        assert isinstance(self.method.teacher, MixtureTeacher)
+        return gate(self.draw(num_steps), self.method.teacher.mixture)
+
+
+def distil(name: str, teacher: MixtureTeacher, **settings: Any) -> Student:
+    """Distil `teacher` with the method `name`. Settings are those of `ddx distill`, the trainer's and the method's."""
+    spec = method_spec(name)
+    layers = [Settings(spec.method.defaults, "the method"), Settings({**SETTINGS, **settings}, "the bench")]
+    config, method_config = build_many((DistillConfig, spec.config), *layers)
+    method = spec.method(method_config, teacher)
+    torch.manual_seed(config.seed)
+    trainer = Trainer(method, config, Ranks(), torch.float32)
+    began, history = time.perf_counter(), []
+    for step in range(config.train_steps):
+        trainer.step(step, [make_batch(teacher, config, step)])
+        if (step + 1) % 50 == 0:
+            history.append(trainer.meter.read(lambda value: value))
+    return Student(method, trainer, time.perf_counter() - began, tuple(history))
+
+
+def make_batch(teacher: MixtureTeacher, config: DistillConfig, step: int) -> Batch:
+    """Return the rows of a step: data of the whole mixture with the condition of all modes."""
+    generator = torch.Generator().manual_seed(mix(config.seed, step, 1))
+    classes = torch.full((config.batch_size,), teacher.mixture.num_classes)
+    x0 = teacher.mixture.draw(classes, generator)[:, :, None, None]
+    return Batch(
+        x0=x0,
+        condition=teacher.condition(classes),
+        null=teacher.null_condition(),
+        draws=FastDraws(mix(config.seed, step, 2), config.batch_size),
+        step=step,
+        progress=step / config.train_steps,
+    )
+
+
+class FastDraws(Draws):
+    """One generator for all rows: a mixture has hundreds of them a step, and needs none to be its own."""
+
+    def __init__(self, seed: int, num_rows: int) -> None:
+        self.device = torch.device("cpu")
+        self._num_rows, self._generator = num_rows, torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def normal(self, *shape: int) -> Tensor:
+        """See :meth:`Draws.normal`."""
+        return torch.randn(self._num_rows, *shape, generator=self._generator)
+
+    def uniform(self) -> Tensor:
+        """See :meth:`Draws.uniform`."""
+        return torch.rand(self._num_rows, generator=self._generator, dtype=torch.float64)

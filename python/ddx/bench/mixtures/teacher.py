@@ -1,0 +1,190 @@
+"""A teacher over a mixture: its network is the formula, its students are a small MLP. Latents are `[B, D, 1, 1]`.
+
+It meets the contract of :class:`ddx.teachers.base.Teacher` as far as methods use it, so that the real methods and the
+real trainer run on it. A condition is one token that holds the class.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ddx.bench.mixtures.mixture import Mixture
+from ddx.process import EDMProcess, FlowProcess, PredictionKind, Process, VPProcess
+from ddx.teachers.base import Teacher
+from ddx.teachers.condition import Condition
+
+SIGMA_DATA = 1.0
+PROCESSES: dict[str, tuple[Callable[[], Process], PredictionKind]] = {
+    "flow": (FlowProcess, "flow"),
+    "vp-eps": (lambda: VPProcess(torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2), "eps"),
+    "vp-v": (lambda: VPProcess(torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2), "v"),
+    "edm": (EDMProcess, "x0"),
+}
+
+
+class Exact(nn.Module):
+    """The mixture's own denoiser: `predict` of the teacher asks it for E[x0 | x_t]."""
+
+    def __init__(self, mixture: Mixture) -> None:
+        super().__init__()
+        self.mixture = mixture
+
+
+class MLP(nn.Module):
+    """A residual MLP on (x, angle, class) whose time embedding ends in a linear, as a diffusers denoiser's does."""
+
+    def __init__(self, dimensions: int, num_classes: int, width: int = 128, depth: int = 3) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.arange(1, 9, dtype=torch.float32), persistent=False)
+        self.time_hidden = nn.Linear(18, width)
+        self.time_last = nn.Linear(width, width)
+        self.label = nn.Embedding(num_classes + 1, width)
+        self.inside = nn.Linear(dimensions, width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+            for _ in range(depth)
+        )
+        self.outside = nn.Linear(width, dimensions)
+
+    def forward(self, x: Tensor, angle: Tensor, classes: Tensor) -> Tensor:
+        """Return `[B, D]` for x `[B, D]`, angles float `[B]` (negative ones are another model) and classes `[B]`."""
+        wave = angle[:, None].to(x.dtype) * cast(Tensor, self.frequencies).to(x.dtype)
+        sign = (angle[:, None] < 0).to(x.dtype)
+        features = torch.cat([wave.sin(), wave.cos(), angle[:, None].to(x.dtype), sign], dim=1)
+        context = self.time_last(nn.functional.silu(self.time_hidden(features))) + self.label(classes)
+        hidden = self.inside(x)
+        for block in self.blocks:
+            hidden = hidden + block(hidden + context)
+        output: Tensor = self.outside(hidden)
+        return output
+
+
+class MixtureTeacher(Teacher):
+    """A mixture under one of `PROCESSES`. `guidance` 1 leaves the classes as they are."""
+
+    family = "mixture"
+    lora_targets = ("inside", "outside", "1", "3")
+
+    def __init__(self, mixture: Mixture, process: str = "flow", *, guidance: float = 1.0, seed: int = 0) -> None:
+        make, self.prediction = PROCESSES[process]
+        self.process = make()
+        self.mixture, self.default_guidance = mixture, guidance
+        self.name, self.device, self.dtype = f"mixture-{process}", torch.device("cpu"), torch.float32
+        self.exact = Exact(mixture)
+        torch.manual_seed(seed)
+        self.fitted = MLP(mixture.means.shape[1], mixture.num_classes)
+        self.frozen: nn.Module = self.exact
+
+    def fit(self, steps: int = 1500, batch: int = 512, *, seed: int = 0) -> MixtureTeacher:
+        """Train the network that students start from, by denoising; returns self. A few seconds."""
+        generator = torch.Generator().manual_seed(seed)
+        optimizer = torch.optim.Adam(self.fitted.parameters(), lr=2e-3)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        for _ in range(steps):
+            classes = torch.randint(self.mixture.num_classes + 1, (batch,), generator=generator)
+            x0 = self.mixture.draw(classes, generator)[:, :, None, None]
+            noise = torch.randn(x0.shape, generator=generator)
+            u = torch.rand(batch, generator=generator, dtype=torch.float64)
+            t = self.process.time_of_position(u).clamp(min=self.process.t_min or 1e-3)
+            x_t = self.process.add_noise(x0, noise, t)
+            predicted = self.predict(self.fitted, x_t, t, self.condition(classes))
+            wanted = self.process.convert(x0, x_t, t, "x0", "flow")
+            flow = self.process.convert(predicted, x_t, t, self.prediction, "flow")
+            loss = (flow - wanted).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        return self
+
+    def condition(self, classes: Tensor) -> Condition:
+        """Return the condition of classes int64 `[B]`."""
+        return Condition(classes[:, None, None].float(), torch.ones(len(classes), 1, dtype=torch.bool))
+
+    def null_condition(self) -> Condition:
+        """All modes."""
+        return self.condition(torch.tensor([self.mixture.num_classes]))
+
+    def network(self) -> nn.Module:
+        """The frozen denoiser: the formula, or the fitted MLP where features are asked of it."""
+        return self.frozen
+
+    def freeze_fitted(self) -> MixtureTeacher:
+        """Let the fitted MLP be the teacher: adversarial methods look at its features. Returns self."""
+        self.frozen = copy.deepcopy(self.fitted).eval().requires_grad_(False)
+        return self
+
+    def new_student_network(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """A copy of the fitted MLP."""
+        return copy.deepcopy(self.fitted).to(dtype).train().requires_grad_(True)
+
+    def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """See :meth:`Teacher.predict`. On EDM the MLP is preconditioned as its paper has it."""
+        classes = condition.tokens[:, 0, 0].long()
+        t = t.double().expand(len(x_t))
+        time = t.abs()
+        alpha, sigma = self.process.alpha(time), self.process.sigma(time)
+        x = x_t.flatten(1)
+        if isinstance(network, Exact):
+            x0 = self.mixture.x0(x, alpha, sigma, classes).reshape(x_t.shape).to(x_t.dtype)
+            return x0 if self.prediction == "x0" else self.process.convert(x0, x_t, time, "x0", self.prediction)
+        angle = self.process.angle(time).float() * torch.where(t < 0, -1.0, 1.0).float()
+        if self.prediction != "x0":
+            output: Tensor = network(x, angle, classes).reshape(x_t.shape)
+            return output
+        total = (sigma**2 + SIGMA_DATA**2).float()[:, None]
+        skip, out = SIGMA_DATA**2 / total, sigma.float()[:, None] * SIGMA_DATA / total.sqrt()
+        raw: Tensor = network(x / total.sqrt(), angle, classes)
+        return (skip * x + out * raw).reshape(x_t.shape)
+
+    def time_embedding_linear(self, network: nn.Module) -> nn.Linear:
+        """``time_last``."""
+        linear = network.get_submodule("time_last")
+        assert isinstance(linear, nn.Linear)
+        return linear
+
+    def feature_layers(self, network: nn.Module) -> list[nn.Module]:
+        """The blocks."""
+        return list(network.get_submodule("blocks").children())
+
+    def _feature_map(self, feature: Tensor, x_t: Tensor) -> Tensor:
+        return feature[:, :, None, None]
+
+    # what a mixture has no use for
+
+    @property
+    def compression(self) -> int:
+        """1."""
+        return 1
+
+    @property
+    def resolution_multiple(self) -> int:
+        """1."""
+        return 1
+
+    def latent_shape(self, resolution: int | None = None) -> tuple[int, int, int]:
+        """(D, 1, 1)."""
+        return self.mixture.means.shape[1], 1, 1
+
+    def _encode_pixels(self, pixels: Tensor) -> Any:
+        raise NotImplementedError("a mixture has no pictures")
+
+    def encode_text(self, prompts: Any) -> Any:
+        """There is no text."""
+        raise NotImplementedError("a mixture has no text")
+
+    def _text_fingerprint(self) -> dict[str, Any]:
+        return {}
+
+    def sampling_scheduler(self, num_steps: int) -> Any:
+        """There is no pipeline."""
+        raise NotImplementedError("a mixture has no pipeline")
+
+    def student_scheduler(self, sampler: Any = "consistency") -> Any:
+        """There is no pipeline."""
+        raise NotImplementedError("a mixture has no pipeline")

@@ -1,0 +1,163 @@
+"""What the methods that see their teacher as flow matching share: guidance, times, sampling and export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ddx.methods.base import STUDENT, Batch, Method, NetworkSpec
+from ddx.methods.config import FlowConfig
+from ddx.methods.flow_view import FlowView, rows
+from ddx.methods.time_sampling import AdaptiveTimes, Times, sample_times
+from ddx.networks.guidance import GUIDANCE, add_guidance_embedder, fold, guidance_input
+from ddx.teachers.base import Teacher
+from ddx.teachers.condition import Condition
+
+FlowConfigT = TypeVar("FlowConfigT", bound=FlowConfig)
+
+
+class FlowMethod(Method[FlowConfigT]):
+    """A method whose networks are velocity models ``v(x, t)`` of flow time; a student draws x0 as ``x - t v``."""
+
+    guided_networks: tuple[str, ...] = (STUDENT,)
+    """The networks that take guidance when a range of it is trained."""
+
+    def __init__(self, config: FlowConfigT, teacher: Teacher) -> None:
+        super().__init__(config, teacher)
+        self.view = FlowView(teacher)
+        low, high = self.usual_guidance()
+        given_low, given_high = config.guidance_min, config.guidance_max
+        self.guidance_min = given_low if given_low is not None else min(low, high if given_high is None else given_high)
+        self.guidance_max = given_high if given_high is not None else max(high, self.guidance_min)
+        wanted = teacher.default_guidance if config.export_guidance is None else config.export_guidance
+        self.export_guidance = min(max(wanted, self.guidance_min), self.guidance_max)
+        self.first_time = self.view.t_max  # where drawing starts
+        self.adaptive = AdaptiveTimes() if config.time_adaptive else None
+
+    def usual_guidance(self) -> tuple[float, float]:
+        """Return the range that is trained when nothing is said: by default the teacher's own scale alone."""
+        return self.teacher.default_guidance, self.teacher.default_guidance
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether guidance is an input of the student, and not one fixed number."""
+        return self.guidance_min < self.guidance_max
+
+    def networks(self) -> tuple[NetworkSpec, ...]:
+        """Return the student alone."""
+        return (NetworkSpec(name=STUDENT),)
+
+    def build(self, spec: NetworkSpec) -> nn.Module:
+        """Return a copy of the teacher's network, which takes guidance if the method trains a range of it."""
+        network = super().build(spec)
+        name = spec.average_of or spec.name
+        if self.takes_guidance and name in self.guided_networks:
+            add_guidance_embedder(self.teacher, network)
+        return network
+
+    # what a loss needs
+
+    def draw_guidance(self, batch: Batch) -> Tensor | float:
+        """Return the guidance of each row, float64 `[B]`, or the one that is fixed."""
+        u = batch.draws.uniform()  # also for a fixed one: the other draws are the same with a range and without
+        return (
+            self.guidance_min + (self.guidance_max - self.guidance_min) * u
+            if self.takes_guidance
+            else self.guidance_min
+        )
+
+    def draw_times(self, batch: Batch) -> Times:
+        """Return flow times, float64 `[B]`, as the settings say; the rows' losses go through `weigh`."""
+        u = batch.draws.uniform()
+        quantile, weight = u, torch.ones(len(u), device=u.device)
+        if self.adaptive is not None:
+            quantile, weight = self.adaptive.draw(u)
+        t = sample_times(quantile, self.config, t_min=self.view.t_min, t_max=self.view.t_max)
+        return Times(t, quantile, weight, None if self.adaptive is None else self.adaptive.note)
+
+    def draw_noise(self, batch: Batch) -> Tensor:
+        """Return unit noise, float32, shaped as the batch's latents."""
+        return batch.draws.normal(*batch.x0.shape[1:])
+
+    def noisy(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return ``(1 - t) x0 + t noise``."""
+        return rows(1.0 - t, x0) * x0 + rows(t, x0) * noise
+
+    def velocity(
+        self, network: nn.Module, x: Tensor, t: Tensor, condition: Condition, guidance: Tensor | float
+    ) -> Tensor:
+        """Return the velocity of a network that may take guidance, float32 `[B, C, h, w]`."""
+        with guidance_input(network, guidance):
+            return self.view.velocity(network, x, t, condition)
+
+    def predict_x0(
+        self, network: nn.Module, x: Tensor, t: Tensor, condition: Condition, guidance: Tensor | float
+    ) -> Tensor:
+        """Return ``x - t v``, the clean latents that the network sees behind x."""
+        return x - rows(t, x) * self.velocity(network, x, t, condition, guidance)
+
+    def teacher_velocity(self, x: Tensor, t: Tensor, batch: Batch, guidance: Tensor | float) -> Tensor:
+        """Return the frozen teacher's guided velocity; differentiable by x where that is asked for."""
+        return self.view.guided(self.teacher.network(), x, t, batch.condition, batch.null, guidance)
+
+    # the exported student
+
+    @torch.no_grad()
+    def draw(
+        self, student: nn.Module, noises: Sequence[Tensor], condition: Condition, *, guidance: float | None = None
+    ) -> Tensor:
+        """See :meth:`Method.draw`: what the exported pipeline computes."""
+        scale = self.export_guidance if guidance is None else guidance
+        num_steps = len(noises)
+        times = self.view.times(num_steps, self.first_time).to(noises[0].device)
+        x = self.view.start(noises[0], times[0])
+        for step, (t, r) in enumerate(pairwise(times)):
+            v = self.step_velocity(student, x, t.expand(len(x)), condition, scale, num_steps)
+            if self.sampler == "ode" or step + 1 == num_steps:
+                x = x + rows(r - t, x) * v
+            else:
+                x = self.noisy(x - rows(t, x) * v, noises[step + 1], r)
+        return x
+
+    def step_velocity(
+        self, student: nn.Module, x: Tensor, t: Tensor, condition: Condition, guidance: Tensor | float, num_steps: int
+    ) -> Tensor:
+        """Return the velocity that one of `num_steps` sampling steps takes."""
+        return self.velocity(student, x, t, condition, guidance)
+
+    def plain_network(self, student: nn.Module, num_steps: int = 1) -> nn.Module:
+        """Return the student with `export_guidance`, and what else it takes, folded in."""
+        return fold(self.teacher, student, self.folded_numbers(num_steps))
+
+    def folded_numbers(self, num_steps: int) -> Mapping[str, float]:
+        """Return what the embedders are fed in every step of `num_steps`, by their name."""
+        return {GUIDANCE: self.export_guidance}
+
+    def export_notes(self) -> dict[str, Any]:
+        """Return the guidance of the exported student, the range that was trained, and where drawing starts."""
+        notes: dict[str, Any] = {
+            "guidance": self.export_guidance,
+            "guidance_range": [self.guidance_min, self.guidance_max],
+            "sampler": self.sampler,
+        }
+        if self.view.is_flow and self.first_time < self.view.t_max:
+            notes["first_sigma"] = self.first_time
+        elif self.view.process.name == "vp":
+            first = self.view.position(torch.tensor(self.first_time, dtype=torch.float64))
+            notes["first_timestep"] = round(float(self.view.process.time_of_position(first)))
+        return notes
+
+    # what is carried from step to step
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the histogram of adaptive times."""
+        return {} if self.adaptive is None else {"adaptive_times": self.adaptive.sums}
+
+    def end_step(self, mean: Callable[[Tensor], Tensor]) -> None:
+        """Count the losses of adaptive times."""
+        if self.adaptive is not None:
+            self.adaptive.end_step(mean)

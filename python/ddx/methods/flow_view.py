@@ -1,0 +1,127 @@
+"""Any teacher seen as one of flow matching, so that a method is written once.
+
+    tau = sigma / (alpha + sigma),  x_tau = x_t / (alpha + sigma) = (1 - tau) x0 + tau eps,  dx_tau/dtau = eps - x0
+
+For every process the rescaled state lies on the straight line from picture to noise, and the `flow` prediction is its
+velocity (Kingma et al. 2021 show the equivalence). Times are flow times, float64; a flow teacher is seen as it is.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ddx.process import FlowProcess, Process
+from ddx.teachers.base import Teacher
+from ddx.teachers.condition import Condition
+
+FLOW = FlowProcess()
+
+
+class FlowView:
+    """A teacher, and every network of its class, as velocity models of flow time.
+
+    x is on the flow path, scaled latents `[B, C, h, w]`; t is a flow time, float64 `[B]` or `[]`.
+    """
+
+    def __init__(self, teacher: Teacher) -> None:
+        self.teacher = teacher
+        self.process: Process = teacher.process
+        self.is_flow = isinstance(self.process, FlowProcess)
+        self.t_min, self.t_max = (
+            float(self.process.flow_time(torch.tensor(t, dtype=torch.float64)))
+            for t in (self.process.t_min, self.process.t_max)
+        )
+
+    def velocity(self, network: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Return the predicted ``eps - x0``, float32. A negative t is fed as the negative of the time of -t."""
+        state, time, sign = self._state(x, t)
+        prediction = self.teacher.predict(network, state, sign * time, condition)
+        return self.process.convert(prediction, state, time, self.teacher.prediction, "flow")
+
+    def guided(
+        self, network: nn.Module, x: Tensor, t: Tensor, condition: Condition, null: Condition, guidance: Tensor | float
+    ) -> Tensor:
+        """Return the velocity with classifier-free guidance; a number or `[B]`, 1 for none."""
+        state, time, _ = self._state(x, t)
+        prediction = self.teacher.guided(network, state, time, condition, null, guidance)
+        return self.process.convert(prediction, state, time, self.teacher.prediction, "flow")
+
+    @torch.no_grad()
+    def velocity_dual(
+        self, network: nn.Module, x: Tensor, dx: Tensor, t: Tensor, dt: Tensor, condition: Condition
+    ) -> tuple[Tensor, Tensor]:
+        """Return the velocity, and its exact derivative along (dx, dt), dt float64 `[B]`; no gradients.
+
+        `network` is the bare one. Through :meth:`Teacher.predict_dual`, and ``func.jvp`` for the change of variables.
+        """
+        if self.is_flow and self.teacher.prediction == "flow":
+            return self.teacher.predict_dual(network, x, dx, t, dt, condition)
+        jvp = torch.func.jvp
+        time, dtime, *_ = jvp(self._time, (t.double(),), (dt.double(),))
+        state, dstate, *_ = jvp(self._scaled, (x.float(), time), (dx.float(), dtime))
+        prediction, dprediction = self.teacher.predict_dual(network, state, dstate, time, dtime, condition)
+
+        def convert(prediction: Tensor, state: Tensor, time: Tensor) -> Tensor:
+            return self.process.convert(prediction, state, time, self.teacher.prediction, "flow")
+
+        found = jvp(convert, (prediction, state, time), (dprediction, dstate, dtime))
+        return found[0], found[1]
+
+    def features(self, network: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> list[Tensor]:
+        """Return :meth:`Teacher.features` at (x, t)."""
+        state, time, _ = self._state(x, t)
+        return self.teacher.features(network, state, time, condition)
+
+    def start(self, noise: Tensor, t: Tensor | float) -> Tensor:
+        """Return unit noise as a pipeline of the family feeds it at flow time t, on the flow path."""
+        if self.is_flow:
+            return noise
+        time = self._time(torch.as_tensor(t, dtype=torch.float64, device=noise.device))
+        alpha, sigma = self.process.alpha(time), self.process.sigma(time)
+        return rows((alpha**2 + sigma**2).sqrt() / (alpha + sigma), noise) * noise
+
+    def times(self, num_steps: int, first: float | None = None) -> Tensor:
+        """Return where `num_steps` steps of the exported student's sampler are, and 0: flow times, float64 `[n + 1]`.
+
+        Equal steps of the family's own clock, from flow time `first` (None: the noisiest).
+        """
+        top = self.position(torch.tensor(self.t_max if first is None else first, dtype=torch.float64))
+        positions = top * torch.arange(num_steps, -1, -1, dtype=torch.float64) / num_steps
+        return self.time_of_position(positions)
+
+    def position(self, t: Tensor) -> Tensor:
+        """Return where the exported student's sampler has flow time t: in [0, 1], float64; equal steps are equal."""
+        return t.double() if self.is_flow else torch.where(t > 0.0, self.process.position(self._time(t)), 0.0)
+
+    def time_of_position(self, position: Tensor) -> Tensor:
+        """Return the flow time of a position, whole timesteps for VP; the inverse of :meth:`position`."""
+        if self.is_flow:
+            return position.double()
+        time = self.process.time_of_position(position)
+        if self.process.name == "vp":
+            time = time.round()
+        return torch.where(position > 0.0, self.process.flow_time(time), 0.0)
+
+    def _time(self, t: Tensor) -> Tensor:
+        """Return the process's own time of flow time t."""
+        return t.double() if self.is_flow else self.process.time_at(FLOW.angle(t))
+
+    def _scaled(self, x: Tensor, time: Tensor) -> Tensor:
+        return x if self.is_flow else rows(self.process.alpha(time) + self.process.sigma(time), x) * x
+
+    def _state(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the state and the time of the teacher's own process, and the sign of t."""
+        time = self._time(t.abs())
+        return self._scaled(x, time), time, torch.where(t < 0.0, -1.0, 1.0).double()
+
+
+def rows(coefficient: Tensor | float, images: Tensor) -> Tensor:
+    """Return one number a row, `[B]` or `[]`, in the shape and dtype in which it multiplies images `[B, ...]`."""
+    value = torch.as_tensor(coefficient).to(images.device, images.dtype)
+    return value if value.ndim == 0 else value.reshape(-1, *(1,) * (images.ndim - 1))
+
+
+def mean_square(difference: Tensor) -> Tensor:
+    """Return the mean square of each row, `[B]`, of `[B, ...]`."""
+    return difference.square().flatten(1).mean(1)

@@ -1,0 +1,87 @@
+"""Low-rank students (Hu et al. 2022, arXiv:2106.09685) on a backbone that all networks of a run share.
+
+Student, fake score and every other copy of the teacher are module trees of their own around the *same* frozen weights:
+each holds its low-rank matrices, in float32, and nothing else. So there is no adapter to switch, gradient checkpointing
+recomputes the right forward, and several trained networks take the memory of about one.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddx.errors import UsageError
+
+ADAPTER = "default"
+
+
+def shared_copy(network: nn.Module) -> nn.Module:
+    """Return a copy of the module tree whose parameters and buffers are those of `network`, not copies."""
+    memo: dict[int, Any] = {id(p): p for p in network.parameters()}
+    memo |= {id(b): b for b in network.buffers()}
+    return copy.deepcopy(network, memo)
+
+
+def add_lora(network: nn.Module, targets: tuple[str, ...], *, rank: int, alpha: float) -> nn.Module:
+    """Put low-rank matrices beside the layers named in `targets` and freeze the others (in place); returns it.
+
+    The embedders of extra inputs stay trainable. The product starts at zero, so the network starts as it was. Raises
+    UsageError when no layer has one of the names.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    extra = [name for name, _ in network.named_parameters() if "_embedder." in name.split(".", 1)[0] + "."]
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights=True)
+    try:
+        inject_adapter_in_model(config, network, adapter_name=ADAPTER)
+    except ValueError as error:
+        raise UsageError(
+            f"no layer of {type(network).__name__} is named {', '.join(targets)}",
+            hint="leave --lora-rank away for this teacher",
+        ) from error
+    for name, parameter in network.named_parameters():
+        trained = ".lora_" in name or name in extra
+        parameter.requires_grad_(trained)
+        if trained:
+            parameter.data = parameter.data.float()
+    return network
+
+
+def is_lora(network: nn.Module) -> bool:
+    """Whether `network` has low-rank matrices."""
+    return any(".lora_A." in name for name, _ in network.named_parameters())
+
+
+@torch.no_grad()
+def plain_state(network: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict with low-rank products added to their layers, float32 there, under the layers' own names.
+
+    That of a network without any is its own.
+    """
+    state = network.state_dict()
+    if not is_lora(network):
+        return state
+    plain: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if ".lora_" in name:
+            continue
+        if ".base_layer." not in name:
+            plain[name] = value.float() if value.is_floating_point() else value
+            continue
+        layer_name, _, part = name.partition(".base_layer.")
+        layer: Any = network.get_submodule(layer_name)
+        plain[f"{layer_name}.{part}"] = value.float()
+        if part == "weight":
+            plain[f"{layer_name}.{part}"] = value.float() + layer.get_delta_weight(ADAPTER).float()
+    return plain
+
+
+def lora_state(network: nn.Module) -> dict[str, Tensor]:
+    """Return the low-rank matrices in peft's format, as diffusers' `load_lora_weights` reads them."""
+    from peft import get_peft_model_state_dict
+
+    found: dict[str, Tensor] = get_peft_model_state_dict(network, adapter_name=ADAPTER)
+    return found
