@@ -9,7 +9,7 @@ import torch
 
 from ddx.methods.base import Batch
 from ddx.methods.draws import Draws
-from ddx.methods.lcm import LCM, LCMConfig
+from ddx.methods.registry import method_spec
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
 from ddx.teachers.registry import load_teacher
@@ -44,16 +44,16 @@ def make_batch(teacher: Teacher, step: int = 0, *, rows: slice = slice(0, 4), se
     )
 
 
-def make_trainer(teacher: Teacher, method_config: LCMConfig | None = None, **settings: Any) -> Trainer:
+def make_trainer(teacher: Teacher, method_config: Any = None, *, method: str = "lcm", **settings: Any) -> Trainer:
     values: dict[str, Any] = {
         "batch_size": 4,
         "warmup_steps": 0,
         "learning_rate": 1e-3,
         "gradient_checkpointing": False,
     }
-    config = DistillConfig(**{**values, **settings})
-    method = LCM(method_config or LCMConfig(), teacher)
-    return Trainer(method, config, Ranks(), torch.float32)
+    spec = method_spec(method)
+    config = DistillConfig(**{**spec.method.defaults, **values, **settings})
+    return Trainer(spec.method(method_config or spec.config(), teacher), config, Ranks(), torch.float32)
 
 
 def read_meter(trainer: Trainer) -> dict[str, float | None]:

@@ -76,6 +76,14 @@ def solver_grid(process: Process, num_intervals: int, shift: float = 1.0) -> Ten
     return positions * process.t_max
 
 
+def sampling_times(process: Process, num_steps: int) -> Tensor:
+    """Return the times that a student is asked at: equal steps; on VP those that diffusers' LCMScheduler picks."""
+    if not isinstance(process, VPProcess):
+        return process.t_max * torch.arange(num_steps, 0, -1, dtype=torch.float64) / num_steps
+    known = solver_grid(process, min(50, process.num_train_timesteps))[1:].flip(0)
+    return known[(len(known) * torch.arange(num_steps, dtype=torch.float64) / num_steps).floor().long()]
+
+
 def intervals_at(progress: float, final: int, start: int | None) -> int:
     """Return the number of grid intervals at this share of the run: `start`, doubled at equal shares up to `final`."""
     if start is None or start >= final:
@@ -167,9 +175,8 @@ class LCM(FlowMethod[LCMConfig]):
     def draw(
         self, student: nn.Module, noises: Sequence[Tensor], condition: Condition, *, guidance: float | None = None
     ) -> Tensor:
-        """Multistep consistency sampling at equal steps of time (Song et al. 2023, algorithm 1)."""
-        num_steps = len(noises)
-        times = self.process.t_max * torch.arange(num_steps, 0, -1, dtype=torch.float64) / num_steps
+        """Multistep consistency sampling (Song et al. 2023, algorithm 1), at the times of the exported scheduler."""
+        times = sampling_times(self.process, len(noises))
         scale = self.export_guidance if guidance is None else guidance
         x = noises[0]
         for step, time in enumerate(times):

@@ -1,0 +1,93 @@
+"""What holds for every method with its defaults: it trains, resumes bit for bit, takes low-rank matrices, and leaves a
+plain diffusers pipeline that draws what the method says it draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ddx.methods.base import STUDENT
+from ddx.methods.registry import METHODS
+from ddx.run_record import write_run
+from ddx.sampling.student import StudentPipeline
+from ddx.teachers.base import Teacher
+from ddx.training.export import export_student
+from ddx.training.trainer import Trainer
+from distilling import CAPTIONS, make_batch, make_teacher, make_trainer, read_meter
+
+torch.set_num_threads(1)
+STEPS = (1, 2, 4)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
+    return make_teacher("flow", tmp_path_factory.mktemp("flow") / "pipeline")
+
+
+@pytest.fixture(scope="module")
+def vp_teacher(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
+    return make_teacher("v", tmp_path_factory.mktemp("v") / "pipeline")
+
+
+def train(trainer: Trainer, teacher: Teacher, steps: range) -> None:
+    for step in steps:
+        trainer.step(step, [make_batch(teacher, step, rows=part) for part in (slice(0, 3), slice(3, 4))])
+
+
+def copied(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
+    return {group: {n: v.clone() for n, v in named.items()} for group, named in trainer.snapshot().tensors.items()}
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4], ids=["full", "lora"])
+@pytest.mark.parametrize("name", METHODS)
+def test_it_moves_the_student_leaves_the_teacher_and_resumes_exactly(
+    teacher: Teacher, name: str, lora_rank: int
+) -> None:
+    before = {key: value.clone() for key, value in teacher.network().state_dict().items()}
+    first = make_trainer(teacher, method=name, lora_rank=lora_rank)
+    start = copied(first)[STUDENT]
+    train(first, teacher, range(2))
+    snapshot, saved = first.snapshot(), copied(first)
+    assert snapshot.state["skipped"] == 0
+    assert any(not torch.equal(value, start[key]) for key, value in saved[STUDENT].items())
+    assert all(torch.equal(value, before[key]) for key, value in teacher.network().state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in teacher.network().parameters())
+    values = read_meter(first)
+    assert all(values[key] is not None for key in values if key.endswith("loss")), values
+
+    second = make_trainer(teacher, method=name, lora_rank=lora_rank)
+    second.restore(type(snapshot)(saved, snapshot.state))
+    for trainer in (first, second):
+        train(trainer, teacher, range(2, 4))
+    ours, theirs = copied(first), copied(second)
+    assert ours.keys() == theirs.keys()
+    assert [f"{g}/{n}" for g in ours for n in ours[g] if not torch.equal(ours[g][n], theirs[g][n])] == []
+
+
+@pytest.mark.parametrize("kind", ["flow", "vp"])
+@pytest.mark.parametrize("name", METHODS)
+def test_its_student_is_a_plain_pipeline_that_draws_what_it_says(
+    teacher: Teacher, vp_teacher: Teacher, name: str, kind: str, tmp_path: Path
+) -> None:
+    teacher = teacher if kind == "flow" else vp_teacher
+    trainer = make_trainer(teacher, method=name, learning_rate=1e-2)
+    train(trainer, teacher, range(2))
+    method, student = trainer.method, trainer.final_student()
+    condition = make_batch(teacher).condition.index(slice(0, 1))
+    for steps in STEPS:
+        folder = tmp_path / f"{steps}"
+        notes = export_student(method, student, folder, "float32", torch.float32)
+        write_run(folder, {"kind": "student", **method.export_notes(), **notes}, finished=True)
+        pipeline = StudentPipeline(folder, device="cpu")
+        assert type(pipeline.pipeline).__module__.startswith("diffusers.")
+        generator = torch.Generator().manual_seed(3)
+        noises = [torch.randn(1, *teacher.latent_shape(), generator=generator) for _ in range(steps)]
+        expected = method.draw(student, noises, condition)
+        arguments = pipeline._arguments(steps, None)
+        found = pipeline.pipeline(
+            CAPTIONS[0], generator=torch.Generator().manual_seed(3), output_type="latent", **arguments
+        ).images
+        assert float((found - expected).norm() / expected.norm()) < 2e-3, steps
