@@ -19,10 +19,17 @@ from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
 
 SIGMA_DATA = 1.0
+
+
+def ddpm_table() -> VPProcess:
+    """Return the table of Ho et al. 2020: its end is noise, so that what is drawn from noise is the mixture."""
+    return VPProcess(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
+
+
 PROCESSES: dict[str, tuple[Callable[[], Process], PredictionKind]] = {
     "flow": (FlowProcess, "flow"),
-    "vp-eps": (lambda: VPProcess(torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2), "eps"),
-    "vp-v": (lambda: VPProcess(torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2), "v"),
+    "vp-eps": (ddpm_table, "eps"),
+    "vp-v": (ddpm_table, "v"),
     "edm": (EDMProcess, "x0"),
 }
 
