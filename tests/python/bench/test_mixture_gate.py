@@ -52,7 +52,8 @@ def test_mass_on_the_bridges_fails() -> None:
     mode = torch.arange(NUM // 5) % 8
     middle = (MIXTURE.means[mode] + MIXTURE.means[(mode + 1) % 8]) / 2
     points[: NUM // 5] = middle + 0.1 * torch.randn(NUM // 5, 2, generator=torch.Generator().manual_seed(5))
-    assert gate(points, MIXTURE).off_mode > 0.1
+    found = gate(points, MIXTURE)
+    assert found.off_mode > 0.05 and found.worst_std > 0.3
 
 
 def test_a_mode_that_is_drawn_too_often_fails() -> None:

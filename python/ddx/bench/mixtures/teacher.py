@@ -43,7 +43,11 @@ class Exact(nn.Module):
 
 
 class MLP(nn.Module):
-    """A residual MLP on (x, angle, class) whose time embedding ends in a linear, as a diffusers denoiser's does."""
+    """A residual MLP on (x, angle, class) whose time embedding ends in a linear, as a diffusers denoiser's does.
+
+    A few waves of x and rectified units, because the map from noise to modes has edges: with smooth units and plain x
+    even regression on exact pairs leaves a quarter of the mass between the modes, with these a fiftieth.
+    """
 
     def __init__(self, dimensions: int, num_classes: int, width: int = 128, depth: int = 3) -> None:
         super().__init__()
@@ -51,10 +55,9 @@ class MLP(nn.Module):
         self.time_hidden = nn.Linear(18, width)
         self.time_last = nn.Linear(width, width)
         self.label = nn.Embedding(num_classes + 1, width)
-        self.inside = nn.Linear(dimensions, width)
+        self.inside = nn.Linear(7 * dimensions, width)
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-            for _ in range(depth)
+            nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)) for _ in range(depth)
         )
         self.outside = nn.Linear(width, dimensions)
 
@@ -64,7 +67,8 @@ class MLP(nn.Module):
         sign = (angle[:, None] < 0).to(x.dtype)
         features = torch.cat([wave.sin(), wave.cos(), angle[:, None].to(x.dtype), sign], dim=1)
         context = self.time_last(nn.functional.silu(self.time_hidden(features))) + self.label(classes)
-        hidden = self.inside(x)
+        waves = [wave(k * x) for k in (1.0, 2.0, 4.0) for wave in (torch.sin, torch.cos)]
+        hidden = self.inside(torch.cat([x, *waves], dim=1))
         for block in self.blocks:
             hidden = hidden + block(hidden + context)
         output: Tensor = self.outside(hidden)
@@ -75,7 +79,7 @@ class MixtureTeacher(Teacher):
     """A mixture under one of `PROCESSES`. `guidance` 1 leaves the classes as they are."""
 
     family = "mixture"
-    lora_targets = ("inside", "outside", "1", "3")
+    lora_targets = ("inside", "outside", "0", "2")
 
     def __init__(self, mixture: Mixture, process: str = "flow", *, guidance: float = 1.0, seed: int = 0) -> None:
         make, self.prediction = PROCESSES[process]
