@@ -52,8 +52,8 @@ class Mixture:
 def circle(num_modes: int = 8, radius: float = 1.5, std: float = 0.13, num_classes: int = 1) -> Mixture:
     """Return modes on a circle in the plane; neighbours are of different classes.
 
-    With this width the modes' discs of 4 std all but touch, so a sharp step of a small network from one mode to the next
-    is no mass off the modes, and mass that is spread between them still shows, in the modes' widths.
+    With this width the modes' discs of 4 std all but touch, so a sharp step of a small network from one mode to the
+    next is no mass off the modes, and mass that is spread between them still shows, in the modes' widths.
     """
     angles = 2 * math.pi * torch.arange(num_modes, dtype=torch.float64) / num_modes
     means = radius * torch.stack([angles.cos(), angles.sin()], dim=1)
