@@ -42,5 +42,17 @@ class Draws:
 
     def uniform(self) -> Tensor:
         """Return one number in [0, 1) a row, float64 `[B]`."""
-        rows = [torch.rand((), generator=g, dtype=torch.float64) for g in self._generators]
-        return torch.stack(rows).to(self.device)
+        return self._uniform().to(self.device)
+
+    def pick(self, *shares: float) -> tuple[Tensor, ...]:
+        """Return the rows of each part of a batch, int64: every row falls to a part with that probability.
+
+        The last part takes what the shares leave. It is decided on the CPU, so how many rows a part has is known
+        without waiting for the device.
+        """
+        edges = torch.tensor(shares, dtype=torch.float64).cumsum(0)
+        part = torch.searchsorted(edges, self._uniform(), right=True)
+        return tuple((part == k).nonzero()[:, 0].to(self.device) for k in range(len(shares) + 1))
+
+    def _uniform(self) -> Tensor:
+        return torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in self._generators])

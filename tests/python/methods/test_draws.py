@@ -30,3 +30,14 @@ def test_times_keep_to_the_grid_and_lean_where_they_should() -> None:
     assert float(sample_positions(u, kind="shifted", shift=3.0).mean()) > 0.6
     logits = torch.logit(sample_positions(u[1:], kind="logit-normal", mean=0.5, std=1.5))
     assert abs(float(logits.mean()) - 0.5) < 0.01 and abs(float(logits.std()) - 1.5) < 0.02
+
+
+def test_every_row_falls_to_one_part_at_the_shares_asked_for() -> None:
+    parts = Draws(0, 5, range(4000)).pick(0.125, 0.25)
+    assert torch.cat(parts).sort().values.tolist() == list(range(4000))
+    for part, share in zip(parts, (0.125, 0.25, 0.625), strict=True):
+        assert abs(len(part) / 4000 - share) < 0.03
+    whole, rest = Draws(0, 5, range(8)).pick(1.0)
+    assert len(whole) == 8 and len(rest) == 0
+    alone = Draws(0, 5, [7]).pick(0.125, 0.25)  # whoever the neighbours are
+    assert [len(part) for part in alone] == [int(7 in part.tolist()) for part in parts]

@@ -103,6 +103,5 @@ class FastDraws(Draws):
         """See :meth:`Draws.normal`."""
         return torch.randn(self._num_rows, *shape, generator=self._generator)
 
-    def uniform(self) -> Tensor:
-        """See :meth:`Draws.uniform`."""
+    def _uniform(self) -> Tensor:
         return torch.rand(self._num_rows, generator=self._generator, dtype=torch.float64)
