@@ -41,6 +41,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
+def compiled_kernels(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Triton's cache of what this run of the tests compiles ahead of time, shared by all its processes."""
+    folder = tmp_path_factory.getbasetemp().parent / "compiled-kernels"
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(folder))
+    return folder
+
+
+@pytest.fixture
 def repository() -> Path:
     """The root of the checkout."""
     return Path(__file__).resolve().parents[1]

@@ -79,7 +79,9 @@ def test_mistakes(flags: list[str], error: str, hint: str, code: int, capsys: py
     assert TABLE.read_bytes() == before
 
 
-def test_ahead_of_time_from_a_process_that_interprets(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_ahead_of_time_from_a_process_that_interprets(
+    capsys: pytest.CaptureFixture[str], compiled_kernels: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "registers.json"
     assert main.run(["bench", "kernels", "--ahead", "90", "--operation", "rms_norm", "--json", "--out", str(out)]) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -95,7 +97,9 @@ def test_a_workspace_has_defaults_for_a_command_of_a_group(tmp_path: Path, capsy
 
 
 @pytest.mark.slow
-def test_the_script_measures_a_processor_only_when_asked(repository: Path, tmp_path: Path) -> None:
+def test_the_script_measures_a_processor_only_when_asked(
+    repository: Path, compiled_kernels: Path, tmp_path: Path
+) -> None:
     script = [sys.executable, str(repository / "benchmarks" / "kernels.py"), "--out", str(tmp_path)]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

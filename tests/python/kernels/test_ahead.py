@@ -38,8 +38,8 @@ REGISTERS = 255  # of a thread; more do not exist, and what does not fit is spil
         pytest.param(90, "bfloat16", "candidates", marks=pytest.mark.slow),  # some hundred compilations
     ],
 )
-def test_no_kernel_spills(capability: int, dtype: str, selection: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+def test_no_kernel_spills(capability: int, dtype: str, selection: str, compiled_kernels: Path) -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
     done = subprocess.run(
         [sys.executable, "-c", COMPILE, str(capability), dtype, selection],
         env=environment,
