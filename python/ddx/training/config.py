@@ -54,6 +54,9 @@ class DistillConfig:
     clip_norm: float = option(1.0, "largest norm of the gradient; it is scaled down to it")
     ema_half_life: float = option(10_000.0, "half-life in images of the exported average; 0: the last weights")
     ema_ramp_up: float | None = option(0.05, "the half-life is at most this share of the images seen (none: fixed)")
+    ema_more: tuple[str, ...] = option(
+        (), "further averages, written to averages/: decay:0.999, half-life:20000, power:6.94", metavar="KIND:X"
+    )
     dtype: str = option("auto", "what networks compute in (auto: bf16 on a GPU)", choices=("auto", "float32", "bf16"))
     export_dtype: str = option(
         "auto", "what the student is saved in (auto: as it computes)", choices=("auto", "float32", "bf16", "fp16")

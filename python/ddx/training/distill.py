@@ -25,6 +25,7 @@ from ddx.teachers.registry import load_teacher
 from ddx.training.checkpoint import Snapshot, load_checkpoint, save_checkpoint
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks, join
+from ddx.training.ema import EMA
 from ddx.training.estimate import Estimate, estimate_run
 from ddx.training.export import export_student
 from ddx.training.find_store import find_store
@@ -32,7 +33,7 @@ from ddx.training.grids import SampleGrid
 from ddx.training.interruption import Interrupted, StopSignal
 from ddx.training.student_folder import StudentFolder, choose_folder
 from ddx.training.tracking import Clock, Metrics, peak_memory_bytes
-from ddx.training.trainer import Trainer
+from ddx.training.trainer import Trainer, Swapped
 from ddx.workspace import Workspace
 
 
@@ -312,6 +313,8 @@ def _finish(run: _Run, trainer: Trainer, clock: Clock, progress: Progress) -> No
     """Export the student; run.json says "finished" last, when everything else is in place."""
     if run.ranks.is_first:
         student = trainer.final_student()
+        for name, average in trainer.more.items():
+            _export_average(run, student, name, average)
         notes = export_student(run.method, student, run.folder.path, run.config.export_dtype, run.dtype)
         costs = {
             **notes,
@@ -323,6 +326,15 @@ def _finish(run: _Run, trainer: Trainer, clock: Clock, progress: Progress) -> No
         _write_card(run.folder.path)
     progress.finish()
     run.ranks.wait()
+
+
+def _export_average(run: _Run, student: torch.nn.Module, name: str, average: EMA) -> None:
+    """Write the student with one more average of its weights to averages/<name>, a pipeline of its own."""
+    folder = run.folder.path / "averages" / name.replace(":", "-")
+    with Swapped(student, average) as averaged:
+        notes = export_student(run.method, averaged, folder, run.config.export_dtype, run.dtype)
+    record = {"kind": "student", "teacher": run.config.teacher, "method": run.config.method, "average": name}
+    write_run(folder, {**record, **run.method.export_notes(), **notes}, finished=True)
 
 
 def _write_card(folder: Path) -> None:

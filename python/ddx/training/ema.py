@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddx.errors import UsageError
+
 
 class EMA:
     """A float32 average of the trainable parameters of a network.
 
-    Exactly one of `decay` (per update) and `half_life_images` (the number of images after which a weight counts
-    half; Karras et al. 2022) is given. With `ramp_up` the average forgets its start: the half-life is at most that
-    share of the images seen so far (0.05 in EDM).
+    Exactly one of `decay` (per update), `half_life_images` (the number of images after which a weight counts half;
+    Karras et al. 2022) and `power` (step n of the past counts as n**power; Karras et al. 2024) is given. With `ramp_up`
+    the average forgets its start: the half-life is at most that share of the images seen so far (0.05 in EDM).
     """
 
     def __init__(
@@ -22,11 +24,13 @@ class EMA:
         *,
         decay: float | None = None,
         half_life_images: float | None = None,
+        power: float | None = None,
         ramp_up: float | None = None,
     ) -> None:
-        if (decay is None) == (half_life_images is None):
-            raise ValueError("give exactly one of decay and half_life_images")
+        if [decay, half_life_images, power].count(None) != 2:
+            raise ValueError("give exactly one of decay, half_life_images and power")
         self.decay = decay
+        self.power = power
         self.half_life_images = half_life_images
         self.ramp_up = ramp_up
         self.num_images = 0
@@ -40,6 +44,8 @@ class EMA:
                 return self.decay
             updates = self.num_images / batch_size
             return min(self.decay, (1.0 + updates) / (10.0 + updates))
+        if self.power is not None:
+            return float((1.0 - batch_size / max(self.num_images, batch_size)) ** (self.power + 1.0))
         half_life = float(self.half_life_images or 0.0)
         if self.ramp_up is not None:
             half_life = min(half_life, self.num_images * self.ramp_up)
@@ -54,6 +60,24 @@ class EMA:
         weight = 1.0 - self.decay_of(batch_size)
         targets = [value.detach().float() for value in self._live.values()]
         torch._foreach_lerp_(list(self._shadow.values()), targets, weight)
+
+    @classmethod
+    def named(cls, module: nn.Module, name: str) -> EMA:
+        """Return the average that a setting names: `decay:0.999`, `half-life:20000` (images) or `power:6.94`.
+
+        UsageError for another text.
+        """
+        kind, _, number = name.partition(":")
+        keyword = {"decay": "decay", "half-life": "half_life_images", "power": "power"}.get(kind)
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        if keyword is None or value < 0.0 or (kind == "decay" and value >= 1.0):
+            raise UsageError(
+                f"{name!r} names no average", hint="for example --ema-more decay:0.999, half-life:20000 or power:6.94"
+            )
+        return cls(module, **{keyword: value})
 
     @torch.no_grad()
     def renew(self) -> None:

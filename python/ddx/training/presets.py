@@ -22,13 +22,15 @@ def preset_names() -> tuple[str, ...]:
 def preset_for(teacher: str, method: str, preset: str = "auto") -> tuple[str | None, Settings]:
     """Return the preset's name and settings.
 
-    "auto" is `<teacher>-<method>` where there is one, "none" is none; `full` may stand for `<teacher>-<method>-full`.
+    "auto" is `<teacher>-<method>` where there is one, else `<teacher>` where there is that; "none" is none; `full` may
+    stand for `<teacher>-<method>-full`.
     Raises UsageError for a name that does not exist.
     """
     names, base = preset_names(), f"{teacher}-{method}"
-    if preset == "none" or (preset == "auto" and base not in names):
+    usual = next((name for name in (base, teacher) if name in names), None)
+    if preset == "none" or (preset == "auto" and usual is None):
         return None, Settings({}, "no preset")
-    wanted = base if preset == "auto" else preset
+    wanted = str(usual) if preset == "auto" else preset
     for name in (wanted, f"{base}-{wanted}"):
         if name in names:
             path = preset_folder() / f"{name}.yaml"

@@ -107,6 +107,7 @@ class Trainer:
         self.exported: EMA | None = None
         if config.ema_half_life > 0.0:
             self.exported = EMA(student, half_life_images=config.ema_half_life, ramp_up=config.ema_ramp_up)
+        self.more = {name: EMA.named(student, name) for name in config.ema_more}
         self.skipped = torch.zeros((), device=ranks.device)
         self.meter = Meter(ranks.device)
 
@@ -144,8 +145,9 @@ class Trainer:
             self._accumulate(turn, batches)
             for name in turn.trains:
                 self._update(self.trained[name], factor)
-        if self.exported is not None:
-            self.exported.update(self.config.batch_size)
+        for average in (self.exported, *self.more.values()):
+            if average is not None:
+                average.update(self.config.batch_size)
         self.method.end_step(self.ranks.mean)
 
     def _accumulate(self, turn: Turn, batches: Sequence[Batch]) -> None:
@@ -193,9 +195,9 @@ class Trainer:
             return nullcontext()
         return torch.autocast(self.ranks.device.type, dtype=self.dtype)
 
-    def exported_student(self) -> _Swapped:
+    def exported_student(self) -> Swapped:
         """Return a context in which the student has the weights that are exported, and gives the network."""
-        return _Swapped(self.student, self.exported)
+        return Swapped(self.student, self.exported)
 
     def final_student(self) -> nn.Module:
         """Return the student with the weights that are exported, for good: everything else is let go of."""
@@ -248,10 +250,11 @@ class Trainer:
 
     def _all_averages(self) -> dict[str, EMA]:
         found = {name: average for name, (_, average) in self.averages.items()}
+        found |= {f"{EXPORTED}-{name.replace(':', '-')}": average for name, average in self.more.items()}
         return found if self.exported is None else {**found, EXPORTED: self.exported}
 
 
-class _Swapped(AbstractContextManager[nn.Module]):
+class Swapped(AbstractContextManager[nn.Module]):
     """Inside, a network has the weights of its average, and evaluates."""
 
     def __init__(self, network: nn.Module, average: EMA | None) -> None:

@@ -7,6 +7,7 @@ import pytest
 from ddx.config import Settings
 from ddx.errors import UsageError
 from ddx.methods.lcm import LCMConfig
+from ddx.methods.registry import METHODS
 from ddx.training.presets import preset_folder, preset_names
 from ddx.training.resolve import resolve
 
@@ -31,7 +32,8 @@ def test_another_teacher_has_the_published_defaults() -> None:
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_resolves_and_says_what_was_measured(name: str) -> None:
-    config, _ = resolve(layers(teacher="sana-tiny", preset=name))
+    method = next((method for method in METHODS if name.startswith(f"sana-tiny-{method}")), "lcm")
+    config, _ = resolve(layers(teacher="sana-tiny", method=method, preset=name))
     assert config.preset == name
     assert (preset_folder() / f"{name}.yaml").read_text().startswith("# ")
 
