@@ -85,10 +85,26 @@ class DistillConfig:
                 raise UsageError(
                     f"{name} = {getattr(self, name)} must be above 0", hint=f"leave {name} away for its default"
                 )
+        for name in self.ema_more:
+            parse_average(name)
         if not self.sample_steps or min(self.sample_steps) < 1:
             raise UsageError(
                 f"sample_steps = {self.sample_steps} must be whole numbers from 1", hint="--sample-steps 1,2,4"
             )
+
+
+def parse_average(name: str) -> tuple[str, float]:
+    """Return kind and number of an average such as `half-life:20000`. UsageError for another text."""
+    kind, _, number = name.partition(":")
+    try:
+        value = float(number)
+    except ValueError:
+        value = -1.0
+    if kind not in ("decay", "half-life", "power") or value < 0.0 or (kind == "decay" and value >= 1.0):
+        raise UsageError(
+            f"{name!r} names no average", hint="for example --ema-more decay:0.999, half-life:20000 or power:6.94"
+        )
+    return kind, value
 
 
 _LEAST = {

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddx.errors import UsageError
+from ddx.training.config import parse_average
 
 
 class EMA:
@@ -67,17 +67,8 @@ class EMA:
 
         UsageError for another text.
         """
-        kind, _, number = name.partition(":")
-        keyword = {"decay": "decay", "half-life": "half_life_images", "power": "power"}.get(kind)
-        try:
-            value = float(number)
-        except ValueError:
-            value = -1.0
-        if keyword is None or value < 0.0 or (kind == "decay" and value >= 1.0):
-            raise UsageError(
-                f"{name!r} names no average", hint="for example --ema-more decay:0.999, half-life:20000 or power:6.94"
-            )
-        return cls(module, **{keyword: value})
+        kind, value = parse_average(name)
+        return cls(module, **{{"half-life": "half_life_images"}.get(kind, kind): value})
 
     @torch.no_grad()
     def renew(self) -> None:
