@@ -33,7 +33,7 @@ from ddx.training.grids import SampleGrid
 from ddx.training.interruption import Interrupted, StopSignal
 from ddx.training.student_folder import StudentFolder, choose_folder
 from ddx.training.tracking import Clock, Metrics, peak_memory_bytes
-from ddx.training.trainer import Trainer, Swapped
+from ddx.training.trainer import Swapped, Trainer
 from ddx.workspace import Workspace
 
 
