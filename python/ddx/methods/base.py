@@ -102,6 +102,7 @@ class Method(ABC, Generic[ConfigT]):
         self.config = config
         self.teacher = teacher
         self.shares_backbone = False  # whether copies of the teacher's network are trees around its own frozen weights
+        self.train_steps = 0  # the steps of the run, as its trainer says: stages are shares of it
 
     @abstractmethod
     def networks(self) -> tuple[NetworkSpec, ...]:

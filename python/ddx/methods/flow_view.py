@@ -59,7 +59,7 @@ class FlowView:
             return self.teacher.predict_dual(network, x, dx, t, dt, condition)
         jvp = torch.func.jvp
         time, dtime, *_ = jvp(self._time, (t.double(),), (dt.double(),))
-        state, dstate, *_ = jvp(self._scaled, (x.float(), time), (dx.float(), dtime))
+        state, dstate, *_ = jvp(self._scaled, (x, time), (dx.to(x.dtype), dtime))
         prediction, dprediction = self.teacher.predict_dual(network, state, dstate, time, dtime, condition)
 
         def convert(prediction: Tensor, state: Tensor, time: Tensor) -> Tensor:

@@ -89,6 +89,7 @@ class Trainer:
 
     def __init__(self, method: Method[Any], config: DistillConfig, ranks: Ranks, dtype: torch.dtype) -> None:
         self.method, self.config, self.ranks, self.dtype = method, config, ranks, dtype
+        method.train_steps = config.train_steps
         self.specs = {spec.name: spec for spec in method.networks()}
         self.trained: dict[str, Trained] = {}
         self.averages: dict[str, tuple[nn.Module, EMA]] = {}

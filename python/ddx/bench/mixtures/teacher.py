@@ -148,12 +148,13 @@ class MixtureTeacher(Teacher):
         if isinstance(network, Exact):
             x0 = self.mixture.x0(x, alpha, sigma, classes).reshape(x_t.shape).to(x_t.dtype)
             return x0 if self.prediction == "x0" else self.process.convert(x0, x_t, time, "x0", self.prediction)
-        angle = self.process.angle(time).float() * torch.where(t < 0, -1.0, 1.0).float()
+        angle = (self.process.angle(time) * torch.where(t < 0, -1.0, 1.0)).to(x.dtype)
         if self.prediction != "x0":
             output: Tensor = network(x, angle, classes).reshape(x_t.shape)
             return output
-        total = (sigma**2 + SIGMA_DATA**2).float()[:, None]
-        skip, out = SIGMA_DATA**2 / total, sigma.float()[:, None] * SIGMA_DATA / total.sqrt()
+        sigma = sigma.to(x.dtype)[:, None]
+        total = sigma**2 + SIGMA_DATA**2
+        skip, out = SIGMA_DATA**2 / total, sigma * SIGMA_DATA / total.sqrt()
         raw: Tensor = network(x / total.sqrt(), angle, classes)
         return (skip * x + out * raw).reshape(x_t.shape)
 
