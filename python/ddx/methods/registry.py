@@ -60,6 +60,10 @@ METHODS: dict[str, MethodSpec] = dict(
         _row("lcm", "LCM", 6.0, "images", "student target",
              "Latent consistency distillation with guidance",
              "Luo et al. 2023, Latent Consistency Models, arXiv:2310.04378"),
+        _row("scm", "SCM", 7.0, "images", "student weight",
+             "Continuous-time consistency models in TrigFlow, distilled or trained",
+             "Lu & Song 2024, Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models, "
+             "arXiv:2410.11081"),
     )
 )  # fmt: skip
 
