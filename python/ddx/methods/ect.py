@@ -1,0 +1,76 @@
+"""Easy consistency tuning (Geng et al. 2024, arXiv:2406.14548): the earlier time comes closer in stages.
+
+r    = max(0, t (1 - q^-(stage + 1) (1 + 8 sigmoid(-t))))      t, r noise levels; at stage 0 nearly a diffusion model
+loss = d( f(x_t, t), stop-gradient f(x_r, r) ) / (t - r)       the same noise, and the same dropout, at both times
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from ddx.config import option
+from ddx.errors import UsageError
+from ddx.methods.base import Batch
+from ddx.methods.config import at_least, changed
+from ddx.methods.consistency import ConsistencyConfig, ConsistencyMethod, level
+from ddx.methods.time_sampling import Times
+
+
+@dataclass(frozen=True, kw_only=True)
+class ECTConfig(ConsistencyConfig):
+    """The published form; its log-normal (-1.1, 2) is for data of standard deviation 0.5."""
+
+    velocity_from: str = changed(ConsistencyConfig, "velocity_from", "data")
+    time_sampling: str = changed(ConsistencyConfig, "time_sampling", "log-normal")
+    time_mean: float = changed(ConsistencyConfig, "time_mean", -1.1 + math.log(2.0))
+    time_std: float = changed(ConsistencyConfig, "time_std", 2.0)
+    pair_weight: str = changed(ConsistencyConfig, "pair_weight", "level")
+    stage_ratio: float = option(2.0, "q: the pair's difference shrinks by it from stage to stage")
+    num_stages: int = option(8, "stages, of equal shares of the run")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "num_stages")
+        if not self.stage_ratio > 1.0:
+            raise UsageError(
+                f"stage_ratio = {self.stage_ratio} must be above 1", hint="--stage-ratio 2: halve the difference"
+            )
+
+
+ECTConfigT = TypeVar("ECTConfigT", bound=ECTConfig)
+
+
+def earlier_level(t: Tensor, stage: int, ratio: float) -> Tensor:
+    """Return the noise level r of a pair for the level t, float64."""
+    return (t * (1.0 - ratio ** -(stage + 1) * (1.0 + 8.0 * torch.sigmoid(-t)))).clamp(min=0.0)
+
+
+class ECTPairs(ConsistencyMethod[ECTConfigT]):
+    """Pairs of times whose difference is a share of the later one."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-4, "optimizer": "radam"}
+
+    def stage(self, batch: Batch) -> int:
+        """Return the stage, from 0."""
+        return min(int(batch.progress * self.config.num_stages), self.config.num_stages - 1)
+
+    def draw_pair(self, batch: Batch) -> tuple[Times, Tensor, Tensor]:
+        """Return the drawn times, and those that the stage pairs them with."""
+        times = self.draw_times(batch)
+        return times, times.t, self.earlier_time(times.t, batch)
+
+    def earlier_time(self, t: Tensor, batch: Batch) -> Tensor:
+        """Return the flow time r that the stage pairs with t, float64 `[B]`; 0 below the teacher's cleanest."""
+        earlier = earlier_level(level(t), self.stage(batch), self.config.stage_ratio)
+        r = earlier / (1.0 + earlier)
+        return torch.where(r < self.view.t_min, 0.0, r)
+
+
+class ECT(ECTPairs[ECTConfig]):
+    """Easy consistency tuning."""
