@@ -21,35 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "python"))
 
 from _environment import machine, write_result
+from _photographs import write_photographs
 
 NUM_IMAGES = 4
 RESOLUTION = 512
-
-
-def write_images(path: Path) -> None:
-    """Write a parquet file of four photographs with their captions."""
-    import io
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from PIL import Image
-    from skimage import data
-
-    photographs = {
-        "an astronaut in an orange suit": data.astronaut(),
-        "a cup of coffee on a wooden table": data.coffee(),
-        "a cat that looks into the camera": data.chelsea(),
-        "the launch of a rocket": data.rocket(),
-    }
-    encoded = []
-    for pixels in photographs.values():
-        image = Image.fromarray(pixels)
-        scale = 640 / min(image.size)
-        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=92)
-        encoded.append(buffer.getvalue())
-    pq.write_table(pa.table({"image": encoded, "caption": list(photographs)}), path)
 
 
 def measured(arguments: list[str], folder: Path) -> dict[str, Any]:
@@ -88,7 +63,7 @@ def main() -> None:
                 check=True,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             )
-        write_images(folder / "photographs.parquet")
+        write_photographs(folder / "photographs.parquet")
         shutil.rmtree(folder / "runs", ignore_errors=True)  # a finished store or student would not be made again
         shared = ["--teacher", f"./{teacher.name}", "--resolution", str(RESOLUTION), "--dtype", "bf16"]
         precompute = measured(["precompute", "photographs.parquet", *shared, "--batch-size", "1"], folder)
