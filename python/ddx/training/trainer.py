@@ -41,7 +41,9 @@ class Trained:
 
     def __init__(self, spec: NetworkSpec, module: nn.Module, config: DistillConfig, ranks: Ranks) -> None:
         self.spec = spec
-        self.module = module
+        self.module = (
+            module.train()
+        )  # and active, as its parameters are; a tree around a frozen backbone comes evaluating
         self.replica = replicate(module, ranks)
         self.named = [(name, value) for name, value in module.named_parameters() if value.requires_grad]
         self.parameters = [value for _, value in self.named]
