@@ -76,8 +76,11 @@ class FlowMethod(Method[FlowConfigT]):
         quantile, weight = u, torch.ones(len(u), device=u.device)
         if self.adaptive is not None:
             quantile, weight = self.adaptive.draw(u)
-        t = sample_times(quantile, self.config, t_min=self.view.t_min, t_max=self.view.t_max)
-        return Times(t, quantile, weight, None if self.adaptive is None else self.adaptive.note)
+        return Times(self.times_at(quantile), quantile, weight, None if self.adaptive is None else self.adaptive.note)
+
+    def times_at(self, quantile: Tensor) -> Tensor:
+        """Return the flow times, float64, at quantiles in [0, 1) of the distribution that the settings ask for."""
+        return sample_times(quantile, self.config, t_min=self.view.t_min, t_max=self.view.t_max)
 
     def draw_noise(self, batch: Batch) -> Tensor:
         """Return unit noise, float32, shaped as the batch's latents."""

@@ -79,6 +79,29 @@ METHODS: dict[str, MethodSpec] = dict(
              "Continuous-time consistency models in TrigFlow, distilled or trained",
              "Lu & Song 2024, Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models, "
              "arXiv:2410.11081"),
+        # score distillation
+        _row("sid", "SiD", 22.0, "captions", "student fake_score",
+             "Score identity distillation, through the gradients of both scores",
+             "Zhou et al. 2024, Score identity Distillation, arXiv:2404.04057"),
+        _row("sid-lsg", "SiDLSG", 26.0, "captions", "student fake_score",
+             "SiD whose fake score has guidance of its own",
+             "Zhou et al. 2024, Long and Short Guidance in Score identity Distillation, arXiv:2406.01561"),
+        _row("dmd2", "DMD2", 47.0, "images", "student fake_score discriminator",
+             "Distribution matching with a discriminator, in one step or several",
+             "Yin et al. 2024, Improved Distribution Matching Distillation, arXiv:2405.14867"),
+        _row("dmd", "DMD", 41.0, "captions", "student fake_score",
+             "Distribution matching with a regression on the teacher's own pairs",
+             "Yin et al. 2024, One-step Diffusion with Distribution Matching Distillation, arXiv:2311.18828"),
+        _row("diff-instruct", "DiffInstruct", 10.0, "captions", "student fake_score",
+             "The plain difference of the scores, also known as variational score distillation",
+             "Luo et al. 2023, Diff-Instruct, arXiv:2305.18455"),
+        _row("dde", "DDE", 10.0, "captions", "student fake_score",
+             "Denoisers of data and of samples at one noise level",
+             "Bigdeli et al. 2020, Learning Generative Models using Denoising Density Estimators, arXiv:2001.02728"),
+        # adversarial
+        _row("ladd", "LADD", 10.0, "images", "student discriminator",
+             "Latent adversarial diffusion distillation",
+             "Sauer et al. 2024, Latent Adversarial Diffusion Distillation, arXiv:2403.12015"),
     )
 )  # fmt: skip
 

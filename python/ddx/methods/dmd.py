@@ -1,0 +1,78 @@
+"""DMD: distribution matching with a regression on the teacher's own pairs (Yin et al. 2024a, arXiv:2311.18828).
+
+    dL/dx = (y_psi - y_phi) / max(mean|x - y_phi|, 1e-5)            both constants
+    + weight |x(z) - ODE_phi(z)|^2                                  noise z, and where the teacher's ODE takes it
+
+The pairs are solved on the way, by a few steps of Heun's rule, where the paper stores them; the distance is taken of
+latents, where the paper's is LPIPS of pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ddx.config import option
+from ddx.errors import UsageError
+from ddx.kernels.dmd import guarded_dmd_loss
+from ddx.kernels.guarded_loss import GuardedLoss
+from ddx.methods.base import Batch
+from ddx.methods.config import at_least
+from ddx.methods.flow_view import mean_square, rows
+from ddx.methods.score_distillation import Generated, ScoreConfig, ScoreDistillation, Scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class DMDConfig(ScoreConfig):
+    """The published form, of one step from pure noise."""
+
+    regression_weight: float = option(
+        0.25, "weight of the regression on noise and the teacher's picture of it; 0: none"
+    )
+    regression_steps: int = option(8, "solver steps, of two evaluations each, from noise to the teacher's picture")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 0.0, "regression_weight")
+        at_least(self, 1, "regression_steps")
+        if self.num_steps != 1 or self.start_time != 1.0:
+            raise UsageError(
+                f"num_steps = {self.num_steps} and start_time = {self.start_time}: dmd pairs pure noise with pictures, "
+                "in one step",
+                hint="--method dmd2 trains several steps, and others than the noisiest",
+            )
+
+
+class DMD(ScoreDistillation[DMDConfig]):
+    """Distribution matching distillation."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-5, "weight_decay": 0.01, "clip_norm": 10.0}
+
+    def generator_loss(self, x: Tensor, seen: Scores, batch: Batch) -> GuardedLoss:
+        """Return half the square of the normalised difference of the scores, with itself as the gradient by x."""
+        return guarded_dmd_loss(seen.y_teacher, seen.y_fake, x)
+
+    def second_loss(
+        self, made: Generated, batch: Batch, networks: Mapping[str, nn.Module], guidance: Tensor | float
+    ) -> Tensor | None:
+        """Return the weighted square distance from where the teacher's ODE takes the same noise."""
+        if self.config.regression_weight == 0.0:
+            return None
+        return self.config.regression_weight * mean_square(made.x - self.ode_end(made.start, batch, guidance))
+
+    @torch.no_grad()
+    def ode_end(self, x: Tensor, batch: Batch, guidance: Tensor | float) -> Tensor:
+        """Return where the guided teacher's ODE takes x, which is at the noisiest time; Heun's rule, then Euler's."""
+        times = self.view.times(self.config.regression_steps).to(x.device)
+        for step, (t, r) in enumerate(pairwise(times), 1):
+            slope = self.teacher_velocity(x, t.expand(len(x)), batch, guidance)
+            ahead = x + rows(r - t, x) * slope
+            if step < self.config.regression_steps:
+                slope = 0.5 * (slope + self.teacher_velocity(ahead, r.expand(len(x)), batch, guidance))
+            x = x + rows(r - t, x) * slope
+        return x

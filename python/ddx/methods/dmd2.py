@@ -1,0 +1,115 @@
+"""DMD2: distribution matching without regression (Yin et al. 2024b, arXiv:2405.14867).
+
+    dL/dx = (y_psi - y_phi) / max(mean|x - y_phi|, 1e-5)            both constants
+    psi   learns |v_psi - e|^2 on stopgrad(x), five times for each update of the student
+    D     heads on psi's features at re-noised real and generated latents:
+          psi, D: softplus(-D(real)) + softplus(D(x)),  student: 1e-3 softplus(-D(x))
+
+Several steps are trained by backward simulation, see :mod:`ddx.methods.score_distillation`. With `gan_weight` 0 there
+is no discriminator, and captions are enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ddx.config import option
+from ddx.kernels.dmd import guarded_dmd_loss
+from ddx.kernels.guarded_loss import GuardedLoss
+from ddx.methods.adversarial import DISCRIMINATOR, AdversarialConfig, FeatureJudge
+from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
+from ddx.methods.config import at_least, changed
+from ddx.methods.score_distillation import FAKE, Generated, ScoreConfig, ScoreDistillation, Scores
+from ddx.networks.guidance import guidance_input
+from ddx.teachers.base import Teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class DMD2Config(AdversarialConfig, ScoreConfig):
+    """The published form, in one step."""
+
+    fake_updates: int = changed(ScoreConfig, "fake_updates", 5)
+    gan_loss: str = changed(AdversarialConfig, "gan_loss", "softplus")
+    normalise: bool = option(True, "divide the difference of the scores by the distance of the teacher's to the sample")
+    gan_weight: float = option(1e-3, "weight of the adversarial loss of the student; 0: no discriminator")
+    fake_gan_weight: float = option(1e-2, "share of the discriminator's gradient that the fake score gets")
+
+    def __post_init__(self) -> None:
+        ScoreConfig.__post_init__(self)
+        AdversarialConfig.__post_init__(self)
+        at_least(self, 0.0, "gan_weight", "fake_gan_weight")
+
+
+class DMD2(ScoreDistillation[DMD2Config]):
+    """Distribution matching distillation with a discriminator."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 5e-7, "weight_decay": 0.01, "clip_norm": 10.0}
+
+    def __init__(self, config: DMD2Config, teacher: Teacher) -> None:
+        super().__init__(config, teacher)
+        self.judge = FeatureJudge(self.view, config) if config.gan_weight > 0.0 else None
+
+    def networks(self) -> tuple[NetworkSpec, ...]:
+        """Return the student, the fake score, and the heads on its features."""
+        return super().networks() if self.judge is None else (*super().networks(), self.judge.spec())
+
+    def build(self, spec: NetworkSpec) -> nn.Module:
+        """See :meth:`Method.build`."""
+        if spec.name == DISCRIMINATOR:
+            assert self.judge is not None
+            return self.judge.build()
+        return super().build(spec)
+
+    def turns(self, step: int) -> tuple[Turn, ...]:
+        """Return the updates of the fake score together with its heads, then the student's."""
+        if self.judge is None:
+            return super().turns(step)
+        fake = Turn(trains=(FAKE, DISCRIMINATOR), name="fake score")
+        return (*self.config.fake_updates * (fake,), Turn(trains=(STUDENT,), name="student"))
+
+    def generator_loss(self, x: Tensor, seen: Scores, batch: Batch) -> GuardedLoss:
+        """Return half the square of the normalised difference of the scores, with itself as the gradient by x."""
+        return guarded_dmd_loss(seen.y_teacher, seen.y_fake, x, normalise=self.config.normalise)
+
+    def fake_losses(
+        self, x: Tensor, batch: Batch, networks: Mapping[str, nn.Module], guidance: Tensor | float
+    ) -> Losses:
+        """Return the fake score's loss, and the discriminator's, whose gradient reaches the fake score scaled."""
+        losses = super().fake_losses(x, batch, networks, guidance)
+        if self.judge is None:
+            return losses
+        t, real_t, fake_t = self._judged(x, batch)
+        with guidance_input(networks[FAKE], guidance):
+            loss = self.judge.discriminator_loss(
+                networks[DISCRIMINATOR],
+                networks[FAKE],
+                real_t,
+                fake_t,
+                t,
+                batch.condition,
+                self.draw_noise(batch),
+                network_gradient=self.config.fake_gan_weight,
+            )
+        return replace(losses, by_network={**losses.by_network, DISCRIMINATOR: loss})
+
+    def second_loss(
+        self, made: Generated, batch: Batch, networks: Mapping[str, nn.Module], guidance: Tensor | float
+    ) -> Tensor | None:
+        """Return the weighted adversarial loss of the student."""
+        if self.judge is None:
+            return None
+        t, real_t, fake_t = self._judged(made.x, batch)
+        with guidance_input(networks[FAKE], guidance):
+            loss = self.judge.generator_loss(
+                networks[DISCRIMINATOR], networks[FAKE], real_t, fake_t, t, batch.condition
+            )
+        return self.config.gan_weight * loss
+
+    def _judged(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return times, and the stored and the generated latents noised to them."""
+        t = self.score_times(batch)
+        return t, self.noisy(batch.x0, self.draw_noise(batch), t), self.noisy(x, self.draw_noise(batch), t)

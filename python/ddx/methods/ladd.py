@@ -1,0 +1,60 @@
+"""LADD: latent adversarial diffusion distillation (Sauer et al. 2024, arXiv:2403.12015).
+
+    x_s = (1 - s) x0 + s eps,  x = x_s - s v_theta(x_s, s)             s: a time of the sampler, mostly pure noise
+    D   heads on the frozen teacher's block features at re-noised latents: x0 (real) and stopgrad(x) (fake)
+    t   of the re-noising: logit-normal(1, 1), heavy on noise, where features are of composition and not of texture
+
+The stored latents are the real ones: drawn by the teacher, their guidance is what the student learns; pictures of a
+data set teach it what those are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from ddx.methods.adversarial import DISCRIMINATOR, FeatureJudge
+from ddx.methods.adversarial_student import AdversarialStudent, AdversarialStudentConfig
+from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
+from ddx.teachers.base import Teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class LADDConfig(AdversarialStudentConfig):
+    """The published form, of up to four steps."""
+
+
+class LADD(AdversarialStudent[LADDConfig]):
+    """Latent adversarial diffusion distillation."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-5, "adam_beta1": 0.0, "adam_beta2": 0.99}
+
+    def __init__(self, config: LADDConfig, teacher: Teacher) -> None:
+        super().__init__(config, teacher)
+        self.judge = FeatureJudge(self.view, config)
+
+    def networks(self) -> tuple[NetworkSpec, ...]:
+        """Return the student, and the heads on the teacher's features."""
+        return NetworkSpec(name=STUDENT), self.judge.spec()
+
+    def build(self, spec: NetworkSpec) -> nn.Module:
+        """See :meth:`Method.build`."""
+        return self.judge.build() if spec.name == DISCRIMINATOR else super().build(spec)
+
+    def losses(self, turn: Turn, batch: Batch, networks: Mapping[str, nn.Module]) -> Losses:
+        """Return the discriminator's loss, or the student's."""
+        of_student = STUDENT in turn.trains
+        with torch.set_grad_enabled(of_student and torch.is_grad_enabled()):
+            x = self.generate(networks[STUDENT], batch)
+        times = self.draw_times(batch)
+        real_t = self.noisy(batch.x0, self.draw_noise(batch), times.t)
+        fake_t = self.noisy(x, self.draw_noise(batch), times.t)
+        seen = (networks[DISCRIMINATOR], self.teacher.network(), real_t, fake_t, times.t, batch.condition)
+        if of_student:
+            return Losses(by_network={STUDENT: times.weight * self.judge.generator_loss(*seen)})
+        loss = self.judge.discriminator_loss(*seen, self.draw_noise(batch))
+        return Losses(by_network={DISCRIMINATOR: times.weigh(loss)})

@@ -1,0 +1,217 @@
+"""What the methods of score distillation share: a generator, and a fake score that learns what it generates.
+
+    x     = z - t1 v_theta(z, t1)                z: unit noise as the exported pipeline feeds it at time t1
+    x_t   = (1 - t) x + t eps,  e = eps - x
+    y_phi = x_t - t v_phi(x_t, t)                phi: the teacher, guided
+    y_psi = x_t - t v_psi(x_t, t)                psi: the fake score, which learns |v_psi - e|^2 on stopgrad(x)
+
+The generator's loss, of (x, y_phi, y_psi), is the method's own. Captions are enough: of the stored latents the shape
+alone is read. A generator of several steps is trained at the states that its own sampler comes through, which are
+simulated without gradients (Yin et al. 2024b, backward simulation).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ddx.config import option
+from ddx.errors import UsageError
+from ddx.kernels.consistency import guarded_consistency_loss
+from ddx.kernels.guarded_loss import GuardedLoss
+from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
+from ddx.methods.config import FlowConfig, above_zero, at_least, changed, within
+from ddx.methods.flow_method import FlowMethod
+from ddx.methods.flow_view import mean_square, rows
+from ddx.methods.time_sampling import grid_index
+from ddx.teachers.base import Teacher
+
+FAKE = "fake_score"
+NUM_BINS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(FlowConfig):
+    """What every method of the family has."""
+
+    num_steps: int = option(1, "evaluations in which the student learns to draw")
+    start_time: float = option(1.0, "flow time at which drawing starts; 0.714 is step 625 of 1000 of Stable Diffusion")
+    fake_updates: int = option(1, "updates of the fake score before each one of the student")
+    fake_rate: float = option(1.0, "learning rate of the fake score over the student's")
+    time_sampling: str = changed(FlowConfig, "time_sampling", "shifted")
+    time_shift: float = changed(FlowConfig, "time_shift", 1.0)
+    time_low: float = option(0.02, "share that is cut off the clean end of the re-noising times")
+    time_high: float = option(0.98, "where the noisy end of the re-noising times is cut off")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "num_steps", "fake_updates")
+        above_zero(self, "start_time", "fake_rate")
+        within(self, 0.0, 1.0, "start_time", "time_low", "time_high")
+        if self.time_low >= self.time_high:
+            raise UsageError(
+                f"time_low = {self.time_low} is not below time_high = {self.time_high}",
+                hint="--time-low 0.02 --time-high 0.98",
+            )
+
+
+ScoreConfigT = TypeVar("ScoreConfigT", bound=ScoreConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """What the student generates: x, differentiable, from `start` at flow times `time`, float64 `[B]`."""
+
+    x: Tensor
+    start: Tensor
+    time: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What both scores see behind the re-noised x, `[B, C, h, w]`: x_t at flow times t, `[B]`, and their x0."""
+
+    x_t: Tensor
+    t: Tensor
+    y_teacher: Tensor
+    y_fake: Tensor
+
+
+class ScoreDistillation(FlowMethod[ScoreConfigT]):
+    """A student that generates, taught by the difference of two scores of what it generates."""
+
+    guided_networks = (STUDENT, FAKE)
+
+    def __init__(self, config: ScoreConfigT, teacher: Teacher) -> None:
+        super().__init__(config, teacher)
+        self.first_time = min(config.start_time, self.view.t_max)
+
+    def networks(self) -> tuple[NetworkSpec, ...]:
+        """Return the student and the fake score, both copies of the teacher."""
+        return NetworkSpec(name=STUDENT), NetworkSpec(name=FAKE, learning_rate_scale=self.config.fake_rate)
+
+    def turns(self, step: int) -> tuple[Turn, ...]:
+        """Return the updates of the fake score, then the student's."""
+        fake = Turn(trains=(FAKE,), name="fake score")
+        return (*self.config.fake_updates * (fake,), Turn(trains=(STUDENT,), name="student"))
+
+    def losses(self, turn: Turn, batch: Batch, networks: Mapping[str, nn.Module]) -> Losses:
+        """Return the fake score's denoising loss, or the student's."""
+        guidance = self.draw_guidance(batch)
+        if STUDENT in turn.trains:
+            return self.student_losses(batch, networks, guidance)
+        with torch.no_grad():
+            x = self.generate(networks[STUDENT], batch, guidance).x
+        return self.fake_losses(x, batch, networks, guidance)
+
+    # the two turns
+
+    def fake_losses(
+        self, x: Tensor, batch: Batch, networks: Mapping[str, nn.Module], guidance: Tensor | float
+    ) -> Losses:
+        """Return the flow matching loss of the fake score on what was generated, with times that may adapt."""
+        times, noise = self.draw_times(batch), self.draw_noise(batch)
+        x_t = self.noisy(x, noise, times.t)
+        velocity = self.trained_fake_velocity(networks[FAKE], x_t, times.t, batch, guidance)
+        loss, dropped = guarded_consistency_loss(velocity, noise - x, c=None)
+        return Losses(by_network={FAKE: times.weigh(loss)}, dropped={FAKE: dropped})
+
+    def student_losses(self, batch: Batch, networks: Mapping[str, nn.Module], guidance: Tensor | float) -> Losses:
+        """Return the generator's loss, a mean over the elements of a row, and how far the scores are apart."""
+        made = self.generate(networks[STUDENT], batch, guidance)
+        seen = self.look(made.x, batch, networks[FAKE], guidance)
+        loss, dropped = self.generator_loss(made.x, seen, batch)
+        second = self.second_loss(made, batch, networks, guidance)
+        return Losses(
+            by_network={STUDENT: loss / made.x[0].numel()},
+            secondary={} if second is None else {STUDENT: second},
+            dropped={STUDENT: dropped},
+            tracked=score_gaps(seen),
+        )
+
+    @abstractmethod
+    def generator_loss(self, x: Tensor, seen: Scores, batch: Batch) -> GuardedLoss:
+        """Return the loss of each row, a sum over its elements, whose gradient by x moves the student."""
+
+    def second_loss(
+        self, made: Generated, batch: Batch, networks: Mapping[str, nn.Module], guidance: Tensor | float
+    ) -> Tensor | None:
+        """Return a further loss of each row of the student, weighted, if the method has one."""
+        return None
+
+    # what they are made of
+
+    def generate(self, student: nn.Module, batch: Batch, guidance: Tensor | float) -> Generated:
+        """Return what the student generates, through the gradient of one evaluation, another one in each row.
+
+        The evaluations before it run without gradients, and for all rows, so that no device waits for a count.
+        """
+        num_steps, noise = self.config.num_steps, self.draw_noise(batch)
+        last = grid_index(batch.draws.uniform(), num_steps) - 1
+        times = self.view.times(num_steps, self.first_time).to(noise.device)
+        x = start = self.view.start(noise, times[0])
+        with torch.no_grad():
+            for step in range(1, num_steps):
+                clean = self.predict_x0(student, x, times[step - 1].expand(len(x)), batch.condition, guidance)
+                x = self.noisy(clean, self.draw_noise(batch), times[step])
+                start = torch.where((last >= step).reshape(-1, 1, 1, 1), x, start)
+        x = self.predict_x0(student, start, times[last], batch.condition, guidance)
+        return Generated(x=x, start=start, time=times[last])
+
+    def times_at(self, quantile: Tensor) -> Tensor:
+        """See :meth:`FlowMethod.times_at`; the distribution is cut at both ends."""
+        low, high = self.config.time_low, self.config.time_high
+        return super().times_at(low + (high - low) * quantile)
+
+    def score_times(self, batch: Batch) -> Tensor:
+        """Return the generator's re-noising times, float64 `[B]`. They never adapt: its loss is no measure of need."""
+        return self.times_at(batch.draws.uniform())
+
+    def looks_through(self, batch: Batch) -> tuple[bool, bool]:
+        """Return whether gradients flow through the teacher, and through the fake score, into x."""
+        return False, False
+
+    def look(self, x: Tensor, batch: Batch, fake: nn.Module, guidance: Tensor | float) -> Scores:
+        """Return what both scores see behind x at drawn times."""
+        t, noise = self.score_times(batch), self.draw_noise(batch)
+        x_t = self.noisy(x, noise, t)
+        known = torch.is_grad_enabled()
+        through_teacher, through_fake = self.looks_through(batch)
+        with torch.set_grad_enabled(known and through_teacher):
+            y_teacher = _clean(x_t, t, self.teacher_velocity(x_t, t, batch, guidance))
+        with torch.set_grad_enabled(known and through_fake):
+            y_fake = _clean(x_t, t, self.fake_velocity(fake, x_t, t, batch, guidance))
+        return Scores(x_t=x_t, t=t, y_teacher=y_teacher, y_fake=y_fake)
+
+    def fake_velocity(self, fake: nn.Module, x_t: Tensor, t: Tensor, batch: Batch, guidance: Tensor | float) -> Tensor:
+        """Return the fake score's velocity as the generator's loss sees it."""
+        return self.velocity(fake, x_t, t, batch.condition, guidance)
+
+    def trained_fake_velocity(
+        self, fake: nn.Module, x_t: Tensor, t: Tensor, batch: Batch, guidance: Tensor | float
+    ) -> Tensor:
+        """Return the fake score's velocity as its own loss sees it."""
+        return self.velocity(fake, x_t, t, batch.condition, guidance)
+
+
+def _clean(x_t: Tensor, t: Tensor, velocity: Tensor) -> Tensor:
+    return x_t - rows(t, x_t) * velocity
+
+
+@torch.no_grad()
+def score_gaps(seen: Scores) -> dict[str, Tensor]:
+    """Return the mean square distance of the two scores' velocities, `[B]`, over all times and by quarter of them.
+
+    It falls as what the student draws comes to be distributed as the teacher says, where the loss itself oscillates.
+    Rows of another quarter are NaN, which a meter leaves out.
+    """
+    gap = mean_square(seen.y_teacher - seen.y_fake) / seen.t.float().square().clamp(min=1e-6)
+    quarter = (seen.t * NUM_BINS).long().clamp(0, NUM_BINS - 1)
+    names = [f"score_gap_t{100 * (k + 1) // NUM_BINS}" for k in range(NUM_BINS)]
+    parts = {name: gap.masked_fill(quarter != k, float("nan")) for k, name in enumerate(names)}
+    return {"score_gap": gap, **parts}

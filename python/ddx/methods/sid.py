@@ -1,0 +1,84 @@
+"""SiD: score identity distillation (Zhou et al. 2024, arXiv:2404.04057).
+
+    d = y_phi - y_psi,  u = y_phi - x,  w = max(mean|u|, 1e-5), a constant
+    L = mean( c1 d u - alpha d^2 ) / w
+
+Gradients flow through *both* scores into x; their weights are frozen meanwhile. In flow form, with e = eps - x,
+``d = t (v_psi - v_phi)`` and ``u = t (e - v_phi)``. c1 = 1, alpha = 0 is the identity-transformed loss (Su 2024), which
+in eps form is ``(sigma / alpha)^2 <eps_phi - eps_psi, eps_phi - eps>``. Without the gradients of the scores the
+gradient on x is DMD's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor
+
+from ddx.config import option
+from ddx.kernels.guarded_loss import GuardedLoss
+from ddx.kernels.sid import guarded_sid_loss
+from ddx.methods.base import Batch
+from ddx.methods.config import changed, within
+from ddx.methods.score_distillation import ScoreConfig, ScoreDistillation, Scores
+
+SCORE_GRADIENTS = ("both", "fake", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiDConfig(ScoreConfig):
+    """The published form, which starts at step 625 of 1000."""
+
+    start_time: float = changed(ScoreConfig, "start_time", 0.714)
+    alpha: float = option(1.0, "coefficient of the squared distance of the two scores; 1 to 1.2 in the paper")
+    alpha_end: float | None = option(None, "alpha at the end of the run, to which it goes linearly (none: alpha)")
+    c1: float = option(1.0, "coefficient of the product of distances")
+    score_gradients: str = option(
+        "both",
+        "the scores through which gradients flow: both; fake: the teacher takes a straight-through copy of the fake "
+        "score's, which saves its graph; none",
+        choices=SCORE_GRADIENTS,
+    )
+    stopped_share: float = option(0.0, "share of the run, from its start, in which they flow through neither")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(self, 0.0, 1.0, "stopped_share")
+
+
+SiDConfigT = TypeVar("SiDConfigT", bound=SiDConfig)
+
+
+class SiDForm(ScoreDistillation[SiDConfigT]):
+    """The loss, for SiD and what is derived from it."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "learning_rate": 1e-6,
+        "adam_beta1": 0.0,
+        "adam_beta2": 0.999,
+        "ema_half_life": 50_000.0,
+    }
+
+    def alpha_at(self, progress: float) -> float:
+        """Return alpha at this share of the run."""
+        start, end = self.config.alpha, self.config.alpha_end
+        return start if end is None else start + (end - start) * progress
+
+    def looks_through(self, batch: Batch) -> tuple[bool, bool]:
+        """See :meth:`ScoreDistillation.looks_through`."""
+        chosen = "none" if batch.progress < self.config.stopped_share else self.config.score_gradients
+        return chosen == "both", chosen != "none"
+
+    def generator_loss(self, x: Tensor, seen: Scores, batch: Batch) -> GuardedLoss:
+        """Return SiD's loss of each row."""
+        y_teacher = seen.y_teacher
+        through_teacher, through_fake = self.looks_through(batch)
+        if through_fake and not through_teacher:  # its value, with the derivative of the other one
+            y_teacher = y_teacher + (seen.y_fake - seen.y_fake.detach())
+        return guarded_sid_loss(y_teacher, seen.y_fake, x, alpha=self.alpha_at(batch.progress), c1=self.config.c1)
+
+
+class SiD(SiDForm[SiDConfig]):
+    """Score identity distillation."""
