@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ddx.methods.weighting import min_snr_weight, multi_scale_mean_square
+from ddx.process import FlowProcess, PredictionKind, VPProcess
+
+GAMMA = 5.0
+
+
+@pytest.mark.parametrize("kind", ["x0", "eps", "v", "flow"])
+def test_each_kind_s_weight_is_that_of_x0(kind: PredictionKind) -> None:
+    """A wrong x0, seen as an error of `kind`, must cost min(SNR, gamma) times its square whatever the kind."""
+    vp, flow = VPProcess(torch.linspace(1e-4, 0.02, 1000).double()), FlowProcess()
+    t = torch.linspace(0.02, 0.98, 9).double()
+    process = flow if kind == "flow" else vp
+    time = t if kind == "flow" else process.match(flow, t)
+    t = process.flow_time(time)
+    generator = torch.Generator().manual_seed(0)
+    x0, noise, error = (torch.randn(9, 3, 2, 2, generator=generator).double() for _ in range(3))
+    x_t = process.add_noise(x0, noise, time)
+    right, wrong = (process.convert(value, x_t, time, "x0", kind) for value in (x0, x0 + 0.1 * error))
+    snr = ((1 - t) / t) ** 2
+    expected = snr.clamp(max=GAMMA) * (0.1 * error).square().flatten(1).mean(1)
+    found = min_snr_weight(t, GAMMA, kind) * (wrong - right).square().flatten(1).mean(1)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_scales_are_pooled_and_halved() -> None:
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+
+    def pooled(side: int) -> torch.Tensor:
+        cells = x.reshape(2, 3, side, 4 // side, side, 4 // side).mean((3, 5))
+        return cells.square().mean((1, 2, 3))
+
+    expected = (pooled(4) + pooled(2) / 2 + pooled(1) / 4) / 1.75
+    torch.testing.assert_close(multi_scale_mean_square(x), expected)
+    torch.testing.assert_close(multi_scale_mean_square(x[..., :1, :1]), x[..., :1, :1].square().mean((1, 2, 3)))
