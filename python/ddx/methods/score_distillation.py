@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from ddx.config import option
 from ddx.errors import UsageError
-from ddx.kernels.consistency import guarded_consistency_loss
 from ddx.kernels.guarded_loss import GuardedLoss
 from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
 from ddx.methods.config import FlowConfig, above_zero, at_least, changed, within
 from ddx.methods.flow_method import FlowMethod
 from ddx.methods.flow_view import mean_square, rows
 from ddx.methods.time_sampling import grid_index
+from ddx.methods.weighting import DenoisingConfig, denoising_loss
 from ddx.teachers.base import Teacher
 
 FAKE = "fake_score"
@@ -36,7 +36,7 @@ NUM_BINS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(FlowConfig):
+class ScoreConfig(FlowConfig, DenoisingConfig):
     """What every method of the family has."""
 
     num_steps: int = option(1, "evaluations in which the student learns to draw")
@@ -50,6 +50,7 @@ class ScoreConfig(FlowConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        DenoisingConfig.__post_init__(self)
         at_least(self, 1, "num_steps", "fake_updates")
         above_zero(self, "start_time", "fake_rate")
         within(self, 0.0, 1.0, "start_time", "time_low", "time_high")
@@ -118,7 +119,7 @@ class ScoreDistillation(FlowMethod[ScoreConfigT]):
         times, noise = self.draw_times(batch), self.draw_noise(batch)
         x_t = self.noisy(x, noise, times.t)
         velocity = self.trained_fake_velocity(networks[FAKE], x_t, times.t, batch, guidance)
-        loss, dropped = guarded_consistency_loss(velocity, noise - x, c=None)
+        loss, dropped = denoising_loss(self.config, velocity, noise - x, times.t)
         return Losses(by_network={FAKE: times.weigh(loss)}, dropped={FAKE: dropped})
 
     def student_losses(self, batch: Batch, networks: Mapping[str, nn.Module], guidance: Tensor | float) -> Losses:

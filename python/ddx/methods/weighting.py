@@ -9,10 +9,31 @@ x0  min(SNR, g)      eps  min(SNR, g) / SNR      v  min(SNR, g) / (SNR + 1)     
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
+from ddx.config import option
+from ddx.kernels.consistency import guarded_consistency_loss
+from ddx.kernels.guarded_loss import GuardedLoss
+from ddx.methods.config import above_zero
 from ddx.process import PredictionKind
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingConfig:
+    """How a network that learns to denoise is weighed, mixed into settings; their __post_init__ calls this one."""
+
+    denoising_weight: str = option(
+        "none", "weight of a denoising loss by noise level, of the flow velocity's error", choices=("none", "min-snr")
+    )
+    min_snr_gamma: float = option(5.0, "gamma of min-SNR: the largest signal-to-noise ratio that counts")
+    multi_scale: bool = option(False, "add the denoising loss of the picture at half, a quarter, … of its size")
+
+    def __post_init__(self) -> None:
+        above_zero(self, "min_snr_gamma")
 
 
 def min_snr_weight(t: Tensor, gamma: float, kind: PredictionKind = "flow") -> Tensor:
@@ -32,16 +53,18 @@ def min_snr_weight(t: Tensor, gamma: float, kind: PredictionKind = "flow") -> Te
     return torch.minimum(alpha**2, gamma * sigma**2) / (alpha**2 + sigma**2)
 
 
-def multi_scale_mean_square(difference: Tensor) -> Tensor:
-    """Return the mean square of each row `[B]` of `[B, C, h, w]`, averaged over scales (Hoogeboom et al. 2023).
+def denoising_loss(config: DenoisingConfig, velocity: Tensor, target: Tensor, t: Tensor) -> GuardedLoss:
+    """Return the loss of each row `[B]` for flow velocities `[B, C, h, w]` at flow times `[B]`, and what was dropped.
 
-    Each scale halves the last one by means of 2 x 2 cells, down to one side of 1 or an odd one, and counts half as
-    much. Means leave the noise's share behind, so coarse structure keeps its say at high resolutions.
+    With scales (Hoogeboom et al. 2023) each one halves the last by means of 2 x 2 cells, down to an odd side, and
+    counts half as much. Means leave the noise's share behind, so coarse structure keeps its say at high resolutions.
     """
-    total, weight, weights = difference.new_zeros(len(difference)), 1.0, 0.0
-    while True:
-        total = total + weight * difference.square().flatten(1).mean(1)
-        weights += weight
-        if difference.shape[-1] % 2 or difference.shape[-2] % 2:
-            return total / weights
-        difference, weight = torch.nn.functional.avg_pool2d(difference, 2), weight / 2.0
+    weight = min_snr_weight(t, config.min_snr_gamma).float() if config.denoising_weight == "min-snr" else None
+    loss, dropped = guarded_consistency_loss(velocity, target, weight, c=None)
+    share, shares = 1.0, 1.0
+    while config.multi_scale and not (velocity.shape[-1] % 2 or velocity.shape[-2] % 2):
+        velocity, target = avg_pool2d(velocity, 2), avg_pool2d(target, 2)
+        share = share / 2.0
+        shares += share
+        loss = loss + share * guarded_consistency_loss(velocity, target, weight, c=None).loss
+    return GuardedLoss(loss / shares, dropped)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddx.methods.weighting import min_snr_weight, multi_scale_mean_square
+from ddx.methods.weighting import DenoisingConfig, denoising_loss, min_snr_weight
 from ddx.process import FlowProcess, PredictionKind, VPProcess
 
 GAMMA = 5.0
@@ -29,11 +29,22 @@ def test_each_kind_s_weight_is_that_of_x0(kind: PredictionKind) -> None:
 
 def test_scales_are_pooled_and_halved() -> None:
     x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    t, zero = torch.tensor([0.3, 0.9]).double(), torch.zeros_like(x)
 
     def pooled(side: int) -> torch.Tensor:
         cells = x.reshape(2, 3, side, 4 // side, side, 4 // side).mean((3, 5))
         return cells.square().mean((1, 2, 3))
 
     expected = (pooled(4) + pooled(2) / 2 + pooled(1) / 4) / 1.75
-    torch.testing.assert_close(multi_scale_mean_square(x), expected)
-    torch.testing.assert_close(multi_scale_mean_square(x[..., :1, :1]), x[..., :1, :1].square().mean((1, 2, 3)))
+    found = denoising_loss(DenoisingConfig(multi_scale=True), x, zero, t)
+    torch.testing.assert_close(found.loss, expected)
+    weighted = denoising_loss(DenoisingConfig(multi_scale=True, denoising_weight="min-snr"), x, zero, t)
+    torch.testing.assert_close(weighted.loss, min_snr_weight(t, 5.0) * expected, rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(denoising_loss(DenoisingConfig(), x, zero, t).loss, pooled(4))
+
+
+def test_a_row_that_is_not_finite_is_dropped_at_every_scale() -> None:
+    x = torch.ones(2, 3, 4, 4)
+    x[1, 0, 0, 0] = float("nan")
+    found = denoising_loss(DenoisingConfig(multi_scale=True), x, torch.zeros_like(x), torch.full((2,), 0.5).double())
+    assert found.dropped.tolist() == [False, True] and found.loss.tolist() == [1.0, 0.0]
