@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ddx.config import option
@@ -43,5 +44,6 @@ class CD(GridMethod[CDConfig]):
         euler = x_t + step * first
         if self.config.solver == "euler":
             return euler
-        second = path_velocity(self.view, source, euler, r, noise, batch, guidance)
-        return x_t + 0.5 * step * (first + second)
+        inside = r > 0.0  # the last step, to the picture itself, is Euler's: there is no velocity to ask for
+        second = path_velocity(self.view, source, euler, torch.where(inside, r, t), noise, batch, guidance)
+        return x_t + 0.5 * step * (first + torch.where(rows(inside, x_t).bool(), second, first))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ddx.config import option
 from ddx.methods.base import Batch
 from ddx.methods.config import FlowConfig, above_zero
+from ddx.methods.flow_map import bare
 from ddx.methods.flow_view import FlowView, rows
 from ddx.teachers.condition import Condition
 from ddx.teachers.scalar_input import moved_inputs
@@ -35,7 +36,7 @@ class PathConfig(FlowConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DerivativeConfig(PathConfig):
+class DerivativeConfig(FlowConfig):
     """What a method has whose loss holds a derivative of its network along the path."""
 
     jvp: str = option("dual", "derivative along the path: exact, or by central differences", choices=DERIVATIVES)
@@ -59,13 +60,6 @@ def path_velocity(
     both = Condition.cat([batch.null.expand(len(x)), batch.condition])
     uncond, cond = view.velocity(network, torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
     return straight + rows(guidance - 1.0, x) * (cond - uncond)
-
-
-def bare(network: nn.Module) -> nn.Module:
-    """Return the network inside a data-parallel wrapper, or the network itself."""
-    inner = getattr(network, "module", network)
-    assert isinstance(inner, nn.Module)
-    return inner
 
 
 @torch.no_grad()

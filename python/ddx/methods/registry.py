@@ -57,6 +57,7 @@ def _row(
 
 METHODS: dict[str, MethodSpec] = dict(
     (
+        # consistency models
         _row("lcm", "LCM", 6.0, "images", "student target",
              "Latent consistency distillation with guidance",
              "Luo et al. 2023, Latent Consistency Models, arXiv:2310.04378"),
@@ -79,6 +80,10 @@ METHODS: dict[str, MethodSpec] = dict(
              "Continuous-time consistency models in TrigFlow, distilled or trained",
              "Lu & Song 2024, Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models, "
              "arXiv:2410.11081"),
+        # flow maps
+        _row("meanflow", "MeanFlow", 7.0, "images", "student",
+             "MeanFlow: the average velocity over an interval, distilled or trained",
+             "Geng et al. 2025, Mean Flows for One-step Generative Modeling, arXiv:2505.13447"),
         # score distillation
         _row("sid", "SiD", 22.0, "captions", "student fake_score",
              "Score identity distillation, through the gradients of both scores",

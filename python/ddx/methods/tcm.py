@@ -49,7 +49,7 @@ class TCM(ECTPairs[TCMConfig]):
 
     def __init__(self, config: TCMConfig, teacher: Teacher) -> None:
         super().__init__(config, teacher)
-        even = (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
+        even = (torch.arange(65536, dtype=torch.float64) + 0.5) / 65536
         times = sample_times(even, config, t_min=self.view.t_min, t_max=self.view.t_max)
         self._share_below = float((times < config.truncation_time).double().mean())  # of the drawn times
 

