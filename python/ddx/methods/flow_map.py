@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ddx.config import option
-from ddx.methods.base import Batch, NetworkSpec
+from ddx.methods.base import STUDENT, Batch, NetworkSpec
 from ddx.methods.config import FlowConfig, within
 from ddx.methods.flow_method import FlowConfigT, FlowMethod
 from ddx.methods.flow_view import rows
@@ -64,11 +64,13 @@ class FlowMap(FlowMethod[FlowConfigT]):
 
     sampler: ClassVar[Sampler] = "ode"
     folded_steps: ClassVar[tuple[int, ...]] = (1, 2, 4)
+    jumping_networks: ClassVar[tuple[str, ...]] = (STUDENT,)
+    """The networks that take intervals, and with them their averages."""
 
     def build(self, spec: NetworkSpec) -> nn.Module:
-        """Return a copy of the teacher's network that takes an interval, if the student does."""
+        """Return a copy of the teacher's network that takes an interval, if it is to jump."""
         network = super().build(spec)
-        if (spec.average_of or spec.name) in self.guided_networks:
+        if (spec.average_of or spec.name) in self.jumping_networks:
             add_interval_embedder(self.teacher, network)
         return network
 
@@ -140,8 +142,8 @@ class FlowMap(FlowMethod[FlowConfigT]):
         """Return the velocity at (x_t, t) that the map integrates, by `velocity_from`; to be called without gradients.
 
         From data it is ``eps - x0 + (1 - 1/s) (F(x_t, t, t) - v_null)``, with F of `network` and the teacher's unguided
-        velocity: its fixed point ``v_null + s (v - v_null)`` is guidance at scale s (Sun et al. 2025, whose factor of
-        0.8 is s = 5).
+        velocity: its fixed point ``v_null + s (v - v_null)`` is guidance at scale s (TwinFlow, whose factor of 0.8 is
+        s = 5).
         """
         if source == "teacher":
             return self.teacher_velocity(x_t, t, batch, guidance)

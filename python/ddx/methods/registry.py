@@ -107,6 +107,28 @@ METHODS: dict[str, MethodSpec] = dict(
         _row("ladd", "LADD", 10.0, "images", "student discriminator",
              "Latent adversarial diffusion distillation",
              "Sauer et al. 2024, Latent Adversarial Diffusion Distillation, arXiv:2403.12015"),
+        # flow maps
+        _row("shortcut", "Shortcut", 6.0, "images", "student target",
+             "Shortcut models: the student knows how far it jumps",
+             "Frans et al. 2024, One Step Diffusion via Shortcut Models, arXiv:2410.12557"),
+        _row("rcgm", "RCGM", 10.0, "images", "student target",
+             "Flow map by recursive consistency, without derivatives",
+             "Sun & Lin 2025, Any-step Generation via N-th Order Recursive Consistent Velocity Field Estimation"),
+        _row("twinflow", "TwinFlow", 9.0, "images", "student target",
+             "Flow map that is its own fake score at negative times",
+             "Cheng et al. 2026, TwinFlow, arXiv:2512.05150"),
+        _row("progressive", "Progressive", 7.0, "images", "student before",
+             "Progressive distillation: one step for two, halved again and again",
+             "Salimans & Ho 2022, Progressive Distillation for Fast Sampling of Diffusion Models, arXiv:2202.00512"),
+        _row("reflow", "ReFlow", 35.0, "captions", "student",
+             "Rectified flow on pairs of noise and the end of its ODE",
+             "Liu et al. 2022, Flow Straight and Fast, arXiv:2209.03003"),
+        _row("imf", "IMF", 9.0, "images", "student",
+             "Improved mean flows: regression on a velocity, with guidance as an input",
+             "Geng et al. 2025, Improved Mean Flows, arXiv:2512.02012"),
+        _row("freeflow", "FreeFlow", 14.0, "captions", "student fake",
+             "Flow map from noise alone, corrected by a fake score",
+             "Tong et al. 2025, Flow Map Distillation Without Data, arXiv:2511.19428"),
     )
 )  # fmt: skip
 

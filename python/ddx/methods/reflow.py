@@ -1,0 +1,99 @@
+"""Rectified flow, repeated (Liu et al. 2022, arXiv:2209.03003): straight lines between noise and where its ODE ends.
+
+x_1 = noise,  x_0 = end of the guided ODE from x_1              solved inside the step
+loss = | v(x_t, t) - (x_1 - x_0) |^2,  x_t = (1 - t) x_0 + t x_1
+
+Pairs belong together, so at the noise end the regression has one answer: where the ODE ends. In between lines cross
+less each round; a round's ODE is that of the student at its beginning, the first round's the teacher's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ddx.config import option
+from ddx.kernels.consistency import guarded_consistency_loss
+from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
+from ddx.methods.config import FlowConfig, at_least, within
+from ddx.methods.flow_method import FlowMethod
+from ddx.methods.flow_view import rows
+from ddx.teachers.base import Sampler
+
+BEFORE = "before"
+LEAST_TIME = 1e-3  # where the slope at the end of the ODE is asked for: at 0 some networks have none
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReFlowConfig(FlowConfig):
+    """One round, with pairs from a few steps of Heun's solver."""
+
+    solver_steps: int = option(8, "solver steps from noise to picture, equal on the sampler's clock")
+    solver_order: int = option(2, "1: Euler, one evaluation a step; 2: Heun, two")
+    rounds: int = option(1, "how often lines are drawn anew, from the student's own ODE")
+    round_length: int = option(2000, "training steps of each round but the last")
+    noise_share: float = option(0.25, "share of rows trained at pure noise, where a student of one step is asked")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "solver_steps", "solver_order", "rounds", "round_length")
+        within(self, 1, 2, "solver_order")
+        within(self, 0.0, 1.0, "noise_share")
+
+
+class ReFlow(FlowMethod[ReFlowConfig]):
+    """Rectified flow on the pairs of an ODE."""
+
+    sampler: ClassVar[Sampler] = "ode"
+    defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-4}
+
+    def networks(self) -> tuple[NetworkSpec, ...]:
+        """Return the student, and with several rounds the snapshot whose ODE makes the pairs."""
+        student = NetworkSpec(name=STUDENT)
+        if self.config.rounds == 1:
+            return (student,)
+        return student, NetworkSpec(name=BEFORE, average_of=STUDENT, decay=1.0)
+
+    def round(self, step: int) -> int:
+        """Return the number of the round that training step `step` is in, from 0."""
+        return min(step // self.config.round_length, self.config.rounds - 1)
+
+    def renewed(self, step: int) -> tuple[str, ...]:
+        """Take a new snapshot where a round begins."""
+        return (BEFORE,) if step > 0 and self.round(step) > self.round(step - 1) else ()
+
+    def losses(self, turn: Turn, batch: Batch, networks: Mapping[str, nn.Module]) -> Losses:
+        """Return the squared distance of each row to its line's direction, and which rows were dropped."""
+        guidance, times = self.draw_guidance(batch), self.draw_times(batch)
+        top = self.view.t_max
+        t = torch.where(batch.draws.uniform() < self.config.noise_share, top, times.t)
+        start = self.view.start(self.draw_noise(batch), top)
+        source = networks[BEFORE] if self.round(batch.step) else None
+        end = self.solve(start, batch, guidance, source)
+        direction = (start - end) / top
+        x_t = end + rows(t, end) * direction
+        prediction = self.velocity(networks[STUDENT], x_t, t, batch.condition, guidance)
+        loss, dropped = guarded_consistency_loss(prediction, direction, c=None)
+        return Losses(by_network={STUDENT: times.weigh(loss)}, dropped={STUDENT: dropped})
+
+    @torch.no_grad()
+    def solve(self, x: Tensor, batch: Batch, guidance: Tensor | float, source: nn.Module | None) -> Tensor:
+        """Return the end of the ODE of `source` from x at the noisiest time; None is the guided teacher's."""
+
+        def slope(x: Tensor, t: Tensor) -> Tensor:
+            if source is None:
+                return self.teacher_velocity(x, t, batch, guidance)
+            return self.velocity(source, x, t, batch.condition, guidance)
+
+        least = max(self.view.t_min, LEAST_TIME)
+        for t, r in pairwise(self.view.times(self.config.solver_steps).to(x.device)):
+            v = slope(x, t.expand(len(x)))
+            if self.config.solver_order == 2:
+                v = 0.5 * (v + slope(x + rows(r - t, x) * v, r.clamp(min=least).expand(len(x))))
+            x = x + rows(r - t, x) * v
+        return x
