@@ -1,4 +1,4 @@
-"""SANA-600M at its real size with random weights: precompute of 4 images at 512 px, then 2 steps of each method in bf16.
+"""SANA-600M at its real size with random weights: precompute of 4 images at 512 px, 2 steps of each method in bf16.
 
 Everything goes through the commands that a user types, each in a process of its own, whose peak memory is reported. A
 method of several trained networks runs on the shared backbone, low-rank; whole networks of it need more than 24 GB.
