@@ -113,17 +113,17 @@ class FeatureJudge:
         """Return the network to train."""
         return NetworkSpec(name=DISCRIMINATOR, learning_rate_scale=self.config.discriminator_rate, lora=False)
 
-    @torch.no_grad()
     def build(self) -> nn.Module:
         """Return heads that fit the teacher's feature layers."""
         teacher = self.view.teacher
-        null = teacher.null_condition()
-        x = torch.zeros(1, *teacher.latent_shape(), device=teacher.device)
-        t = torch.full((1,), 0.5, dtype=torch.float64, device=teacher.device)
-        channels = [value.shape[1] for value in self.view.features(teacher.network(), x, t, null)]
+        # what is loaded on the way must not draw from the numbers that the heads start from
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            null = teacher.null_condition()
+            x = torch.zeros(1, *teacher.latent_shape(), device=teacher.device)
+            t = torch.full((1,), 0.5, dtype=torch.float64, device=teacher.device)
+            channels = [value.shape[1] for value in self.view.features(teacher.network(), x, t, null)]
         width = null.tokens.shape[2] if self.config.head_condition else None
-        with torch.enable_grad():
-            heads = Discriminator(channels, self.config.heads, width=self.config.head_width, condition_width=width)
+        heads = Discriminator(channels, self.config.heads, width=self.config.head_width, condition_width=width)
         return heads.to(teacher.device)
 
     def logits(
@@ -156,17 +156,22 @@ class FeatureJudge:
         condition: Condition,
         direction: Tensor,
         *,
+        misaligned: Tensor | None = None,
         network_gradient: float = 1.0,
     ) -> Tensor:
         """Return the discriminator's loss of each row, `[B]`, with its gradient penalty at the noised real latents.
 
-        direction: unit noise, shaped as the latents, along which a finite difference is taken.
+        direction: unit noise, shaped as the latents, along which a finite difference is taken. misaligned: noised real
+        latents of other captions, which make up half of the fakes.
         """
 
         def judged(x_t: Tensor) -> Tensor:
             return self.logits(heads, network, x_t, t, condition, network_gradient=network_gradient)
 
-        loss = discriminator_loss(self.config.gan_loss, judged(real_t), judged(fake_t))
+        real = judged(real_t)
+        loss = discriminator_loss(self.config.gan_loss, real, judged(fake_t))
+        if misaligned is not None:
+            loss = 0.5 * (loss + discriminator_loss(self.config.gan_loss, real, judged(misaligned)))
         if self.config.r1_weight > 0.0:
             found = gradient_penalty(
                 lambda x: self.logits(heads, network, x, t, condition), real_t, self.config.r1_form, direction

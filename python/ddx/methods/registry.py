@@ -80,6 +80,9 @@ METHODS: dict[str, MethodSpec] = dict(
              "Continuous-time consistency models in TrigFlow, distilled or trained",
              "Lu & Song 2024, Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models, "
              "arXiv:2410.11081"),
+        _row("sana-sprint", "SanaSprint", 18.0, "images", "student weight discriminator",
+             "sCM and LADD on one student",
+             "Chen et al. 2025, SANA-Sprint, arXiv:2503.09641"),
         # flow maps
         _row("meanflow", "MeanFlow", 7.0, "images", "student",
              "MeanFlow: the average velocity over an interval, distilled or trained",
@@ -107,6 +110,9 @@ METHODS: dict[str, MethodSpec] = dict(
         _row("ladd", "LADD", 10.0, "images", "student discriminator",
              "Latent adversarial diffusion distillation",
              "Sauer et al. 2024, Latent Adversarial Diffusion Distillation, arXiv:2403.12015"),
+        _row("sana-sprint", "SanaSprint", 18.0, "images", "student weight discriminator",
+             "sCM and LADD on one student",
+             "Chen et al. 2025, SANA-Sprint, arXiv:2503.09641"),
         # flow maps
         _row("shortcut", "Shortcut", 6.0, "images", "student target",
              "Shortcut models: the student knows how far it jumps",
