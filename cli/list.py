@@ -9,7 +9,7 @@ import click
 from ddx.cli.options import Invocation, config_options
 
 KINDS = ("methods", "teachers", "stores", "students")
-ONLY_IN_JSON = ("source", "licence")  # too wide for a terminal
+ONLY_IN_JSON = ("source", "licence", "reference", "title")  # too wide for a terminal
 
 
 @click.command(
@@ -44,7 +44,20 @@ def command(invocation: Invocation, kind: str | None) -> None:
 def _methods(invocation: Invocation) -> list[dict[str, Any]]:
     from ddx.methods.registry import METHODS
 
-    return [{"name": s.name, "needs": s.data, "what it is": s.title, "paper": s.paper} for s in METHODS.values()]
+    cheapest = min(s.relative_cost for s in METHODS.values())
+    return [
+        {
+            "name": s.name,
+            "needs": s.data,
+            "cost": f"{s.relative_cost / cheapest:.1f}×",
+            "bytes a weight": f"{s.memory:.0f}",
+            "networks": " ".join(s.networks),
+            "paper": f"{s.paper.split(', ')[0]}, {s.paper.split(', ')[-1]}" if "arXiv" in s.paper else s.paper,
+            "reference": s.paper,
+            "title": s.title,
+        }
+        for s in METHODS.values()
+    ]
 
 
 def _teachers(invocation: Invocation) -> list[dict[str, Any]]:

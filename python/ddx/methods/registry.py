@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from ddx.teachers.base import Teacher
 
 
+_TRAINED = ("student", "fake_score", "fake")
+_AVERAGES = ("target", "first", "before")  # the others, heads and weights, are small
+
+
 @dataclass(frozen=True, kw_only=True)
 class MethodSpec:
     """What one needs to know to choose a method. Its file is ddx.methods.<name>."""
@@ -24,6 +28,16 @@ class MethodSpec:
     networks: tuple[str, ...]  # beside the frozen teacher
     relative_cost: float  # forward passes of one network for one row of one step; a backward pass counts as two
     implementation: str  # its class; its settings are <class>Config
+
+    @property
+    def memory(self) -> float:
+        """Bytes a weight of the teacher's: weights, gradients and moments of what is trained, averages, the teacher.
+
+        With whole networks in float32 and the teacher and its kind in half precision; activations come on top.
+        """
+        trained = sum(name in _TRAINED for name in self.networks)
+        averages = sum(name in _AVERAGES for name in self.networks)
+        return 16.0 * trained + 4.0 * averages + 4.0 + 2.0
 
     @property
     def config(self) -> type[Any]:

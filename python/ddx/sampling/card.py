@@ -84,12 +84,12 @@ def card_text(student: StudentFolder, scores: Sequence[Mapping[str, Any]] = ()) 
     """Return the card: YAML front matter, then Markdown."""
     record = student.record
     prompt = card_prompt(student)
-    method = str(record.get("method", "unknown")).upper()
+    method = str(record.get("method", "unknown"))
     teacher = _teacher_name(record)
     sections = [
         _front_matter(record),
         f"# {student.name}",
-        f"A student of **{teacher}** that draws in one to four steps, distilled with {method} by ddx. "
+        f"A student of **{teacher}** that draws in one to four steps, distilled with `{method}` by ddx. "
         f"It is a plain `{student.pipeline_class}`: diffusers opens it without ddx.",
         "## Draw",
         f"Run inside this folder. One step, seed {SNIPPET_SEED}, for the prompt “{prompt}”; it writes `out.png`:",
@@ -115,9 +115,13 @@ def format_score(name: str, value: Any) -> str:
 
 
 def _more_steps(student: StudentFolder) -> str:
-    if not student.takes_sigmas:
-        return "For more steps raise `num_inference_steps`."
-    lines = [f"`num_inference_steps={n}, sigmas={_literal(student.call_arguments(n)['sigmas'])}`" for n in (2, 4)]
+    called = {n: student.call_arguments(n) for n in (2, 4)}
+    key = next((key for key in ("sigmas", "timesteps") if key in called[2]), None)
+    more = {n: "" if key is None else f", {key}={_literal(arguments[key])}" for n, arguments in called.items()}
+    lines = [f"`num_inference_steps={n}{text}`" for n, text in more.items()]
+    folders = student.record.get("step_folders", {})
+    if folders:  # the weights are others: a folder each
+        lines = [f"open `{folders[str(n)]}` with {line}" for n, line in zip(called, lines, strict=True)]
     return (
         "For two or four steps: " + " or ".join(lines) + ". Keep `guidance_scale=1.0`, which means no second pass: "
         "guidance is in the weights."
@@ -131,7 +135,7 @@ def _facts(student: StudentFolder) -> str:
         ("teacher", _teacher_name(record)),
         ("teacher's revision", record.get("teacher_revision")),
         ("teacher's licence", _licence(record)),
-        ("method", record.get("method")),
+        ("method", _method(record)),
         ("guidance in the weights", None if guidance is None else f"{guidance:g}"),
         ("resolution", f"{student.resolution} × {student.resolution} pixels"),
         ("data", record.get("source") or _data_name(record)),
@@ -186,6 +190,13 @@ def _teacher_name(record: Mapping[str, Any]) -> str:
     if name.startswith(("/", ".", "~")):
         name = Path(name).name
     return f"{name} ({source})" if "/" in source and not source.startswith("/") and source != name else name
+
+
+def _method(record: Mapping[str, Any]) -> str | None:
+    from ddx.methods.registry import METHODS
+
+    name = record.get("method")
+    return f"{name}: {METHODS[name].paper}" if name in METHODS else name
 
 
 def _data_name(record: Mapping[str, Any]) -> str | None:

@@ -78,9 +78,10 @@ class StudentFolder:
         if not folders:
             return self.folder
         if str(steps) not in folders:
+            near = min(folders, key=lambda known: abs(int(known) - steps))
             raise UsageError(
                 f"{self.name} draws in {', '.join(folders)} steps, not in {steps}: its weights depend on the number",
-                hint=f"--steps {next(iter(folders))}",
+                hint=f"--steps {near}",
             )
         return self.folder / str(folders[str(steps)])
 
