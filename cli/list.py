@@ -52,7 +52,9 @@ def _methods(invocation: Invocation) -> list[dict[str, Any]]:
             "cost": f"{s.relative_cost / cheapest:.1f}×",
             "bytes a weight": f"{s.memory:.0f}",
             "networks": " ".join(s.networks),
-            "paper": f"{s.paper.split(', ')[0]}, {s.paper.split(', ')[-1]}" if "arXiv" in s.paper else s.paper,
+            "paper": f"{s.paper.split(', ')[0]}, {s.paper.split(', ')[-1]}"
+            if "arXiv" in s.paper
+            else s.paper.split(", ")[0],
             "reference": s.paper,
             "title": s.title,
         }
