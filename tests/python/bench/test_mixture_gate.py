@@ -53,7 +53,7 @@ def test_mass_on_the_bridges_fails() -> None:
     middle = (MIXTURE.means[mode] + MIXTURE.means[(mode + 1) % 8]) / 2
     points[: NUM // 5] = middle + 0.1 * torch.randn(NUM // 5, 2, generator=torch.Generator().manual_seed(5))
     found = gate(points, MIXTURE)
-    assert not found.passed and found.off_mode > 0.01 and found.worst_std > 0.2
+    assert not found.passed and found.worst_std > 0.2
 
 
 def test_a_mode_that_is_drawn_too_often_fails() -> None:

@@ -49,11 +49,12 @@ class Mixture:
         return (posterior * clean).sum(1)
 
 
-def circle(num_modes: int = 8, radius: float = 1.5, std: float = 0.13, num_classes: int = 1) -> Mixture:
+def circle(num_modes: int = 8, radius: float = 1.5, std: float = 0.2, num_classes: int = 1) -> Mixture:
     """Return modes on a circle in the plane; neighbours are of different classes.
 
-    With this width the modes' discs of 4 std all but touch, so a sharp step of a small network from one mode to the
-    next is no mass off the modes, and mass that is spread between them still shows, in the modes' widths.
+    At this width the map from noise to modes has slopes that a small network can draw: regression on exact pairs passes
+    the gate in ten seconds of one core, where a width of 0.13 leaves it 2.7 % off the modes. The modes' discs of 4 std
+    overlap, so mass between two modes shows in their widths: a fifth of the mass on bridges widens them by a fifth.
     """
     angles = 2 * math.pi * torch.arange(num_modes, dtype=torch.float64) / num_modes
     means = radius * torch.stack([angles.cos(), angles.sin()], dim=1)
