@@ -96,6 +96,40 @@ def gradient_penalty(logits: Callable[[Tensor], Tensor], x: Tensor, form: str, n
         return slope.square().flatten(1).sum(1)
 
 
+def discriminator_rows(
+    config: AdversarialConfig,
+    judged: Callable[[Tensor], Tensor],
+    real: Tensor,
+    fake: Tensor,
+    direction: Tensor,
+    *,
+    misaligned: Tensor | None = None,
+    penalised: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Return the discriminator's loss of each row, `[B]`, with its gradient penalty at the real input.
+
+    judged: from an input to logits `[B, K]`, and `penalised` the one whose gradient is held (None: the same);
+    misaligned: inputs that make up half of the fakes.
+    """
+    of_real = judged(real)
+    loss = discriminator_loss(config.gan_loss, of_real, judged(fake))
+    if misaligned is not None:
+        loss = 0.5 * (loss + discriminator_loss(config.gan_loss, of_real, judged(misaligned)))
+    if config.r1_weight > 0.0:
+        found = gradient_penalty(penalised or judged, real, config.r1_form, direction)
+        loss = loss + 0.5 * config.r1_weight * found
+    return loss
+
+
+def generator_rows(config: AdversarialConfig, judged: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
+    """Return the adversarial loss of each generated row, `[B]`; the real ones matter to the relativistic form."""
+    of_real: Tensor | None = None
+    if config.gan_loss == "relativistic":
+        with torch.no_grad():
+            of_real = judged(real)
+    return generator_loss(config.gan_loss, judged(fake), of_real)
+
+
 def pooled(condition: Condition) -> Tensor:
     """Return the mean of the real tokens, float32 `[B, D]`, at a root mean square of 1."""
     mask = condition.mask[:, :, None].float()
@@ -168,23 +202,15 @@ class FeatureJudge:
         def judged(x_t: Tensor) -> Tensor:
             return self.logits(heads, network, x_t, t, condition, network_gradient=network_gradient)
 
-        real = judged(real_t)
-        loss = discriminator_loss(self.config.gan_loss, real, judged(fake_t))
-        if misaligned is not None:
-            loss = 0.5 * (loss + discriminator_loss(self.config.gan_loss, real, judged(misaligned)))
-        if self.config.r1_weight > 0.0:
-            found = gradient_penalty(
-                lambda x: self.logits(heads, network, x, t, condition), real_t, self.config.r1_form, direction
-            )
-            loss = loss + 0.5 * self.config.r1_weight * found
-        return loss
+        def whole(x_t: Tensor) -> Tensor:  # a penalty on the gradient must see all of it
+            return self.logits(heads, network, x_t, t, condition)
+
+        return discriminator_rows(
+            self.config, judged, real_t, fake_t, direction, misaligned=misaligned, penalised=whole
+        )
 
     def generator_loss(
         self, heads: nn.Module, network: nn.Module, real_t: Tensor, fake_t: Tensor, t: Tensor, condition: Condition
     ) -> Tensor:
         """Return the adversarial loss of each generated row, `[B]`; the real ones matter to the relativistic form."""
-        real: Tensor | None = None
-        if self.config.gan_loss == "relativistic":
-            with torch.no_grad():
-                real = self.logits(heads, network, real_t, t, condition)
-        return generator_loss(self.config.gan_loss, self.logits(heads, network, fake_t, t, condition), real)
+        return generator_rows(self.config, lambda x_t: self.logits(heads, network, x_t, t, condition), real_t, fake_t)

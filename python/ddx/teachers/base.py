@@ -307,13 +307,17 @@ class Teacher(ABC):
             return value
         return torch.tensor(value, dtype=latents.dtype, device=latents.device)[:, None, None]
 
+    def decode_pixels(self, latents: Tensor) -> Tensor:
+        """Pixels ``[B, 3, H, W]`` about [-1, 1], in the autoencoder's dtype, of scaled latents; differentiable."""
+        vae: Any = self.vae()
+        with self._products(self.vae_dtype):
+            pixels: Tensor = vae.decode(self.unscale(latents.to(self.device, self.vae_dtype)), return_dict=False)[0]
+        return pixels
+
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures, uint8 ``[B, H, W, 3]`` on the CPU, of scaled latents; rounded as diffusers rounds."""
-        vae: Any = self.vae()
-        with self._products(self.vae_dtype):
-            pixels = vae.decode(self.unscale(latents.to(self.device, self.vae_dtype)), return_dict=False)[0]
-        pixels = (pixels * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu()
+        pixels = (self.decode_pixels(latents) * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu()
         pictures: Tensor = (pixels * 255).round().to(torch.uint8)
         return pictures
 
