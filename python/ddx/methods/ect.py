@@ -1,7 +1,9 @@
 """Easy consistency tuning (Geng et al. 2024, arXiv:2406.14548): the earlier time comes closer in stages.
 
-r    = max(0, t (1 - q^-(stage + 1) (1 + 8 sigmoid(-t))))      t, r noise levels; at stage 0 nearly a diffusion model
+r    = max(0, t (1 - q^-(stage + 1) (1 + 8 sigmoid(-t / 2))))  t, r noise levels; at stage 0 nearly a diffusion model
 loss = d( f(x_t, t), stop-gradient f(x_r, r) ) / (t - r)       the same noise, and the same dropout, at both times
+
+The paper's sigmoid is of -t, where data have a standard deviation of 0.5, and levels are half of those here.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ ECTConfigT = TypeVar("ECTConfigT", bound=ECTConfig)
 
 def earlier_level(t: Tensor, stage: int, ratio: float) -> Tensor:
     """Return the noise level r of a pair for the level t, float64."""
-    return (t * (1.0 - ratio ** -(stage + 1) * (1.0 + 8.0 * torch.sigmoid(-t)))).clamp(min=0.0)
+    return (t * (1.0 - ratio ** -(stage + 1) * (1.0 + 8.0 * torch.sigmoid(-0.5 * t)))).clamp(min=0.0)
 
 
 class ECTPairs(ConsistencyMethod[ECTConfigT]):

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from ddx.methods.base import STUDENT, Batch, Losses, Method, Turn
+from ddx.methods.ect import ECT, ECTConfig
 from ddx.methods.lcm import LCM, LCMConfig
-from ddx.process import VPProcess
+from ddx.process import EDMProcess, VPProcess
 from toys import Recorded, Toy, ToyTeacher, toy_batch
 
 torch.set_num_threads(1)
@@ -87,3 +88,19 @@ def test_lcm(name: str) -> None:
     batch = toy_batch(teacher, data["latents"], data["classes"], draws)
     found = of_student(method, batch, {"student": student, "target": target})
     case.holds(found.by_network[STUDENT].mean(), student)
+
+
+@cases("ect")
+def test_ect(name: str) -> None:
+    case = Case("ect", name)
+    data, stage, c = case.inputs, case.settings["stage"], case.settings["c"]
+    # its data have a standard deviation of 0.5, and so its noise levels are half of ddx's
+    student = case.toy("student")
+    teacher = ToyTeacher(case.toy("student"), EDMProcess(), "x0", lambda t: (t / 2.0).log() / 4.0, scale=2.0)
+    root = data["noise"][0].numel() ** 0.5  # its distance is of a sum, ddx's of a mean
+    method = ECT(ECTConfig(huber_c=max(2.0 * c / root, 1e-9)), teacher)
+    uniform = torch.special.ndtr(data["normal"])
+    draws = Recorded(uniforms=[uniform, uniform], normals=[data["noise"]])
+    batch = toy_batch(teacher, 2.0 * data["images"], data["classes"], draws, progress=(stage + 0.5) / 8)
+    found = of_student(method, batch, {"student": student}).by_network[STUDENT]
+    case.holds(root * found.mean(), student)
