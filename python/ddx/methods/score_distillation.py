@@ -40,7 +40,7 @@ class ScoreConfig(FlowConfig, DenoisingConfig):
     """What every method of the family has."""
 
     num_steps: int = option(1, "evaluations in which the student learns to draw")
-    start_time: float = option(1.0, "flow time at which drawing starts; 0.714 is step 625 of 1000 of Stable Diffusion")
+    start_time: float = option(1.0, "flow time at which drawing starts; 0.7143 is step 625 of 1000 of Stable Diffusion")
     fake_updates: int = option(1, "updates of the fake score before each one of the student")
     fake_rate: float = option(1.0, "learning rate of the fake score over the student's")
     time_sampling: str = changed(FlowConfig, "time_sampling", "shifted")

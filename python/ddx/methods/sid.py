@@ -31,7 +31,7 @@ SCORE_GRADIENTS = ("both", "fake", "none")
 class SiDConfig(ScoreConfig):
     """The published form, which starts at step 625 of 1000."""
 
-    start_time: float = changed(ScoreConfig, "start_time", 0.714)
+    start_time: float = changed(ScoreConfig, "start_time", 0.7143)
     alpha: float = option(1.0, "coefficient of the squared distance of the two scores; 1 to 1.2 in the paper")
     alpha_end: float | None = option(None, "alpha at the end of the run, to which it goes linearly (none: alpha)")
     c1: float = option(1.0, "coefficient of the product of distances")

@@ -1,8 +1,8 @@
 """ddx's losses against what public reference implementations gave, number for number.
 
-Each file in ``vectors/`` says which code was run (`source`), on which weights, latents and random numbers, and what loss
-and which gradient it returned. Here the method's own `losses` sees the same. Where the two differ by design, by a
-factor or a weight, the test states the difference and applies it.
+Each file in ``vectors/`` says which code was run (`source`), on which weights, latents and random numbers, and what it
+returned: losses and gradients. Here the method's own `losses` sees the same. Where the two differ by design, by a factor
+or a weight, the test states the difference and applies it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddx.methods.base import STUDENT, Batch, Losses, Method, Turn
+from ddx.methods.base import STUDENT, Batch, Method, Turn
 from ddx.methods.ect import ECT, ECTConfig
 from ddx.methods.lcm import LCM, LCMConfig
+from ddx.methods.score_distillation import FAKE, ScoreDistillation
+from ddx.methods.sid import SiD, SiDConfig
+from ddx.methods.sid_lsg import SiDLSG, SiDLSGConfig
 from ddx.process import EDMProcess, VPProcess
 from toys import Recorded, Toy, ToyTeacher, toy_batch
 
@@ -65,8 +68,15 @@ def agree(value: Tensor, given: Any, what: str) -> None:
     assert off < TOLERANCE, f"{what} is off by {off:.1e} of its length"
 
 
-def of_student(method: Method[Any], batch: Batch, networks: dict[str, Any]) -> Losses:
-    return method.losses(Turn(trains=(STUDENT,)), batch, networks)
+def loss_of(name: str, method: Method[Any], batch: Batch, networks: dict[str, Any]) -> Tensor:
+    """The rows' losses of the network `name` in a turn of its own."""
+    return method.losses(Turn(trains=(name,)), batch, networks).by_network[name]
+
+
+def quantile(t: Tensor, method: ScoreDistillation[Any]) -> Tensor:
+    """The uniform number that a method of score distillation makes the flow time t of."""
+    config, view = method.config, method.view
+    return ((t - view.t_min) / (view.t_max - view.t_min) - config.time_low) / (config.time_high - config.time_low)
 
 
 def stable_diffusion() -> VPProcess:
@@ -86,8 +96,7 @@ def test_lcm(name: str) -> None:
     draws = Recorded(uniforms=[position, data["u_guidance"]], normals=[data["noise"]])
     student, target = (case.toy(network, takes=["guidance"]) for network in ("student", "target"))
     batch = toy_batch(teacher, data["latents"], data["classes"], draws)
-    found = of_student(method, batch, {"student": student, "target": target})
-    case.holds(found.by_network[STUDENT].mean(), student)
+    case.holds(loss_of(STUDENT, method, batch, {"student": student, "target": target}).mean(), student)
 
 
 @cases("ect")
@@ -102,5 +111,60 @@ def test_ect(name: str) -> None:
     uniform = torch.special.ndtr(data["normal"])
     draws = Recorded(uniforms=[uniform, uniform], normals=[data["noise"]])
     batch = toy_batch(teacher, 2.0 * data["images"], data["classes"], draws, progress=(stage + 0.5) / 8)
-    found = of_student(method, batch, {"student": student}).by_network[STUDENT]
-    case.holds(root * found.mean(), student)
+    case.holds(root * loss_of(STUDENT, method, batch, {"student": student}).mean(), student)
+
+
+@cases("sid")
+def test_sid(name: str) -> None:
+    case = Case("sid", name)
+    data, settings = case.inputs, case.settings
+    student, fake = case.toy("student"), case.toy("fake")
+    first = settings["init_sigma"]
+    teacher = ToyTeacher(case.toy("teacher"), EDMProcess(), "x0", lambda t: t.log() / 4.0)
+    method = SiD(SiDConfig(start_time=first / (1.0 + first), alpha=settings["alpha"]), teacher)
+    networks = {STUDENT: student, FAKE: fake}
+    count, zero = data["noise"][0].numel(), torch.zeros(4, dtype=torch.float64)
+    start = first / (1.0 + first**2) ** 0.5  # ddx starts at the spread of a noisy picture, the reference at sigma z
+
+    low, high = 0.002 ** (1 / 7), 80.0 ** (1 / 7)
+    sigma = (high + (1.0 - data["u"] * settings["t_max"] / 1000) * (low - high)) ** 7
+    uniform = quantile(sigma / (1.0 + sigma), method)
+    draws = Recorded(uniforms=[zero, zero, uniform], normals=[start * data["z"], data["noise"]])
+    batch = toy_batch(teacher, data["noise"], data["classes"], draws)
+    case.holds(count * loss_of(STUDENT, method, batch, networks).mean(), student)  # a sum over elements
+
+    sigma = (1.2 * data["fake_normal"] - 1.2).exp()
+    t = sigma / (1.0 + sigma)
+    draws = Recorded(uniforms=[zero, zero, quantile(t, method)], normals=[start * data["fake_z"], data["fake_noise"]])
+    batch = toy_batch(teacher, data["noise"], data["classes"], draws)
+    of_x0 = t**2 * (sigma**2 + 0.25) / (0.5 * sigma) ** 2  # EDM's weight of the error of x0, which is t times that of v
+    loss = (count * of_x0 * loss_of(FAKE, method, batch, networks)).mean()
+    case.holds(loss, fake, of="fake_loss", gradient="fake_gradient")
+
+
+@cases("sid_lsg")
+def test_sid_lsg(name: str) -> None:
+    case = Case("sid_lsg", name)
+    data, settings = case.inputs, case.settings
+    student, fake = case.toy("student"), case.toy("fake")
+    process = stable_diffusion()
+    teacher = ToyTeacher(case.toy("teacher"), process, settings["prediction"], lambda t: t / 1000.0)
+    kappas = {key: settings[key] for key in ("kappa1", "kappa2", "kappa4")}
+    method = SiDLSG(SiDLSGConfig(alpha=settings["alpha"], **kappas), teacher)
+    networks = {STUDENT: student, FAKE: fake}
+    count, zero = data["noise"][0].numel(), torch.zeros(4, dtype=torch.float64)
+    sigma = process.sigma(torch.tensor(settings["init_timestep"]))  # ddx starts at z, the reference at sigma z
+
+    uniform = quantile(process.flow_time(data["timesteps"]), method)
+    draws = Recorded(uniforms=[zero, zero, uniform], normals=[sigma * data["z"], data["noise"]])
+    batch = toy_batch(teacher, data["noise"], data["classes"], draws)
+    case.holds(count * loss_of(STUDENT, method, batch, networks).mean(), student)  # a sum over elements
+
+    times = data["fake_timesteps"]
+    uniform = quantile(process.flow_time(times), method)
+    draws = Recorded(uniforms=[zero, zero, uniform], normals=[sigma * data["fake_z"], data["fake_noise"]])
+    batch = toy_batch(teacher, data["noise"], data["classes"], draws)
+    alpha = process.alpha(times)
+    of_eps = (alpha / (alpha + process.sigma(times))) ** 2  # the error of eps over that of the flow velocity
+    loss = (count * of_eps * loss_of(FAKE, method, batch, networks)).mean()
+    case.holds(loss, fake, of="fake_loss", gradient="fake_gradient")
