@@ -61,6 +61,18 @@ class Toy(nn.Module):
         return dict(zip(WEIGHTS, found, strict=True))
 
 
+class Heads(nn.Module):
+    """Logits that are linear in a toy's hidden numbers: what stands for a discriminator."""
+
+    def __init__(self, weights: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(weights, dtype=torch.float64))
+
+    def forward(self, features: Sequence[Tensor], condition: Tensor | None = None) -> Tensor:
+        (hidden,) = features
+        return hidden.flatten(1) @ self.weight.T
+
+
 class ToyTeacher(Teacher):
     """A frozen toy under any process, as far as a loss asks; its network is fed ``time(t)``.
 
@@ -90,6 +102,11 @@ class ToyTeacher(Teacher):
         time = self.time(t.double().expand(len(x_t)))
         found: Tensor = network(x_t / self.latent_scale, time, condition.tokens[:, 0, 0])
         return self.latent_scale * found
+
+    def features(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> list[Tensor]:
+        self.predict(network, x_t, t, condition)
+        assert isinstance(network, Toy)
+        return [network.hidden[:, :, None, None]]
 
     def condition(self, classes: Tensor) -> Condition:
         return Condition(classes.double()[:, None, None], torch.ones(len(classes), 1, dtype=torch.bool))

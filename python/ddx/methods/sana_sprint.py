@@ -88,9 +88,9 @@ class SanaSprint(SCM):
         with torch.no_grad():
             x = self.generate(networks[STUDENT], batch)
         s, real_s, fake_s = self._judged(x, batch)
-        direction = self.draw_noise(batch)
-        # a row alone has no other one to take the caption of
-        wrong = real_s.roll(1, 0) if self.config.misaligned and len(batch) > 1 else None
+        direction, noise = self.draw_noise(batch), self.draw_noise(batch)
+        # a row alone has no other one to take the caption of; noised anew, to the time that it is judged at
+        wrong = self.noisy(batch.x0.roll(1, 0), noise, s) if self.config.misaligned and len(batch) > 1 else None
         loss = self.judge.discriminator_loss(
             heads, teacher, real_s, fake_s, s, batch.condition, direction, misaligned=wrong
         )

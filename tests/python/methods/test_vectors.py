@@ -1,8 +1,8 @@
 """ddx's losses against what public reference implementations gave, number for number.
 
 Each file in ``vectors/`` says which code was run (`source`), on which weights, latents and random numbers, and what it
-returned: losses and gradients. Here the method's own `losses` sees the same. Where the two differ by design, by a factor
-or a weight, the test states the difference and applies it.
+returned: losses and gradients. Here the method's own `losses` sees the same. Where the two differ by design, by a
+factor or a weight, the test states the difference and applies it.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ddx.methods.adversarial import DISCRIMINATOR
 from ddx.methods.base import STUDENT, Batch, Method, Turn
 from ddx.methods.ect import ECT, ECTConfig
 from ddx.methods.lcm import LCM, LCMConfig
+from ddx.methods.sana_sprint import SanaSprint, SanaSprintConfig
+from ddx.methods.scm import SCM, WEIGHT, SCMConfig
 from ddx.methods.score_distillation import FAKE, ScoreDistillation
 from ddx.methods.sid import SiD, SiDConfig
 from ddx.methods.sid_lsg import SiDLSG, SiDLSGConfig
-from ddx.process import EDMProcess, VPProcess
-from toys import Recorded, Toy, ToyTeacher, toy_batch
+from ddx.process import EDMProcess, FlowProcess, VPProcess
+from toys import Heads, Recorded, Toy, ToyTeacher, toy_batch
 
 torch.set_num_threads(1)
 VECTORS = Path(__file__).parent / "vectors"
@@ -51,11 +54,18 @@ class Case:
     def toy(self, network: str, **takes: Any) -> Toy:
         return Toy(self._networks[network], **takes)
 
+    def raw(self, network: str) -> Any:
+        return self._networks[network]
+
     def holds(self, loss: Tensor, network: Toy, *, of: str = "loss", gradient: str = "gradient") -> None:
         """The loss and its gradient by the network's weights are those that were given."""
         given = {"loss": self._given[of], **self._given[gradient]}
         for key, value in {"loss": loss, **network.gradients(loss)}.items():
             agree(value, given[key], key)
+
+    def agrees(self, value: Tensor, given: str) -> None:
+        """A single number or gradient is the one that was given."""
+        agree(value, self._given[given], given)
 
     def given(self, name: str) -> Tensor:
         return torch.tensor(self._given[name], dtype=torch.float64)
@@ -112,6 +122,69 @@ def test_ect(name: str) -> None:
     draws = Recorded(uniforms=[uniform, uniform], normals=[data["noise"]])
     batch = toy_batch(teacher, 2.0 * data["images"], data["classes"], draws, progress=(stage + 0.5) / 8)
     case.holds(root * loss_of(STUDENT, method, batch, {"student": student}).mean(), student)
+
+
+class LogVariance(nn.Module):
+    """The log variance a + b tau that the reference's weight of the times was."""
+
+    def __init__(self, values: list[float]) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.tensor(values, dtype=torch.float64))
+
+    def forward(self, tau: Tensor) -> Tensor:
+        return self.values[0] + self.values[1] * tau
+
+
+def consistency_draws(data: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The uniforms and normals of sCM's loss at the reference's times, guidance from 4 to 5 and noise."""
+    return [torch.special.ndtr(data["normal"]), data["guidance"] - 4.0], [data["noise"]]
+
+
+@cases("scm")
+def test_scm(name: str) -> None:
+    case = Case("scm", name)
+    data = case.inputs
+    student, u = case.toy("student", takes=["guidance"]), LogVariance(case.raw("logvar"))
+    teacher = ToyTeacher(case.toy("teacher"), FlowProcess(), "flow")
+    method = SCM(SCMConfig(guidance_min=4.0, guidance_max=5.0), teacher)
+    uniforms, normals = consistency_draws(data)
+    draws = Recorded(uniforms=uniforms, normals=normals)
+    progress = case.settings["warmup"] * method.config.tangent_warmup
+    batch = toy_batch(teacher, data["latents"], data["classes"], draws, progress=progress)
+    losses = method.losses(Turn(trains=(STUDENT, WEIGHT)), batch, {STUDENT: student, WEIGHT: u}).by_network
+    case.holds(losses[STUDENT].mean(), student)
+    case.agrees(torch.autograd.grad(losses[WEIGHT].mean(), u.values)[0], "logvar_gradient")
+
+
+@cases("sana_sprint")
+def test_sana_sprint(name: str) -> None:
+    case = Case("sana_sprint", name)
+    data, of_student = case.inputs, name == "student"
+    student, heads = case.toy("student", takes=["guidance"]), Heads(case.raw("head"))
+    teacher = ToyTeacher(case.toy("teacher"), FlowProcess(), "flow")
+    method = SanaSprint(SanaSprintConfig(head_condition=False, noise_share=0.5 if of_student else 0.0), teacher)
+    networks = {STUDENT: student, DISCRIMINATOR: heads}
+    at = torch.special.ndtr(data["judge_normal"])
+    if not of_student:
+        t, guidance = consistency_draws(data)[0]
+        draws = Recorded(
+            uniforms=[guidance, t, t, at],
+            normals=[data[key] for key in ("noise", "real_noise", "fake_noise", "noise", "misaligned_noise")],
+        )
+        batch = toy_batch(teacher, data["latents"], data["classes"], draws)
+        loss = 0.5 * loss_of(DISCRIMINATOR, method, batch, networks).mean()  # half of the hinge's two terms
+        case.agrees(loss, "loss")
+        case.agrees(torch.autograd.grad(loss, heads.weight)[0], "head_gradient")
+        return
+    uniforms, normals = consistency_draws(data)
+    again = [uniforms[1], torch.special.ndtr(data["second_normal"]), data["second_u"], at]
+    unused = data["judge_noise"]  # of the real latents, which the student's turn does not look at
+    draws = Recorded(uniforms=uniforms + again, normals=[*normals, data["second_noise"], unused, data["judge_noise"]])
+    progress = case.settings["warmup"] * method.config.tangent_warmup
+    batch = toy_batch(teacher, data["latents"], data["classes"], draws, progress=progress)
+    turn, u = Turn(trains=(STUDENT, WEIGHT)), LogVariance(case.raw("logvar"))
+    losses = method.losses(turn, batch, {**networks, WEIGHT: u})
+    case.holds((losses.by_network[STUDENT] + losses.secondary[STUDENT]).mean(), student)
 
 
 @cases("sid")
