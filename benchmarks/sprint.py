@@ -93,13 +93,11 @@ def _teacher(folder: Path, *, tiny: bool) -> Path:
 
 
 def _peer(arguments: argparse.Namespace, teacher: Path, folder: Path, resolution: int) -> list[str]:
-    import torch
-
     return [
         str(arguments.peer.resolve()),
         f"--pretrained_model_name_or_path={teacher}",
         f"--output_dir={folder / 'peer'}",
-        *(["--mixed_precision=bf16"] if torch.cuda.is_available() else []),
+        "--mixed_precision=bf16",  # the script mixes its dtypes up without
         f"--resolution={resolution}",
         f"--max_train_steps={2 * arguments.steps}",
         "--dataloader_num_workers=4",
