@@ -7,7 +7,9 @@
 
 The generator's loss, of (x, y_phi, y_psi), is the method's own. Captions are enough: of the stored latents the shape
 alone is read. A generator of several steps is trained at the states that its own sampler comes through, which are
-simulated without gradients (Yin et al. 2024b, backward simulation).
+simulated without gradients (Yin et al. 2024b, backward simulation). There the fake score takes the time that x was
+generated from as an input: of the mixture over all steps, which is what it learns otherwise, the last steps make up for
+what the first ones cannot, and what is drawn in the end is off.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from ddx.methods.flow_method import FlowMethod
 from ddx.methods.flow_view import mean_square, rows
 from ddx.methods.time_sampling import grid_index
 from ddx.methods.weighting import DenoisingConfig, denoising_loss
+from ddx.networks.guidance import add_interval_embedder, interval_input
 from ddx.teachers.base import Teacher
 
 FAKE = "fake_score"
@@ -42,6 +45,9 @@ class ScoreConfig(FlowConfig, DenoisingConfig):
     num_steps: int = option(1, "evaluations in which the student learns to draw")
     start_time: float = option(1.0, "flow time at which drawing starts; 0.7143 is step 625 of 1000 of Stable Diffusion")
     fake_updates: int = option(1, "updates of the fake score before each one of the student")
+    fake_knows_step: bool = option(
+        True, "with several steps, let the fake score know from which one its input comes; no: it sees their mixture"
+    )
     fake_rate: float = option(1.0, "learning rate of the fake score over the student's")
     time_sampling: str = changed(FlowConfig, "time_sampling", "shifted")
     time_shift: float = changed(FlowConfig, "time_shift", 1.0)
@@ -96,6 +102,13 @@ class ScoreDistillation(FlowMethod[ScoreConfigT]):
         """Return the student and the fake score, both copies of the teacher."""
         return NetworkSpec(name=STUDENT), NetworkSpec(name=FAKE, learning_rate_scale=self.config.fake_rate)
 
+    def build(self, spec: NetworkSpec) -> nn.Module:
+        """Return a copy of the teacher's network; the fake score takes the time of the step that it looks at."""
+        network = super().build(spec)
+        if spec.name == FAKE and self.config.num_steps > 1 and self.config.fake_knows_step:
+            add_interval_embedder(self.teacher, network)
+        return network
+
     def turns(self, step: int) -> tuple[Turn, ...]:
         """Return the updates of the fake score, then the student's."""
         fake = Turn(trains=(FAKE,), name="fake score")
@@ -107,8 +120,9 @@ class ScoreDistillation(FlowMethod[ScoreConfigT]):
         if STUDENT in turn.trains:
             return self.student_losses(batch, networks, guidance)
         with torch.no_grad():
-            x = self.generate(networks[STUDENT], batch, guidance).x
-        return self.fake_losses(x, batch, networks, guidance)
+            made = self.generate(networks[STUDENT], batch, guidance)
+        with interval_input(networks[FAKE], made.time):
+            return self.fake_losses(made.x, batch, networks, guidance)
 
     # the two turns
 
@@ -125,9 +139,10 @@ class ScoreDistillation(FlowMethod[ScoreConfigT]):
     def student_losses(self, batch: Batch, networks: Mapping[str, nn.Module], guidance: Tensor | float) -> Losses:
         """Return the generator's loss, a mean over the elements of a row, and how far the scores are apart."""
         made = self.generate(networks[STUDENT], batch, guidance)
-        seen = self.look(made.x, batch, networks[FAKE], guidance)
+        with interval_input(networks[FAKE], made.time):
+            seen = self.look(made.x, batch, networks[FAKE], guidance)
+            second = self.second_loss(made, batch, networks, guidance)
         loss, dropped = self.generator_loss(made.x, seen, batch)
-        second = self.second_loss(made, batch, networks, guidance)
         return Losses(
             by_network={STUDENT: loss / made.x[0].numel()},
             secondary={} if second is None else {STUDENT: second},

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from ddx.config import option
 from ddx.methods.base import Batch
 from ddx.methods.config import above_zero
+from ddx.methods.flow_view import rows
 from ddx.methods.sid import SiDConfig, SiDForm
-from ddx.networks.guidance import guidance_input
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,9 @@ class SiDLSG(SiDForm[SiDLSGConfig]):
         self, fake: nn.Module, x_t: Tensor, t: Tensor, batch: Batch, guidance: Tensor | float, kappa: float | None
     ) -> Tensor:
         scale = guidance if kappa is None else kappa
-        # guidance runs the null condition and the caption as one batch, so what is fed is fed to both halves
-        fed = torch.cat([guidance, guidance]) if isinstance(guidance, Tensor) and kappa != 1.0 else guidance
-        with guidance_input(fake, fed):
-            return self.view.guided(fake, x_t, t, batch.condition, batch.null, scale)
+        cond = self.velocity(fake, x_t, t, batch.condition, guidance)
+        if not isinstance(scale, Tensor) and scale == 1.0:
+            return cond
+        # two passes and not one doubled batch, since what is fed to the network is one number a row
+        null = self.velocity(fake, x_t, t, batch.null.expand(len(x_t)), guidance)
+        return null + rows(scale, x_t) * (cond - null)

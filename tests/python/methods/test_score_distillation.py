@@ -14,10 +14,12 @@ from ddx.bench.mixtures.mixture import circle
 from ddx.bench.mixtures.run import FastDraws
 from ddx.bench.mixtures.teacher import MLP, PROCESSES, MixtureTeacher
 from ddx.errors import UsageError
-from ddx.methods.base import STUDENT, Batch, Turn
+from ddx.methods.base import STUDENT, Batch, NetworkSpec, Turn
 from ddx.methods.registry import method_spec
 from ddx.methods.score_distillation import FAKE, Scores, score_gaps
+from ddx.networks.guidance import INTERVAL, interval_input
 from ddx.teachers.base import Teacher
+from ddx.teachers.scalar_input import find_embedder
 from distilling import KINDS, make_batch, make_teacher, make_trainer
 
 torch.set_num_threads(1)
@@ -178,6 +180,24 @@ def test_a_generator_of_several_steps_is_trained_at_the_states_of_its_sampler() 
     parameters = list(student.parameters())
     found, wanted = (torch.autograd.grad(value.square().sum(), parameters) for value in (made.x, expected))
     assert all(torch.allclose(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("name", ["sid", "sid-lsg", "dmd2"])
+def test_the_fake_score_of_several_steps_knows_where_its_input_comes_from(tmp_path: Path, name: str) -> None:
+    teacher = make_teacher("flow", tmp_path / "pipeline")
+    spec = method_spec(name)
+    assert find_embedder(make(name, teacher).build(NetworkSpec(name=FAKE)), INTERVAL) is None
+    assert find_embedder(make(name, teacher, num_steps=3).build(NetworkSpec(name=STUDENT)), INTERVAL) is None
+    trainer = make_trainer(teacher, spec.config(num_steps=3), method=name, learning_rate=1e-2)
+    for step in range(2):
+        trainer.step(step, [make_batch(teacher, step)])
+    fake, batch = trainer.trained[FAKE].module, make_batch(teacher)
+    t = torch.full((4,), 0.5).double()
+    found = []
+    for time in (0.3, 1.0):
+        with interval_input(fake, torch.full((4,), time)), torch.no_grad():
+            found.append(trainer.method.fake_velocity(fake, batch.x0, t, batch, 1.5))
+    assert float((found[0] - found[1]).norm()) > 1e-6
 
 
 def test_the_gap_is_told_by_quarters_of_time() -> None:
