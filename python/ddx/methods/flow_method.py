@@ -36,7 +36,7 @@ class FlowMethod(Method[FlowConfigT]):
         wanted = teacher.default_guidance if config.export_guidance is None else config.export_guidance
         self.export_guidance = min(max(wanted, self.guidance_min), self.guidance_max)
         self.first_time = self.view.t_max  # where drawing starts
-        self.adaptive = AdaptiveTimes() if config.time_adaptive else None
+        self.adaptive = AdaptiveTimes(device=teacher.device) if config.time_adaptive else None
 
     def usual_guidance(self) -> tuple[float, float]:
         """Return the range that is trained when nothing is said: by default the teacher's own scale alone."""

@@ -95,24 +95,29 @@ class AdaptiveTimes:
     from one density.
     """
 
-    def __init__(self, num_bins: int = 32, *, decay: float = 0.99, floor: float = 0.2) -> None:
+    def __init__(
+        self,
+        num_bins: int = 32,
+        *,
+        decay: float = 0.99,
+        floor: float = 0.2,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.decay, self.floor = decay, floor
-        self.sums = torch.zeros(2, num_bins, dtype=torch.float64)  # decayed loss and count
+        self.sums = torch.zeros(2, num_bins, dtype=torch.float64, device=device)  # decayed loss and count
         self._pending = torch.zeros_like(self.sums)
 
     def density(self) -> Tensor:
-        """Return the density of each bin, float64 `[bins]`, whose mean is 1."""
+        """Return the density of each bin, float64 `[bins]`, whose mean is 1: even until every bin has been seen."""
         loss, count = self.sums
-        seen = count > 0.0
-        if not bool(seen.all()) or not float(loss.sum()) > 0.0:
-            return torch.ones_like(loss)
         mean = loss / count
-        density: Tensor = self.floor + (1.0 - self.floor) * mean / mean.mean()
-        return density
+        density = self.floor + (1.0 - self.floor) * mean / mean.mean()
+        known = (count > 0.0).all() & (loss.sum() > 0.0)  # no host waits for it
+        return torch.where(known, density, torch.ones_like(density))
 
     def draw(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return quantiles float64 and their importance weights float32 for uniform numbers, both `[B]`."""
-        density = self.density().to(u.device)
+        density = self.density()
         edges = torch.cat([density.new_zeros(1), density.cumsum(0)]) / density.sum()
         index = (torch.searchsorted(edges, u.double(), right=True) - 1).clamp(0, len(density) - 1)
         inside = (u.double() - edges[index]) / (edges[index + 1] - edges[index])
@@ -120,11 +125,10 @@ class AdaptiveTimes:
 
     def note(self, quantile: Tensor, loss: Tensor) -> None:
         """Take down the unweighted loss of rows, both `[B]`; those that are not finite are left out."""
-        loss, quantile = loss.detach().double().cpu(), quantile.cpu()
-        finite = torch.isfinite(loss)
-        index = (quantile * self.sums.shape[1]).long().clamp(0, self.sums.shape[1] - 1)[finite]
-        self._pending[0].index_add_(0, index, loss[finite].abs())
-        self._pending[1].index_add_(0, index, torch.ones(len(index), dtype=torch.float64))
+        loss, finite = loss.detach().double().abs(), torch.isfinite(loss)
+        index = (quantile * self.sums.shape[1]).long().clamp(0, self.sums.shape[1] - 1)
+        self._pending[0].index_add_(0, index, torch.where(finite, loss, 0.0))
+        self._pending[1].index_add_(0, index, finite.double())
 
     def end_step(self, mean: Callable[[Tensor], Tensor]) -> None:
         """Count what was noted; `mean` averages a tensor over the ranks."""
