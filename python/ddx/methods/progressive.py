@@ -30,10 +30,10 @@ BEFORE = "before"
 
 @dataclass(frozen=True, kw_only=True)
 class ProgressiveConfig(FlowConfig):
-    """Halving by itself after a fixed number of training steps; the last stage takes what is left of the run."""
+    """Halving by itself; the last stage takes what is left of the run."""
 
     first_steps: int = option(32, "sampling steps of the student in the first stage: a power of two")
-    stage_length: int = option(600, "training steps of each stage but the last")
+    stage_length: int | None = option(None, "training steps of each stage but the last (none: all stages are equal)")
     repeat_share: float = option(0.25, "share of rows that repeat the step of an earlier stage")
 
     def __post_init__(self) -> None:
@@ -55,7 +55,9 @@ class Progressive(FlowMap[ProgressiveConfig]):
 
     def stage(self, step: int) -> int:
         """Return the number of the stage that training step `step` is in, from 0."""
-        return min(step // self.config.stage_length, self.config.first_steps.bit_length() - 1)
+        num_stages = self.config.first_steps.bit_length()
+        length = self.config.stage_length or max(self.train_steps // num_stages, 1)
+        return min(step // length, num_stages - 1)
 
     def renewed(self, step: int) -> tuple[str, ...]:
         """Take a new snapshot where a stage begins."""
