@@ -81,7 +81,7 @@ class FreeFlow(FlowMap[FreeFlowConfig]):
         guidance, times = self.draw_guidance(batch), self.draw_times(batch)
         x, fresh = self.view.start(self.draw_noise(batch), self.view.t_max), self.draw_noise(batch)
         u, corrected_t = batch.draws.uniform(), self.draw_times(batch)
-        corrected, midway, _ = batch.draws.pick(
+        corrected, midway, rest = batch.draws.pick(
             self.config.correction_share, (1.0 - self.config.correction_share) * self.config.midway_share
         )
         top = torch.full_like(times.t, self.view.t_max)
@@ -89,14 +89,17 @@ class FreeFlow(FlowMap[FreeFlowConfig]):
         t[midway] = (u * top)[midway].clamp(min=self.view.t_min)
         if len(midway):
             with torch.no_grad():
-                some, s = take(batch, midway), guidance_of(guidance, midway)
-                velocity = self.average_velocity(still, x[midway], top[midway], t[midway], some.condition, s)
+                s = guidance_of(guidance, midway)
+                condition = batch.condition.index(midway)
+                velocity = self.average_velocity(still, x[midway], top[midway], t[midway], condition, s)
                 x[midway] -= rows((top - t)[midway], velocity) * velocity
         r = (times.t * t / top).index_fill(0, corrected, 0.0)
         prediction = self.average_velocity(student, x, t, r, batch.condition, guidance)
-        wanted = self.map_target(still, prediction.detach(), x, t, r, batch, guidance)
-        is_map = torch.ones_like(x[:, 0, 0, 0]).index_fill(0, corrected, 0.0)
-        loss, dropped = guarded_consistency_loss(prediction, wanted, is_map, c=None)
+        wanted, mapped = prediction.detach().clone(), torch.cat([midway, rest])  # a corrected row has no map loss
+        if len(mapped):
+            some = (value[mapped] for value in (prediction.detach(), x, t, r))
+            wanted[mapped] = self.map_target(still, take(batch, mapped), guidance_of(guidance, mapped), *some)
+        loss, dropped = guarded_consistency_loss(prediction, wanted, c=None)
         second = 0.0 * loss
         if len(corrected):
             drawn = (x - rows(t, x) * prediction)[corrected]
@@ -117,12 +120,12 @@ class FreeFlow(FlowMap[FreeFlowConfig]):
     def map_target(
         self,
         network: nn.Module,
+        batch: Batch,
+        guidance: Tensor | float,
         prediction: Tensor,
         x: Tensor,
         t: Tensor,
         r: Tensor,
-        batch: Batch,
-        guidance: Tensor | float,
     ) -> Tensor:
         """Return ``v(x_r, r) + (t - r) dF/dr`` where F = `prediction` jumps to, `[B, C, h, w]`."""
         zero, one = torch.zeros_like(t), torch.ones_like(t)

@@ -421,7 +421,7 @@ def test_freeflow_s_target_is_the_exact_map_where_the_student_is_it(monkeypatch:
     x = torch.randn(4, 2, 1, 1, generator=torch.Generator().manual_seed(0))
     t, r = (torch.tensor(v, dtype=torch.float64) for v in ([1.0, 1.0, 0.8, 0.6], [0.9, 0.2, 0.4, 0.1]))
     exact = average(r, x, t)
-    found = method.map_target(teacher.network(), exact, x, t, r, batch, 1.0)
+    found = method.map_target(teacher.network(), batch, 1.0, exact, x, t, r)
     torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5)
 
 
