@@ -10,6 +10,7 @@ import click
 
 from ddx.cli.options import ExtendedCommand, Invocation, config_options, find_config
 from ddx.config import parse_sets, read_yaml
+from ddx.errors import UsageError
 from ddx.training.config import DistillConfig
 from ddx.workspace import Workspace
 
@@ -27,6 +28,13 @@ class DistillCommand(ExtendedCommand):
                 return "", ()
             name = DistillConfig.method
         return f"Settings of {name}", (method_spec(name).config,)
+
+    def unknown_flag(self, flag: str, arguments: list[str]) -> UsageError | None:
+        """Say which methods have the setting, if others have it."""
+        from ddx.training.resolve import of_another_method, owners_of
+
+        owners = owners_of(flag.removeprefix("--").replace("-", "_"))
+        return of_another_method(flag, owners, _method(arguments) or DistillConfig.method) if owners else None
 
 
 def _method(arguments: list[str]) -> str | None:

@@ -115,6 +115,10 @@ class ExtendedCommand(click.Command):
         """Return what the further flags are about, and the config classes that they fill; to be overridden."""
         return "", ()
 
+    def unknown_flag(self, flag: str, arguments: list[str]) -> UsageError | None:
+        """Return what to say of a flag that is not there, if there is more to say than a similar one's name."""
+        return None
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Find the further flags, then parse."""
         title, classes = self.more_settings(args)
@@ -122,7 +126,11 @@ class ExtendedCommand(click.Command):
         made = {name: _flag(cls, name) for cls in classes for name in field_types(cls) if name not in known}
         ctx.meta[MORE] = [_made(decorator) for decorator in made.values() if decorator is not None]
         ctx.meta[MORE + ".title"] = title
-        return super().parse_args(ctx, args)
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise self.unknown_flag(error.option_name, given) or error from None
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Return its own flags and the further ones."""

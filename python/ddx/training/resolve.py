@@ -38,9 +38,19 @@ def _refuse_other_methods(layer: Settings, method: str, own: type[Any]) -> None:
         name = str(key).replace("-", "_")
         if name in known:
             continue
-        owners = [spec.name for spec in METHODS.values() if name in field_types(spec.config)]
+        owners = owners_of(name)
         if owners:
-            raise UsageError(
-                f"`{key}` in {layer.origin} is a setting of {', '.join(owners)}, not of {method}",
-                hint=f"leave it away, or use --method {owners[0]}",
-            )
+            raise of_another_method(f"`{key}` in {layer.origin}", owners, method)
+
+
+def owners_of(name: str) -> list[str]:
+    """Return the methods that have a setting of this name; imports all of them."""
+    return [spec.name for spec in METHODS.values() if name in field_types(spec.config)]
+
+
+def of_another_method(what: str, owners: Sequence[str], method: str) -> UsageError:
+    """Return the error for a setting that `owners` have and `method` has not."""
+    named = ", ".join(owners) if len(owners) <= 4 else f"{', '.join(owners[:3])} and {len(owners) - 3} more"
+    return UsageError(
+        f"{what} is a setting of {named}, not of {method}", hint=f"leave it away, or use --method {owners[0]}"
+    )

@@ -124,6 +124,9 @@ def test_shared_flags_are_everywhere(name: str) -> None:
         (["distill", "--bach-size", "3"], "no option --bach-size", "did you mean --batch-size?"),
         (["distill", "--set", "batchsize=3"], "unknown key `batchsize`", "did you mean `batch_size`?"),
         (["distill", "--method", "lcmm"], "lcmm", "lcm"),
+        (["distill", "--method", "sid", "--alhpa", "1"], "no option --alhpa", "did you mean --alpha?"),
+        (["distill", "--method", "sid", "--solver-steps", "3"], "a setting of lcm, reflow, not of sid", "--method lcm"),
+        (["distill", "--set", "method=scm", "--jpv", "dual"], "no option --jpv", "did you mean --jvp?"),
     ],
 )
 def test_typing_mistakes(arguments: list[str], error: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,3 +173,18 @@ def test_broken_pipe_is_quiet(tmp_path: Path) -> None:
     script = f"{sys.executable} -m ddx.cli.main list | head -1"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "named", [["--method", "sid"], ["--method=sid"], ["--set", "method=sid"], ["--config", "settings.yaml"]]
+)
+def test_a_method_that_is_named_anywhere_shows_its_settings(
+    named: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "settings.yaml").write_text("method: sid\n")
+    monkeypatch.chdir(tmp_path)
+    assert main.run(["distill", *named, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "Settings of sid:" in shown and "--alpha" in shown and "--solver-steps" not in shown
+    assert main.run(["distill", "--help"]) == 0
+    assert "--alpha" not in capsys.readouterr().out
