@@ -4,8 +4,8 @@ stage one   easy consistency tuning over all times, for the first `first_share` 
 stage two   t >= t' only:    d( f(x_t, t), stop-gradient f(x_r, r) ) / (t - r)    with r = max(t', t (1 - q^-n ...))
             at t = t':       d( f(x_t', t'), f_first(x_t', t') ) times `boundary_weight`
 
-The whole network then serves few-step drawing, and the boundary keeps what the first stage has learned below t'. What
-stands below t' is trained no further, so a student draws well at t' and above: one step, or two with t' at the second.
+All of the network then serves the noisy times, and the boundary ties it to what the first stage has learned there. The
+times below t' are trained no further: such a student draws well in one step, or in two with t' as the second's time.
 """
 
 from __future__ import annotations

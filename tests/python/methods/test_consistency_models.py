@@ -101,7 +101,7 @@ class ByHand:
 
     def tuned(self, t: float, stage: int) -> float:
         at = self.noise_level(t)
-        earlier = max(0.0, at * (1 - 2.0 ** -(stage + 1) * (1 + 8 / (1 + math.exp(at)))))
+        earlier = max(0.0, at * (1 - 2.0 ** -(stage + 1) * (1 + 8 / (1 + math.exp(0.5 * at)))))
         r = earlier / (1 + earlier)
         return r if r >= self.low else 0.0
 

@@ -67,4 +67,33 @@ RECIPES: dict[str, Recipe] = {
         steps=(4,),
         processes=("flow",),
     ),
+    # Five stages: the pairs' differences stay above what the small network tells apart, and the teacher's velocity has
+    # no noise. With 1 and 2 steps the widths stay 20 % off.
+    "ect": Recipe(
+        settings={
+            "train_steps": 800,
+            "learning_rate": 1e-3,
+            "optimizer": "adamw",
+            "velocity_from": "teacher",
+            "num_stages": 5,
+            "huber_c": 0.03,
+        },
+        steps=(4,),
+        processes=("flow",),
+    ),
+    # One small network learns quickest where every interval is as likely, so the published preference for equal times
+    # and for the cleaner half is left away. In a minute 1 step is 20 % off in a width, 2 steps 1.2 % off the modes.
+    "meanflow": Recipe(
+        settings={
+            "train_steps": 900,
+            "learning_rate": 3e-3,
+            "adam_beta2": 0.999,
+            "time_sampling": "uniform",
+            "second_time": "below",
+            "same_time_share": 0.25,
+            "error_power": 0.5,
+        },
+        steps=(4,),
+        processes=("flow",),
+    ),
 }
