@@ -33,7 +33,7 @@ RECIPES: dict[str, Recipe] = {
             "target_decay": 0.95,
             "same_time_share": 0.1,
         },
-        processes=("flow",),
+        processes=("flow", "vp-v"),
     ),
     "shortcut": Recipe(  # few doublings, each of which hands its error on; one step is 4 % short of the widths' limit
         settings={
@@ -42,6 +42,19 @@ RECIPES: dict[str, Recipe] = {
             "smallest_jumps": 32,
             "bootstrap_share": 0.5,
             "target_decay": 0.9,
+        },
+        steps=(2, 4),
+        processes=("flow",),
+    ),
+    "imf": Recipe(  # times without a preference: its own are for latents; 1 step: 5.1 % short of the widths' limit
+        settings={
+            "train_steps": 1500,
+            "learning_rate": 2e-3,
+            "adam_beta2": 0.999,
+            "weight_power": 0.5,
+            "time_sampling": "uniform",
+            "second_time": "below",
+            "same_time_share": 0.25,
         },
         steps=(2, 4),
         processes=("flow",),
