@@ -45,19 +45,20 @@ class Toy(nn.Module):
         """Return `[B, 3, 2, 2]` for x, times `[B]` and classes `[B]`; `numbers` `[B]` outrank what is fed."""
         columns = [x.flatten(1), time.reshape(-1, 1), classes.reshape(-1, 1)]
         hidden = torch.cat(columns, dim=1) @ self.w1.T + self.b1
-        for name, scale in (("guidance", 0.1), ("interval", 0.7)):
+        for name, scale, none in (("guidance", 0.1, 1.0), ("interval", 0.7, 0.0)):
             number = numbers.get(name)
             fed = getattr(self, f"{name}_embedder", None)
             if number is None and fed is not None:
                 number = fed.current()
             if number is not None:
-                hidden = hidden + scale * number.reshape(-1, 1) * self.b1.detach().flip(0).sign()
+                hidden = hidden + scale * (number.reshape(-1, 1) - none) * self.b1.detach().flip(0).sign()
         self.hidden = torch.tanh(hidden)
         return (self.hidden @ self.w2.T + self.b2).reshape(x.shape)
 
     def gradients(self, loss: Tensor) -> dict[str, Tensor]:
-        """Return the gradient of a loss by every weight."""
-        found = torch.autograd.grad(loss, [getattr(self, name) for name in WEIGHTS])
+        """Return the gradient of a loss by every weight, 0 by those that it does not depend on."""
+        weights = [getattr(self, name) for name in WEIGHTS]
+        found = torch.autograd.grad(loss, weights, retain_graph=True, materialize_grads=True)
         return dict(zip(WEIGHTS, found, strict=True))
 
 

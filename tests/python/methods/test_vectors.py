@@ -8,6 +8,7 @@ factor or a weight, the test states the difference and applies it.
 from __future__ import annotations
 
 import json
+import math
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,16 @@ from torch import Tensor, nn
 
 from ddx.methods.adversarial import DISCRIMINATOR
 from ddx.methods.base import STUDENT, Batch, Method, Turn
+from ddx.methods.dmd2 import DMD2, DMD2Config
 from ddx.methods.ect import ECT, ECTConfig
 from ddx.methods.lcm import LCM, LCMConfig
+from ddx.methods.meanflow import MeanFlow, MeanFlowConfig
 from ddx.methods.sana_sprint import SanaSprint, SanaSprintConfig
 from ddx.methods.scm import SCM, WEIGHT, SCMConfig
 from ddx.methods.score_distillation import FAKE, ScoreDistillation
 from ddx.methods.sid import SiD, SiDConfig
 from ddx.methods.sid_lsg import SiDLSG, SiDLSGConfig
+from ddx.methods.twinflow import TARGET, TwinFlow, TwinFlowConfig
 from ddx.process import EDMProcess, FlowProcess, VPProcess
 from toys import Heads, Recorded, Toy, ToyTeacher, toy_batch
 
@@ -57,6 +61,9 @@ class Case:
     def raw(self, network: str) -> Any:
         return self._networks[network]
 
+    def raw_given(self, name: str) -> Any:
+        return self._given[name]
+
     def holds(self, loss: Tensor, network: Toy, *, of: str = "loss", gradient: str = "gradient") -> None:
         """The loss and its gradient by the network's weights are those that were given."""
         given = {"loss": self._given[of], **self._given[gradient]}
@@ -67,15 +74,12 @@ class Case:
         """A single number or gradient is the one that was given."""
         agree(value, self._given[given], given)
 
-    def given(self, name: str) -> Tensor:
-        return torch.tensor(self._given[name], dtype=torch.float64)
-
 
 def agree(value: Tensor, given: Any, what: str) -> None:
     wanted = torch.tensor(given, dtype=torch.float64)
     assert value.dtype == torch.float64, f"{what} was not computed in float64"
-    off = float((value.detach() - wanted).norm() / wanted.norm())
-    assert off < TOLERANCE, f"{what} is off by {off:.1e} of its length"
+    off, length = float((value.detach() - wanted).norm()), float(wanted.norm())
+    assert off <= TOLERANCE * length, f"{what}, {length:.3g} long, is off by {off:.1e}"
 
 
 def loss_of(name: str, method: Method[Any], batch: Batch, networks: dict[str, Any]) -> Tensor:
@@ -241,3 +245,96 @@ def test_sid_lsg(name: str) -> None:
     of_eps = (alpha / (alpha + process.sigma(times))) ** 2  # the error of eps over that of the flow velocity
     loss = (count * of_eps * loss_of(FAKE, method, batch, networks)).mean()
     case.holds(loss, fake, of="fake_loss", gradient="fake_gradient")
+
+
+@cases("dmd2")
+def test_dmd2(name: str) -> None:
+    case = Case("dmd2", name)
+    data, settings = case.inputs, case.settings
+    student, fake, heads = case.toy("student"), case.toy("fake"), Heads(case.raw("head"))
+    process, scale = stable_diffusion(), settings["guidance"]
+    teacher = ToyTeacher(case.toy("teacher"), process, "eps", lambda t: t / 1000.0)
+    weights = {key: settings[key] for key in ("gan_weight", "fake_gan_weight")}
+    method = DMD2(DMD2Config(guidance_min=scale, guidance_max=scale, head_condition=False, **weights), teacher)
+    networks = {STUDENT: student, FAKE: fake, DISCRIMINATOR: heads}
+    zero = torch.zeros(4, dtype=torch.float64)
+    at = {key: quantile(process.flow_time(data[key]), method) for key in data if key.endswith("timesteps")}
+
+    unused = data["noise"]  # of the stored latents, which the student's turn does not look at
+    draws = Recorded(
+        uniforms=[zero, zero, at["timesteps"], at["gan_timesteps"]],
+        normals=[data["z"], data["noise"], unused, data["gan_noise"]],
+    )
+    batch = toy_batch(teacher, data["latents"], data["classes"], draws)
+    losses = method.losses(Turn(trains=(STUDENT,)), batch, networks)
+    case.holds(losses.by_network[STUDENT].mean(), student)
+    of_judge = losses.secondary[STUDENT].mean() / settings["gan_weight"]
+    case.holds(of_judge, student, of="gan_loss", gradient="gan_gradient")
+
+    draws = Recorded(
+        uniforms=[zero, zero, at["fake_timesteps"], at["judge_timesteps"]],
+        normals=[data[key] for key in ("fake_z", "fake_noise", "real_noise", "generated_noise")] + [unused],
+    )
+    batch = toy_batch(teacher, data["latents"], data["classes"], draws)
+    losses = method.losses(Turn(trains=(FAKE, DISCRIMINATOR)), batch, networks)
+    alpha, sigma = process.alpha(data["fake_timesteps"]), process.sigma(data["fake_timesteps"])
+    of_eps = (alpha / (alpha + sigma)) ** 2  # the error of eps over that of the flow velocity
+    case.holds((of_eps * losses.by_network[FAKE]).mean(), fake, of="fake_loss", gradient="fake_own_gradient")
+    judged = losses.by_network[DISCRIMINATOR].mean()
+    case.agrees(judged, "judge_loss")
+    case.agrees(torch.autograd.grad(judged, heads.weight, retain_graph=True)[0], "head_gradient")
+    # the reference scales the whole loss by this weight, ddx what of it reaches the fake score
+    reaching = {key: value / settings["fake_gan_weight"] for key, value in fake.gradients(judged).items()}
+    for key, value in reaching.items():
+        agree(value, case.raw_given("fake_gan_gradient")[key], key)
+
+
+@cases("meanflow")
+def test_meanflow(name: str) -> None:
+    case = Case("meanflow", name)
+    data, settings = case.inputs, case.settings
+    student = case.toy("student", takes=["interval"])
+    teacher = ToyTeacher(case.toy("student"), FlowProcess(), "flow")
+    share = settings["same_time_share"]
+    config = MeanFlowConfig(velocity_from="data", same_time_share=share, error_power=settings["power"])
+    t, r = (torch.special.ndtr(data[key]) for key in ("normal_t", "normal_r"))
+    draws = Recorded(uniforms=[t, r, data["u_same"], t], normals=[data["noise"]])
+    batch = toy_batch(teacher, data["latents"], data["classes"], draws)
+    case.holds(loss_of(STUDENT, MeanFlow(config, teacher), batch, {STUDENT: student}).mean(), student)
+
+
+@cases("twinflow")
+def test_twinflow(name: str) -> None:
+    case = Case("twinflow", name)
+    data, settings = case.inputs, case.settings
+    student, target = (case.toy(network, takes=["interval"]) for network in ("student", "target"))
+    teacher = ToyTeacher(case.toy("target"), FlowProcess(), "flow")
+    full, near, anywhere, fake = torch.arange(8).reshape(4, 2).unbind()
+    t, r, guidance = data["t"].abs(), data["r"], settings["guidance"]
+    drawn = t.index_copy(
+        0, full, data["match_t"]
+    )  # what jumps all the way starts at 1, and is noised to its drawn time
+    # the fakes start from numbers of their own, and all others' second numbers are those of the rectification
+    noise = data["noise"].index_copy(0, fake, data["fake_start"])
+    fresh = data["noise"].index_copy(0, full, data["match_noise"])
+
+    def rows_of(rectify_weight: float) -> Tensor:
+        config = TwinFlowConfig(
+            velocity_from="data",
+            guidance_min=guidance,
+            guidance_max=guidance,
+            same_time_share=0.0,
+            target_jumps=settings["target_jumps"],
+            rectify_weight=rectify_weight,
+        )
+        draws = Recorded(
+            uniforms=[t, drawn, r / drawn, t, (t - r) / config.small_step],
+            normals=[noise, fresh],
+            parts=[full, near, fake, anywhere],
+        )
+        batch = toy_batch(teacher, data["latents"], data["classes"], draws)
+        return loss_of(STUDENT, TwinFlow(config, teacher), batch, {STUDENT: student, TARGET: target})
+
+    mapped = rows_of(0.0)
+    weight = (torch.tan((1.0 - t + r.abs()) * math.pi / 2.5) + 1.0).index_fill(0, fake, 1.0)
+    case.holds((weight * mapped + 4.0 * (rows_of(settings["rectify_weight"]) - mapped)).mean(), student)
