@@ -37,7 +37,9 @@ class TwinFlowConfig(RCGMConfig):
     full_share: float = option(0.25, "share of rows that jump all the way from noise, and are rectified")
     near_share: float = option(0.25, "share of rows that jump less than small_step: they learn the velocity")
     fake_share: float = option(0.25, "share of rows that learn the velocity of the student's own pictures")
-    rectify_weight: float = option(0.5, "weight of the rectification (published: 0.5 to 0.75)")
+    rectify_weight: float = option(
+        0.5, "weight of the rectification, of its mean over the rows that have it (published: 0.5 to 0.75)"
+    )
     rectify_clip: float = option(1.0, "each element of the rectification is held within this")
     latents_from: str = option(
         "data", "the pictures that noise is added to: the store's, or the student's own", choices=("data", "student")
@@ -102,8 +104,10 @@ class TwinFlow(RecursiveMap[TwinFlowConfig]):
             )
         loss, dropped = guarded_consistency_loss(prediction, wanted, c=None)
         second, dropped_second = guarded_consistency_loss(prediction, prediction.detach() + push, c=None)
+        # the batch's mean has the few rows that are rectified in it, the weight is of theirs
+        weight = config.rectify_weight / config.full_share if config.full_share > 0.0 else 0.0
         return Losses(
-            by_network={STUDENT: times.weigh(loss + config.rectify_weight * second)},
+            by_network={STUDENT: times.weigh(loss + weight * second)},
             dropped={STUDENT: dropped | dropped_second},
             tracked={"rectification": mean_square(push).index_fill(0, torch.cat([near, fake, anywhere]), torch.nan)},
         )

@@ -212,7 +212,7 @@ def test_twinflow_is_its_formula(teacher: Teacher, latents_from: str) -> None:
             loss = mean(rcgm_error(hand, run, batch, row, x, t, r, 0.02))
             if part == "full":
                 real = hand.velocity(student, x_fake, drawn_t, here, guidance=GUIDANCE)
-                loss = loss + 0.75 * mean((real - back).clamp(-1, 1))
+                loss = loss + 0.75 / 0.4 * mean((real - back).clamp(-1, 1))
             expected.append(loss)
         compare(found, expected)
     assert seen == {"full", "near", "fake", "any"}

@@ -337,4 +337,4 @@ def test_twinflow(name: str) -> None:
 
     mapped = rows_of(0.0)
     weight = (torch.tan((1.0 - t + r.abs()) * math.pi / 2.5) + 1.0).index_fill(0, fake, 1.0)
-    case.holds((weight * mapped + 4.0 * (rows_of(settings["rectify_weight"]) - mapped)).mean(), student)
+    case.holds((weight * mapped + (rows_of(settings["rectify_weight"]) - mapped)).mean(), student)

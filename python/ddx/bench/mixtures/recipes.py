@@ -71,6 +71,7 @@ RECIPES: dict[str, Recipe] = {
             "near_share": 0.1,
             "fake_share": 0.2,
             "rectify_clip": 0.5,
+            "rectify_weight": 0.1,
         },
         steps=(4,),
         processes=("flow",),
