@@ -21,6 +21,7 @@ from ddx.methods.adversarial import DISCRIMINATOR
 from ddx.methods.base import STUDENT, Batch, Method, Turn
 from ddx.methods.dmd2 import DMD2, DMD2Config
 from ddx.methods.ect import ECT, ECTConfig
+from ddx.methods.imf import IMF, IMFConfig
 from ddx.methods.lcm import LCM, LCMConfig
 from ddx.methods.meanflow import MeanFlow, MeanFlowConfig
 from ddx.methods.sana_sprint import SanaSprint, SanaSprintConfig
@@ -338,3 +339,25 @@ def test_twinflow(name: str) -> None:
     mapped = rows_of(0.0)
     weight = (torch.tan((1.0 - t + r.abs()) * math.pi / 2.5) + 1.0).index_fill(0, fake, 1.0)
     case.holds((weight * mapped + (rows_of(settings["rectify_weight"]) - mapped)).mean(), student)
+
+
+@cases("imf")
+def test_imf(name: str) -> None:
+    case = Case("imf", name)
+    data, highest = case.inputs, case.settings["guidance_max"]
+    student = case.toy("student", takes=["interval", "guidance"])
+    teacher = ToyTeacher(case.toy("student"), FlowProcess(), "flow")
+    config = IMFConfig(
+        velocity_from="data",
+        guidance_min=1.0,
+        guidance_max=highest,
+        weight_floor=case.settings["weight_floor_of_sum"] / data["noise"][0].numel(),  # ddx's is of the mean
+    )
+    t, r = (torch.special.ndtr(data[key]) for key in ("normal_t", "normal_r"))
+    uniforms = [(data["guidance"] - 1.0) / (highest - 1.0), t, r, 1.0 - data["same"]]
+    draws = Recorded(uniforms=uniforms, normals=[data["noise"]])
+    batch = toy_batch(teacher, data["latents"], data["classes"], draws)
+    losses = IMF(config, teacher).losses(Turn(trains=(STUDENT,)), batch, {STUDENT: student})
+    case.agrees(losses.tracked["squared_error"].mean(), "loss")
+    for key, value in student.gradients(losses.by_network[STUDENT].mean()).items():
+        agree(value, case.raw_given("gradient")[key], key)
