@@ -22,6 +22,7 @@ from ddx.methods.base import STUDENT, Batch, Method, Turn
 from ddx.methods.dmd2 import DMD2, DMD2Config
 from ddx.methods.ect import ECT, ECTConfig
 from ddx.methods.imf import IMF, IMFConfig
+from ddx.methods.ladd import LADD, LADDConfig
 from ddx.methods.lcm import LCM, LCMConfig
 from ddx.methods.meanflow import MeanFlow, MeanFlowConfig
 from ddx.methods.sana_sprint import SanaSprint, SanaSprintConfig
@@ -361,3 +362,28 @@ def test_imf(name: str) -> None:
     case.agrees(losses.tracked["squared_error"].mean(), "loss")
     for key, value in student.gradients(losses.by_network[STUDENT].mean()).items():
         agree(value, case.raw_given("gradient")[key], key)
+
+
+@cases("ladd")
+def test_ladd(name: str) -> None:
+    case = Case("ladd", name)
+    data = case.inputs
+    student, heads = case.toy("student"), Heads(case.raw("head"))
+    teacher = ToyTeacher(case.toy("teacher"), FlowProcess(), "flow")
+    config = LADDConfig(
+        num_steps=4, noise_share=0.0, gan_loss="softplus", head_condition=False, time_sampling="uniform"
+    )
+    method, networks = LADD(config, teacher), {STUDENT: student, DISCRIMINATOR: heads}
+    step = 4.0 * (1.0 - data["start"])  # of the sampler, from 0 at pure noise
+    for turn in (STUDENT, DISCRIMINATOR):
+        draws = Recorded(
+            uniforms=[(step + 0.5) / 4, torch.ones_like(step), data["t"]],
+            normals=[data[key] for key in ("start_noise", "real_noise", "fake_noise", "start_noise")],
+        )
+        batch = toy_batch(teacher, data["latents"], data["classes"], draws)
+        loss = loss_of(turn, method, batch, networks).mean()
+        if turn == STUDENT:
+            case.holds(loss, student)
+        else:
+            case.agrees(loss, "judge_loss")
+            case.agrees(torch.autograd.grad(loss, heads.weight)[0], "head_gradient")
