@@ -87,6 +87,8 @@ class FlowView:
         Equal steps of the family's own clock, from flow time `first` (None: the noisiest).
         """
         top = self.position(torch.tensor(self.t_max if first is None else first, dtype=torch.float64))
+        if self.process.name == "vp":  # the first step is a whole timestep too, and the others are shares of that
+            top = self.process.position(self.process.time_of_position(top).round())
         positions = top * torch.arange(num_steps, -1, -1, dtype=torch.float64) / num_steps
         return self.time_of_position(positions)
 

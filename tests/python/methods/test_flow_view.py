@@ -73,3 +73,18 @@ def test_the_derivative_along_a_direction_is_that_of_a_difference(process: str) 
     torch.testing.assert_close(value.double(), at(0.0), rtol=1e-5, atol=1e-5)
     expected = (at(step) - at(-step)) / (2 * step)
     assert float((tangent.double() - expected).norm() / expected.norm()) < 2e-3
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("first", [0.714, 0.7143, 0.8, 0.95, None])
+def test_timesteps_are_those_that_a_pipeline_is_given(first: float | None, steps: int) -> None:
+    seen = view("vp-eps")
+    times = seen.times(steps, first)[:-1]
+    found = seen.process.time_at(torch.atan2(times, 1 - times))
+    whole = round(float(seen.process.time_at(torch.atan2(*_pair(first or seen.t_max)))))
+    expected = [round((whole + 1) * (steps - step) / steps - 1) for step in range(steps)]
+    torch.testing.assert_close(found, torch.tensor(expected).double(), rtol=0, atol=1e-6)
+
+
+def _pair(t: float) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor(t, dtype=torch.float64), torch.tensor(1 - t, dtype=torch.float64)
