@@ -1,0 +1,33 @@
+"""One method all the way on the exact ground; benchmarks/mixtures.py takes all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from ddx.bench.mixtures.mixture import circle
+from ddx.bench.mixtures.recipes import RECIPES
+from ddx.bench.mixtures.run import distil
+from ddx.bench.mixtures.teacher import PROCESSES, MixtureTeacher
+from ddx.config import Settings, build_many
+from ddx.methods.registry import METHODS
+from ddx.training.config import DistillConfig
+
+
+def test_recipes_are_of_methods_and_their_settings() -> None:
+    for name, recipe in RECIPES.items():
+        spec = METHODS[name]
+        build_many((DistillConfig, spec.config), Settings(recipe.settings, f"the recipe of {name}"))
+        assert recipe.steps and set(recipe.processes) <= set(PROCESSES)
+
+
+def test_a_student_passes_the_gate_in_one_step_and_an_untrained_one_does_not() -> None:
+    torch.set_num_threads(1)
+    recipe = RECIPES["ect"]
+    teacher = MixtureTeacher(circle()).fit()
+    student = distil("ect", teacher, **recipe.settings)
+    untrained = distil("ect", teacher, **{**recipe.settings, "train_steps": 1})
+    found, before = student.gate(1), untrained.gate(1)
+    assert found.passed, dataclasses.asdict(found)
+    assert not before.passed and before.worst_std > 1.0
