@@ -30,4 +30,4 @@ def test_a_student_passes_the_gate_in_one_step_and_an_untrained_one_does_not() -
     untrained = distil("ect", teacher, **{**recipe.settings, "train_steps": 1})
     found, before = student.gate(1), untrained.gate(1)
     assert found.passed, dataclasses.asdict(found)
-    assert not before.passed and before.worst_std > 1.0
+    assert before.off_mode > 0.5  # one step of the teacher itself: the mean of all modes
