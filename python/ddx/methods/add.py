@@ -22,7 +22,7 @@ from ddx.methods.adversarial import DISCRIMINATOR, discriminator_rows, generator
 from ddx.methods.adversarial_student import AdversarialStudent, AdversarialStudentConfig
 from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
 from ddx.methods.config import at_least, changed
-from ddx.methods.flow_view import mean_square
+from ddx.methods.flow_view import clean, mean_square
 from ddx.networks.backbones import Backbone, EncoderBackbone, load_backbone
 from ddx.networks.heads import Discriminator
 
@@ -114,5 +114,5 @@ class ADD(AdversarialStudent[ADDConfig]):
         with torch.no_grad():
             x_t = self.noisy(x, noise, times.t)
             velocity = self.teacher_velocity(x_t, times.t, batch, self.guidance_min)
-            seen = x_t - times.t.to(x_t).reshape(-1, 1, 1, 1) * velocity
+            seen = clean(x_t, times.t, velocity)
         return times.weigh((1.0 - times.t).float() * mean_square(x - seen))

@@ -22,6 +22,7 @@ from ddx.teachers.condition import Condition
 
 ConfigT = TypeVar("ConfigT")
 STUDENT = "student"
+TARGET = "target"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,19 @@ class NetworkSpec:
     def trained(self) -> bool:
         """Whether an optimiser moves it."""
         return self.average_of is None
+
+
+def student_and_target(decay: float) -> tuple[NetworkSpec, ...]:
+    """Return the student and its average, the target; with decay 0 the student alone, which is then its own target."""
+    student = NetworkSpec(name=STUDENT)
+    return (student,) if decay == 0.0 else (student, NetworkSpec(name=TARGET, average_of=STUDENT, decay=decay))
+
+
+def bare(network: nn.Module) -> nn.Module:
+    """Return the network inside a data-parallel wrapper, or the network itself: for passes that train nothing."""
+    inner = getattr(network, "module", network)
+    assert isinstance(inner, nn.Module)
+    return inner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +139,12 @@ class Method(ABC, Generic[ConfigT]):
     def renewed(self, step: int) -> tuple[str, ...]:
         """Return the averages that become equal to their source before step `step`: where a stage begins."""
         return ()
+
+    def stage_at(self, step: int, num_stages: int, length: int | None) -> int:
+        """Return the stage, from 0, that training step `step` is in: of `length` steps each, None for equal shares of
+        the run; the last one takes what is left.
+        """
+        return min(step // (length or max(self.train_steps // num_stages, 1)), num_stages - 1)
 
     def state(self) -> dict[str, Tensor]:
         """Return what the method itself carries from step to step, live tensors: checkpoints keep and restore it."""

@@ -11,6 +11,7 @@ log-normal mean is log 2 above theirs. Their c grows as the root of the dimensio
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,14 +24,13 @@ from ddx.config import option
 from ddx.errors import UsageError
 from ddx.kernels.consistency import guarded_consistency_loss
 from ddx.kernels.guarded_loss import GuardedLoss
-from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
+from ddx.methods.base import STUDENT, TARGET, Batch, Losses, NetworkSpec, Turn, student_and_target
 from ddx.methods.config import above_zero, at_least, within
 from ddx.methods.flow_method import FlowMethod
 from ddx.methods.flow_view import rows
 from ddx.methods.path import PathConfig, path_velocity
-from ddx.methods.time_sampling import Times, grid_index
+from ddx.methods.time_sampling import Times, grid_index, intervals_at
 
-TARGET = "target"
 LARGEST_LEVEL = 80.0
 SMALLEST_LEVEL = 0.002
 
@@ -107,14 +107,11 @@ class ConsistencyMethod(FlowMethod[ConfigT]):
 
     def networks(self) -> tuple[NetworkSpec, ...]:
         """Return the student, and the target unless the student is its own."""
-        student = NetworkSpec(name=STUDENT)
-        if self.config.target_decay == 0.0:
-            return (student,)
-        return student, NetworkSpec(name=TARGET, average_of=STUDENT, decay=self.config.target_decay)
+        return student_and_target(self.config.target_decay)
 
+    @abstractmethod
     def draw_pair(self, batch: Batch) -> tuple[Times, Tensor, Tensor]:
         """Return the draw, and the later and the earlier flow time of each row, float64 `[B]`."""
-        raise NotImplementedError
 
     def losses(self, turn: Turn, batch: Batch, networks: Mapping[str, nn.Module]) -> Losses:
         """Return the consistency loss of each row, and which rows were dropped."""
@@ -174,8 +171,8 @@ class GridMethod(ConsistencyMethod[GridConfigT]):
     """A consistency method whose pairs are neighbours on a grid, which may grow finer during the run."""
 
     def grid_steps_at(self, progress: float) -> int:
-        """Return N at this share of the run."""
-        return self.config.grid_steps
+        """Return N at this share of the run: doubled at equal shares from the start to the end, if it is to grow."""
+        return intervals_at(progress, self.config.grid_steps, self.config.grid_steps_start)
 
     def draw_pair(self, batch: Batch) -> tuple[Times, Tensor, Tensor]:
         """Return the interval of the grid that holds each drawn time."""

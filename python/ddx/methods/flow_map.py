@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ddx.config import option
-from ddx.methods.base import STUDENT, Batch, NetworkSpec
+from ddx.methods.base import STUDENT, Batch, NetworkSpec, bare
 from ddx.methods.config import FlowConfig, within
 from ddx.methods.flow_method import FlowConfigT, FlowMethod
 from ddx.methods.flow_view import rows
@@ -183,10 +183,3 @@ def take(batch: Batch, index: Tensor) -> Batch:
 def guidance_of(guidance: Tensor | float, index: Tensor) -> Tensor | float:
     """Return the guidance of the rows `index`."""
     return guidance[index] if isinstance(guidance, Tensor) else guidance
-
-
-def bare(network: nn.Module) -> nn.Module:
-    """Return the network inside a data-parallel wrapper, or the network itself."""
-    inner = getattr(network, "module", network)
-    assert isinstance(inner, nn.Module)
-    return inner

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ddx.methods.base import STUDENT, Batch, Method, NetworkSpec
 from ddx.methods.config import FlowConfig
-from ddx.methods.flow_view import FlowView, rows
+from ddx.methods.flow_view import FlowView, clean, rows
 from ddx.methods.time_sampling import AdaptiveTimes, Times, sample_times
 from ddx.networks.guidance import GUIDANCE, add_guidance_embedder, fold, guidance_input
 from ddx.teachers.base import Teacher
@@ -64,11 +64,8 @@ class FlowMethod(Method[FlowConfigT]):
     def draw_guidance(self, batch: Batch) -> Tensor | float:
         """Return the guidance of each row, float64 `[B]`, or the one that is fixed."""
         u = batch.draws.uniform()  # also for a fixed one: the other draws are the same with a range and without
-        return (
-            self.guidance_min + (self.guidance_max - self.guidance_min) * u
-            if self.takes_guidance
-            else self.guidance_min
-        )
+        low, high = self.guidance_min, self.guidance_max
+        return low + (high - low) * u if self.takes_guidance else low
 
     def draw_times(self, batch: Batch) -> Times:
         """Return flow times, float64 `[B]`, as the settings say; the rows' losses go through `weigh`."""
@@ -101,7 +98,7 @@ class FlowMethod(Method[FlowConfigT]):
         self, network: nn.Module, x: Tensor, t: Tensor, condition: Condition, guidance: Tensor | float
     ) -> Tensor:
         """Return ``x - t v``, the clean latents that the network sees behind x."""
-        return x - rows(t, x) * self.velocity(network, x, t, condition, guidance)
+        return clean(x, t, self.velocity(network, x, t, condition, guidance))
 
     def teacher_velocity(self, x: Tensor, t: Tensor, batch: Batch, guidance: Tensor | float) -> Tensor:
         """Return the frozen teacher's guided velocity; differentiable by x where that is asked for."""
@@ -123,7 +120,7 @@ class FlowMethod(Method[FlowConfigT]):
             if self.sampler == "ode" or step + 1 == num_steps:
                 x = x + rows(r - t, x) * v
             else:
-                x = self.noisy(x - rows(t, x) * v, noises[step + 1], r)
+                x = self.noisy(clean(x, t, v), noises[step + 1], r)
         return x
 
     def step_velocity(

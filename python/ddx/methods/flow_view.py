@@ -8,6 +8,9 @@ velocity (Kingma et al. 2021 show the equivalence). Times are flow times, float6
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +19,8 @@ from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
 
 FLOW = FlowProcess()
+Slope = Callable[[Tensor, Tensor], Tensor]
+"""A velocity `[B, ...]` at (x, t)."""
 
 
 class FlowView:
@@ -92,6 +97,19 @@ class FlowView:
         positions = top * torch.arange(num_steps, -1, -1, dtype=torch.float64) / num_steps
         return self.time_of_position(positions)
 
+    @torch.no_grad()
+    def ode_end(self, slope: Slope, x: Tensor, num_steps: int, order: int = 2) -> Tensor:
+        """Return where the ODE of `slope` takes x, which is at the noisiest time, in steps as :meth:`times` has them.
+
+        Order 1 is Euler's rule; 2 is Heun's, but for the last step: at the picture some networks have no velocity.
+        """
+        for step, (t, r) in enumerate(pairwise(self.times(num_steps).to(x.device)), 1):
+            v = slope(x, t.expand(len(x)))
+            if order == 2 and step < num_steps:
+                v = 0.5 * (v + slope(x + rows(r - t, x) * v, r.expand(len(x))))
+            x = x + rows(r - t, x) * v
+        return x
+
     def position(self, t: Tensor) -> Tensor:
         """Return where the exported student's sampler has flow time t: in [0, 1], float64; equal steps are equal."""
         return t.double() if self.is_flow else torch.where(t > 0.0, self.process.position(self._time(t)), 0.0)
@@ -122,6 +140,11 @@ def rows(coefficient: Tensor | float, images: Tensor) -> Tensor:
     """Return one number a row, `[B]` or `[]`, in the shape and dtype in which it multiplies images `[B, ...]`."""
     value = torch.as_tensor(coefficient).to(images.device, images.dtype)
     return value if value.ndim == 0 else value.reshape(-1, *(1,) * (images.ndim - 1))
+
+
+def clean(x: Tensor, t: Tensor, velocity: Tensor) -> Tensor:
+    """Return ``x - t velocity``, the picture that a velocity at flow times t `[B]` points back to."""
+    return x - rows(t, x) * velocity
 
 
 def mean_square(difference: Tensor) -> Tensor:

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from ddx.config import option
 from ddx.kernels.consistency import guarded_consistency_loss
 from ddx.kernels.dmd import guarded_dmd_loss
-from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
+from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn, bare
 from ddx.methods.config import FlowConfig, above_zero, within
-from ddx.methods.flow_map import FlowMap, bare, guidance_of, take
-from ddx.methods.flow_view import mean_square, rows
+from ddx.methods.flow_map import FlowMap, guidance_of, take
+from ddx.methods.flow_view import clean, mean_square, rows
 
 FAKE = "fake"
 
@@ -140,7 +140,7 @@ class FreeFlow(FlowMap[FreeFlowConfig]):
         """Return DMD's loss of each row by what was drawn, over the number of its elements, and which were dropped."""
         with torch.no_grad():
             x_t = self.noisy(drawn.detach(), noise, t)
-            y_teacher = x_t - rows(t, x_t) * self.teacher_velocity(x_t, t, batch, guidance)
+            y_teacher = clean(x_t, t, self.teacher_velocity(x_t, t, batch, guidance))
             y_fake = self.predict_x0(fake, x_t, t, batch.condition, guidance)
         loss, dropped = guarded_dmd_loss(y_teacher, y_fake, drawn)
         return loss / drawn[0].numel(), dropped

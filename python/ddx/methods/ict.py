@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 from ddx.methods.config import changed
 from ddx.methods.consistency import GridConfig, GridMethod
-from ddx.methods.lcm import intervals_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +33,3 @@ class ICT(GridMethod[ICTConfig]):
     """Improved consistency training."""
 
     defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-4, "optimizer": "radam"}
-
-    def grid_steps_at(self, progress: float) -> int:
-        """Return N at this share of the run."""
-        return intervals_at(progress, self.config.grid_steps, self.config.grid_steps_start)

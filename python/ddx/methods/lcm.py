@@ -20,17 +20,15 @@ from torch import Tensor, nn
 from ddx.config import option
 from ddx.errors import UsageError
 from ddx.kernels.consistency import guarded_consistency_loss
-from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
+from ddx.methods.base import STUDENT, TARGET, Batch, Losses, NetworkSpec, Turn, student_and_target
 from ddx.methods.config import FlowConfig, above_zero, at_least, within
 from ddx.methods.flow_method import FlowMethod
 from ddx.methods.flow_view import rows
-from ddx.methods.time_sampling import grid_index, sample_times
+from ddx.methods.time_sampling import grid_index, intervals_at, sample_times
 from ddx.networks.guidance import guidance_input
 from ddx.process import FlowProcess, Process, VPProcess
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
-
-TARGET = "target"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,16 +82,6 @@ def sampling_times(process: Process, num_steps: int) -> Tensor:
     return known[(len(known) * torch.arange(num_steps, dtype=torch.float64) / num_steps).floor().long()]
 
 
-def intervals_at(progress: float, final: int, start: int | None) -> int:
-    """Return the number of grid intervals at this share of the run: `start`, doubled at equal shares up to `final`."""
-    if start is None or start >= final:
-        return final
-    stages = [start]
-    while stages[-1] < final:
-        stages.append(min(2 * stages[-1], final))
-    return stages[min(int(progress * len(stages)), len(stages) - 1)]
-
-
 class LCM(FlowMethod[LCMConfig]):
     """Latent consistency distillation."""
 
@@ -107,17 +95,17 @@ class LCM(FlowMethod[LCMConfig]):
 
     def networks(self) -> tuple[NetworkSpec, ...]:
         """Return the student, and the target unless the student is its own."""
-        student = NetworkSpec(name=STUDENT)
-        if self.config.target_decay == 0.0:
-            return (student,)
-        return student, NetworkSpec(name=TARGET, average_of=STUDENT, decay=self.config.target_decay)
+        return student_and_target(self.config.target_decay)
 
     def losses(self, turn: Turn, batch: Batch, networks: Mapping[str, nn.Module]) -> Losses:
         """Return the consistency loss of each row, and which rows were dropped."""
         config, student = self.config, networks[STUDENT]
         intervals = intervals_at(batch.progress, config.solver_steps, config.solver_steps_start)
         grid = solver_grid(self.process, intervals, config.grid_shift).to(batch.x0.device)
-        index = self._draw_index(batch, intervals)
+        times = self.draw_times(batch)
+        index = grid_index(times.t, intervals)
+        if config.noise_share > 0.0:
+            index = torch.where(batch.draws.uniform() < config.noise_share, intervals, index)
         t, r = grid[index], grid[index - 1]
         guidance = self.draw_guidance(batch)
         x_t = self.process.add_noise(batch.x0, batch.draws.normal(*batch.x0.shape[1:]), t)
@@ -131,7 +119,11 @@ class LCM(FlowMethod[LCMConfig]):
             prediction, target = scale * prediction, scale * target
         huber_c = config.huber_c if config.loss == "huber" else None
         loss, dropped = guarded_consistency_loss(prediction, target, c=huber_c)
-        return Losses(by_network={STUDENT: loss}, dropped={STUDENT: dropped})
+        return Losses(by_network={STUDENT: times.weigh(loss)}, dropped={STUDENT: dropped})
+
+    def times_at(self, quantile: Tensor) -> Tensor:
+        """Return places on the grid, [0, 1] of its intervals, at quantiles of the distribution that is asked for."""
+        return sample_times(quantile, self.config, t_min=0.0, t_max=1.0)
 
     def consistency(
         self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition, guidance: Tensor | float
@@ -189,15 +181,6 @@ class LCM(FlowMethod[LCMConfig]):
     def export_notes(self) -> dict[str, Any]:
         """Return the guidance of the exported student and the range that was trained."""
         return {"guidance": self.export_guidance, "guidance_range": [self.guidance_min, self.guidance_max]}
-
-    def _draw_index(self, batch: Batch, intervals: int) -> Tensor:
-        """Return the upper end n in 1..N of each row's grid interval, int64 `[B]`."""
-        config = self.config
-        positions = sample_times(batch.draws.uniform(), config, t_min=0.0, t_max=1.0)
-        index = grid_index(positions, intervals)
-        if config.noise_share > 0.0:
-            index = torch.where(batch.draws.uniform() < config.noise_share, intervals, index)
-        return index
 
     def _velocity_scale(self, t: Tensor) -> Tensor:
         """Return (alpha + sigma) / sigma `[B]`: a difference of clean pictures times it is one of flow velocities."""

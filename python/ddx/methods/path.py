@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ddx.config import option
-from ddx.methods.base import Batch
+from ddx.methods.base import Batch, bare
 from ddx.methods.config import FlowConfig, above_zero
-from ddx.methods.flow_map import bare
 from ddx.methods.flow_view import FlowView, rows
 from ddx.teachers.condition import Condition
 from ddx.teachers.scalar_input import moved_inputs

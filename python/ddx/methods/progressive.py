@@ -55,9 +55,7 @@ class Progressive(FlowMap[ProgressiveConfig]):
 
     def stage(self, step: int) -> int:
         """Return the number of the stage that training step `step` is in, from 0."""
-        num_stages = self.config.first_steps.bit_length()
-        length = self.config.stage_length or max(self.train_steps // num_stages, 1)
-        return min(step // length, num_stages - 1)
+        return self.stage_at(step, self.config.first_steps.bit_length(), self.config.stage_length)
 
     def renewed(self, step: int) -> tuple[str, ...]:
         """Take a new snapshot where a stage begins."""

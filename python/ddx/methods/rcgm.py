@@ -20,12 +20,10 @@ from torch import Tensor, nn
 
 from ddx.config import option
 from ddx.kernels.consistency import guarded_consistency_loss
-from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
+from ddx.methods.base import STUDENT, TARGET, Batch, Losses, NetworkSpec, Turn, bare, student_and_target
 from ddx.methods.config import above_zero, at_least, within
-from ddx.methods.flow_map import FlowMap, Jump, PairsConfig, bare, displacement
+from ddx.methods.flow_map import FlowMap, Jump, PairsConfig, displacement
 from ddx.methods.flow_view import rows
-
-TARGET = "target"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +53,7 @@ class RecursiveMap(FlowMap[RCGMConfigT]):
 
     def networks(self) -> tuple[NetworkSpec, ...]:
         """Return the student, and the target unless the student is its own."""
-        student = NetworkSpec(name=STUDENT)
-        if self.config.target_decay == 0.0:
-            return (student,)
-        return student, NetworkSpec(name=TARGET, average_of=STUDENT, decay=self.config.target_decay)
+        return student_and_target(self.config.target_decay)
 
     @torch.no_grad()
     def error_of(

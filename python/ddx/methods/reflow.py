@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -26,7 +25,6 @@ from ddx.methods.flow_view import rows
 from ddx.teachers.base import Sampler
 
 BEFORE = "before"
-LEAST_TIME = 1e-3  # where the slope at the end of the ODE is asked for: at 0 some networks have none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +34,7 @@ class ReFlowConfig(FlowConfig):
     solver_steps: int = option(8, "solver steps from noise to picture, equal on the sampler's clock")
     solver_order: int = option(2, "1: Euler, one evaluation a step; 2: Heun, two")
     rounds: int = option(1, "how often lines are drawn anew, from the student's own ODE")
-    round_length: int = option(2000, "training steps of each round but the last")
+    round_length: int | None = option(None, "training steps of each round but the last (none: all rounds are equal)")
     noise_share: float = option(0.25, "share of rows trained at pure noise, where a student of one step is asked")
 
     def __post_init__(self) -> None:
@@ -61,7 +59,7 @@ class ReFlow(FlowMethod[ReFlowConfig]):
 
     def round(self, step: int) -> int:
         """Return the number of the round that training step `step` is in, from 0."""
-        return min(step // self.config.round_length, self.config.rounds - 1)
+        return self.stage_at(step, self.config.rounds, self.config.round_length)
 
     def renewed(self, step: int) -> tuple[str, ...]:
         """Take a new snapshot where a round begins."""
@@ -81,7 +79,6 @@ class ReFlow(FlowMethod[ReFlowConfig]):
         loss, dropped = guarded_consistency_loss(prediction, direction, c=None)
         return Losses(by_network={STUDENT: times.weigh(loss)}, dropped={STUDENT: dropped})
 
-    @torch.no_grad()
     def solve(self, x: Tensor, batch: Batch, guidance: Tensor | float, source: nn.Module | None) -> Tensor:
         """Return the end of the ODE of `source` from x at the noisiest time; None is the guided teacher's."""
 
@@ -90,10 +87,4 @@ class ReFlow(FlowMethod[ReFlowConfig]):
                 return self.teacher_velocity(x, t, batch, guidance)
             return self.velocity(source, x, t, batch.condition, guidance)
 
-        least = max(self.view.t_min, LEAST_TIME)
-        for t, r in pairwise(self.view.times(self.config.solver_steps).to(x.device)):
-            v = slope(x, t.expand(len(x)))
-            if self.config.solver_order == 2:
-                v = 0.5 * (v + slope(x + rows(r - t, x) * v, r.clamp(min=least).expand(len(x))))
-            x = x + rows(r - t, x) * v
-        return x
+        return self.view.ode_end(slope, x, self.config.solver_steps, self.config.solver_order)

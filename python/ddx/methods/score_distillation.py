@@ -28,7 +28,7 @@ from ddx.kernels.guarded_loss import GuardedLoss
 from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
 from ddx.methods.config import FlowConfig, above_zero, at_least, changed, within
 from ddx.methods.flow_method import FlowMethod
-from ddx.methods.flow_view import mean_square, rows
+from ddx.methods.flow_view import clean, mean_square
 from ddx.methods.time_sampling import grid_index
 from ddx.methods.weighting import DenoisingConfig, denoising_loss
 from ddx.networks.guidance import add_interval_embedder, interval_input
@@ -199,9 +199,9 @@ class ScoreDistillation(FlowMethod[ScoreConfigT]):
         known = torch.is_grad_enabled()
         through_teacher, through_fake = self.looks_through(batch)
         with torch.set_grad_enabled(known and through_teacher):
-            y_teacher = _clean(x_t, t, self.teacher_velocity(x_t, t, batch, guidance))
+            y_teacher = clean(x_t, t, self.teacher_velocity(x_t, t, batch, guidance))
         with torch.set_grad_enabled(known and through_fake):
-            y_fake = _clean(x_t, t, self.fake_velocity(fake, x_t, t, batch, guidance))
+            y_fake = clean(x_t, t, self.fake_velocity(fake, x_t, t, batch, guidance))
         return Scores(x_t=x_t, t=t, y_teacher=y_teacher, y_fake=y_fake)
 
     def fake_velocity(self, fake: nn.Module, x_t: Tensor, t: Tensor, batch: Batch, guidance: Tensor | float) -> Tensor:
@@ -213,10 +213,6 @@ class ScoreDistillation(FlowMethod[ScoreConfigT]):
     ) -> Tensor:
         """Return the fake score's velocity as its own loss sees it."""
         return self.velocity(fake, x_t, t, batch.condition, guidance)
-
-
-def _clean(x_t: Tensor, t: Tensor, velocity: Tensor) -> Tensor:
-    return x_t - rows(t, x_t) * velocity
 
 
 @torch.no_grad()

@@ -19,12 +19,10 @@ from torch import Tensor, nn
 from ddx.config import option
 from ddx.errors import UsageError
 from ddx.kernels.consistency import guarded_consistency_loss
-from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
+from ddx.methods.base import STUDENT, TARGET, Batch, Losses, NetworkSpec, Turn, bare, student_and_target
 from ddx.methods.config import within
-from ddx.methods.flow_map import FlowMap, VelocityConfig, bare, displacement, guidance_of, take
+from ddx.methods.flow_map import FlowMap, VelocityConfig, displacement, guidance_of, take
 from ddx.methods.flow_view import rows
-
-TARGET = "target"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +50,7 @@ class Shortcut(FlowMap[ShortcutConfig]):
 
     def networks(self) -> tuple[NetworkSpec, ...]:
         """Return the student, and the target unless the student is its own."""
-        student = NetworkSpec(name=STUDENT)
-        if self.config.target_decay == 0.0:
-            return (student,)
-        return student, NetworkSpec(name=TARGET, average_of=STUDENT, decay=self.config.target_decay)
+        return student_and_target(self.config.target_decay)
 
     def losses(self, turn: Turn, batch: Batch, networks: Mapping[str, nn.Module]) -> Losses:
         """Return the squared distance of each row to its target, and which rows were dropped."""

@@ -54,6 +54,16 @@ def grid_index(position: Tensor, num_intervals: int) -> Tensor:
     return (position * num_intervals).floor().long().clamp(0, num_intervals - 1) + 1
 
 
+def intervals_at(progress: float, final: int, start: int | None) -> int:
+    """Return the number of grid intervals at this share of the run: `start`, doubled at equal shares up to `final`."""
+    if start is None or start >= final:
+        return final
+    stages = [start]
+    while stages[-1] < final:
+        stages.append(min(2 * stages[-1], final))
+    return stages[min(int(progress * len(stages)), len(stages) - 1)]
+
+
 def sample_times(u: Tensor, config: TimeConfig, *, t_min: float, t_max: float) -> Tensor:
     """Return flow times in [t_min, t_max], float64, the shape of `u`, as `config` says.
 

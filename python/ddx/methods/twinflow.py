@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from ddx.config import option
 from ddx.errors import UsageError
 from ddx.kernels.consistency import guarded_consistency_loss
-from ddx.methods.base import STUDENT, Batch, Losses, Turn
+from ddx.methods.base import STUDENT, TARGET, Batch, Losses, Turn, bare
 from ddx.methods.config import above_zero, at_least, within
-from ddx.methods.flow_map import bare, guidance_of, take
+from ddx.methods.flow_map import guidance_of, take
 from ddx.methods.flow_view import mean_square, rows
-from ddx.methods.rcgm import TARGET, RCGMConfig, RecursiveMap
+from ddx.methods.rcgm import RCGMConfig, RecursiveMap
 
 
 @dataclass(frozen=True, kw_only=True)

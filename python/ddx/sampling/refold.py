@@ -1,7 +1,7 @@
 """Another guidance scale for a student that was trained with a range of them.
 
-The exported network has one scale folded into the last bias of its time embedding. The checkpoints keep that bias
-before folding and the embedder of the scale, so another fold replaces one vector.
+The exported network has one scale folded into the last bias of its time embedding, maybe beside other numbers. The
+checkpoints keep the embedder of the scale, so another fold adds the difference of two of its embeddings.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _TIME_LINEARS = (
     "time_embedding.linear_2",
 )
 
-_STORED = ("guidance_embedder.", "time_embed")
+_STORED = "guidance_embedder."
 
 
-def refold_guidance(student: StudentFolder, network: nn.Module, guidance: float) -> None:
-    """Fold `guidance` into `network`, the student's exported denoiser, in place.
+def refold_guidance(student: StudentFolder, network: nn.Module, guidance: float, folded: float) -> None:
+    """Fold `guidance` into `network`, an exported denoiser of the student that holds `folded`, in place.
 
     Raises UsageError for a scale outside the range that was trained, DdxError where the student takes no guidance or
     its checkpoints are gone.
@@ -35,8 +35,7 @@ def refold_guidance(student: StudentFolder, network: nn.Module, guidance: float)
     import torch
 
     trained = student.record.get("guidance_range")
-    folded = student.guidance
-    shipped = f"its weights hold guidance {folded:g}" if folded is not None else "its weights hold one scale"
+    shipped = f"its weights hold guidance {folded:g}"
     if not trained or trained[0] >= trained[1]:
         raise UsageError(
             f"{student.name} was distilled at one guidance scale: {shipped}",
@@ -48,16 +47,15 @@ def refold_guidance(student: StudentFolder, network: nn.Module, guidance: float)
             hint=f"--guidance {min(max(guidance, trained[0]), trained[1]):g}",
         )
     weights = _unfolded_weights(student.folder)
-    name = next((name for name in _TIME_LINEARS if f"{name}.bias" in weights), None)
-    if name is None:
+    if not weights:
         raise DdxError(
             f"the checkpoints of {student.name} are not there to fold guidance {guidance:g} from; {shipped}",
             hint="leave --guidance away, or keep the student's checkpoints folder beside it",
         )
-    linear = network.get_submodule(name)
+    layers = dict(network.named_modules())
+    bias = next(layers[name] for name in _TIME_LINEARS if name in layers).get_parameter("bias")
     with torch.no_grad():
-        bias = weights[f"{name}.bias"].float() + _embedding(weights, guidance)
-        linear.get_parameter("bias").copy_(bias)
+        bias.add_((_embedding(weights, guidance) - _embedding(weights, folded)).to(bias.device))
 
 
 def _embedding(weights: dict[str, Tensor], guidance: float) -> Tensor:
@@ -75,7 +73,7 @@ def _embedding(weights: dict[str, Tensor], guidance: float) -> Tensor:
 
 
 def _unfolded_weights(folder: Path) -> dict[str, Tensor]:
-    """Return the embedder and the biases of the newest checkpoint: of its average where one was exported."""
+    """Return the embedder in the newest checkpoint, of its average where one was exported; empty without one."""
     from safetensors import SafetensorError, safe_open
 
     checkpoints = sorted((folder / "checkpoints").glob("step-*"), key=lambda path: (len(path.name), path.name))
@@ -90,6 +88,6 @@ def _unfolded_weights(folder: Path) -> dict[str, Tensor]:
                     found: dict[str, Tensor] = {key: file.get_tensor(key) for key in names}
             except (OSError, SafetensorError):
                 continue
-            if any(key.startswith("guidance_embedder.") for key in found):
+            if found:
                 return found
     return {}

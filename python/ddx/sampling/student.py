@@ -185,10 +185,14 @@ class StudentPipeline:
         """Fold another guidance scale in. DdxError when the student does not take guidance, or nothing was kept."""
         from ddx.sampling.refold import refold_guidance
 
-        if self.guidance is not None and abs(guidance - self.guidance) < 1e-9:
-            return
-        refold_guidance(self.files, getattr(self.pipeline, self.files.denoiser_part), guidance)
-        self.guidance = guidance
+        if self.guidance is None:
+            raise UsageError(
+                f"{self.files.name} does not say which guidance its weights hold", hint="leave --guidance away"
+            )
+        if abs(guidance - self.guidance) >= 1e-9:
+            denoiser = getattr(self.pipeline, self.files.denoiser_part)
+            refold_guidance(self.files, denoiser, guidance, folded=self.guidance)
+            self.guidance = guidance
 
     def draw(
         self,
@@ -234,6 +238,9 @@ class StudentPipeline:
             state |= load_file(file)
         denoiser.load_state_dict(state)
         self._weights_of = folder.resolve()
+        asked, self.guidance = self.guidance, self.files.guidance
+        if asked is not None:  # these weights hold the one that was exported
+            self.set_guidance(asked)
 
     def _arguments(self, steps: int, resolution: int | None) -> dict[str, Any]:
         self._load_for(steps)

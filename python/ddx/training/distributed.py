@@ -95,11 +95,6 @@ def replicate(network: nn.Module, ranks: Ranks) -> nn.Module:
     return Replica(network, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-def bare(network: nn.Module) -> nn.Module:
-    """Return the network inside a replica, or the network itself."""
-    return network.module if isinstance(network, Replica) else network
-
-
 def without_sync(network: nn.Module, really: bool) -> Any:
     """Return a context in which gradients are only accumulated, to be averaged by a later backward pass."""
     return network.no_sync() if really and isinstance(network, Replica) else nullcontext()

@@ -42,9 +42,12 @@ def estimate_run(
     pass, at the speed of a matrix product measured now.
     """
     num_parameters = count_parameters(teacher.folder / teacher.denoiser_part)
-    networks = method.networks()
-    num_trained = sum(spec.trained for spec in networks)
-    num_averages = len(networks) - num_trained + (config.ema_half_life > 0)
+    # heads are small, and so is what low-rank networks add to the backbone that they share with the teacher
+    whole = [] if config.lora_rank else [spec for spec in method.networks() if spec.lora]
+    num_trained = sum(spec.trained for spec in whole)
+    num_averages = len(whole) - num_trained
+    if not config.lora_rank:
+        num_averages += (config.ema_half_life > 0) + len(config.ema_more)
     _, height, width = teacher.latent_shape(config.resolution)
     tokens = height * width // int(teacher.denoiser_config.get("patch_size", 1)) ** 2
     rows = min(config.micro_batch_size or config.batch_size, math.ceil(config.batch_size / world))

@@ -41,9 +41,7 @@ class Trained:
 
     def __init__(self, spec: NetworkSpec, module: nn.Module, config: DistillConfig, ranks: Ranks) -> None:
         self.spec = spec
-        self.module = (
-            module.train()
-        )  # and active, as its parameters are; a tree around a frozen backbone comes evaluating
+        self.module = module.train()  # a tree around a frozen backbone comes evaluating
         self.replica = replicate(module, ranks)
         self.named = [(name, value) for name, value in module.named_parameters() if value.requires_grad]
         self.parameters = [value for _, value in self.named]
@@ -68,7 +66,7 @@ class Trained:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the weights that training moves, and the buffers: without a frozen backbone, which others hold too."""
-        frozen = {name for name, value in self.module.named_parameters() if name not in dict(self.named)}
+        frozen = {name for name, _ in self.module.named_parameters()} - {name for name, _ in self.named}
         return {name: value for name, value in self.module.state_dict().items() if name not in frozen}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:

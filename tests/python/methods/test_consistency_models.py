@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ddx.bench.mixtures.mixture import circle
 from ddx.bench.mixtures.teacher import MixtureTeacher
 from ddx.errors import UsageError
-from ddx.methods.base import STUDENT, Batch, Turn
-from ddx.methods.consistency import TARGET, ConsistencyMethod, karras_grid, level, same_dropout
+from ddx.methods.base import STUDENT, TARGET, Batch, Turn
+from ddx.methods.consistency import ConsistencyMethod, karras_grid, level, same_dropout
 from ddx.methods.ct import ct_intervals
 from ddx.methods.draws import Draws
 from ddx.methods.ect import earlier_level

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ddx.errors import UsageError
-from ddx.methods.base import STUDENT, Turn
+from ddx.methods.base import STUDENT, TARGET, Turn
 from ddx.methods.draws import Draws
-from ddx.methods.lcm import LCM, TARGET, LCMConfig, intervals_at, solver_grid
+from ddx.methods.lcm import LCM, LCMConfig, solver_grid
+from ddx.methods.time_sampling import intervals_at
 from ddx.process import FlowProcess, VPProcess
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ddx.methods.adversarial import DISCRIMINATOR
-from ddx.methods.base import STUDENT, Batch, Method, Turn
+from ddx.methods.base import STUDENT, TARGET, Batch, Method, Turn
 from ddx.methods.dmd2 import DMD2, DMD2Config
 from ddx.methods.ect import ECT, ECTConfig
 from ddx.methods.imf import IMF, IMFConfig
@@ -30,7 +30,7 @@ from ddx.methods.scm import SCM, WEIGHT, SCMConfig
 from ddx.methods.score_distillation import FAKE, ScoreDistillation
 from ddx.methods.sid import SiD, SiDConfig
 from ddx.methods.sid_lsg import SiDLSG, SiDLSGConfig
-from ddx.methods.twinflow import TARGET, TwinFlow, TwinFlowConfig
+from ddx.methods.twinflow import TwinFlow, TwinFlowConfig
 from ddx.process import EDMProcess, FlowProcess, VPProcess
 from toys import Heads, Recorded, Toy, ToyTeacher, toy_batch
 

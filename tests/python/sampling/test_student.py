@@ -14,6 +14,7 @@ from ddx.run_record import write_run
 from ddx.sampling.student import StudentFolder, StudentPipeline
 from ddx.teachers.registry import load_teacher
 from ddx.teachers.sana_fused import is_fused, unfuse
+from pipelines import make_sana
 from students import make_student
 
 PROMPTS = ("a red circle above a blue square", "two small cats", "a house in the light of a green dog")
@@ -140,7 +141,7 @@ def test_other_guidance_is_refused_where_nothing_was_kept(flow_student: Path, tm
     student.set_guidance(4.5)  # the one that it has
     with pytest.raises(UsageError, match="distilled at one guidance scale: its weights hold guidance"):
         student.set_guidance(3.0)
-    folder = make_student("flow", tmp_path / "bare", guidance_range=[4.0, 6.0])
+    folder = make_student("flow", tmp_path / "bare", guidance=4.5, guidance_range=[4.0, 6.0])
     with pytest.raises(DdxError, match="checkpoints of bare are not there"):
         StudentPipeline(folder, device="cpu").set_guidance(5.0)
 
@@ -183,3 +184,34 @@ def test_the_kernels_draw_the_same_picture_to_60_decibels(triton_path: None, flo
     assert stock.std() > 1, "an empty picture tells nothing"
     error = np.square(picture - stock).mean()
     assert 10 * np.log10(255**2 / max(error, 1e-12)) >= 60
+
+
+def test_guidance_is_folded_again_beside_the_length_of_the_steps(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from ddx.methods.base import NetworkSpec
+    from ddx.methods.shortcut import Shortcut, ShortcutConfig
+    from ddx.networks.guidance import GUIDANCE, INTERVAL, fold
+    from ddx.training.export import export_student
+
+    teacher = load_teacher(make_sana(tmp_path / "teacher"))
+    method = Shortcut(ShortcutConfig(guidance_min=4.0, guidance_max=6.0), teacher)
+    network = method.build(NetworkSpec(name="student")).eval()
+    for name in (GUIDANCE, INTERVAL):
+        torch.nn.init.normal_(network.get_parameter(f"{name}.last.weight"), std=0.3)
+    folder = tmp_path / "student"
+    notes = export_student(method, network, folder, "float32", torch.float32)
+    write_run(folder, {"kind": "student", **method.export_notes(), **notes}, finished=True)
+    checkpoint = folder / "checkpoints" / "step-000010"
+    checkpoint.mkdir(parents=True)
+    save_file(
+        {name: value.contiguous() for name, value in network.state_dict().items()}, checkpoint / "ema.safetensors"
+    )
+
+    student = StudentPipeline(folder, device="cpu")
+    student.set_guidance(6.0)
+    for steps in (1, 2, 4, 1):
+        student.draw(PROMPTS[:1], [0], steps)
+        expected = fold(teacher, network, {GUIDANCE: 6.0, INTERVAL: 1.0 / steps}).state_dict()
+        for name, value in student.pipeline.transformer.state_dict().items():
+            torch.testing.assert_close(value, expected[name], rtol=0, atol=2e-6)
