@@ -55,7 +55,8 @@ help:
 
 install: $(STAMP)
 
-# The Rust side compiles while the packages download: one is bound by the processor, the other by the network.
+# The Rust side compiles while the packages download: one is bound by the processor, the other by the network. Python
+# compiles what is imported when it is imported; pip would compile all of it, a minute's work.
 $(STAMP): $(SOURCES)
 	@$(find_rust); $(find_python); \
 	if [ ! -x $(BIN)/python ]; then echo "creating $(VENV) with $$($$found --version)"; $$found -m venv $(VENV); fi; \
@@ -66,7 +67,7 @@ $(STAMP): $(SOURCES)
 	$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	  o = p["optional-dependencies"]; print(*p["dependencies"], *o["test"], *[r for r in o["dev"] if "[" not in r], sep="\n")' \
 	  >"$(VENV)/requirements.txt"; \
-	$(BIN)/python -m pip install --quiet -r "$(VENV)/requirements.txt" || { kill $$core; exit 1; }; \
+	$(BIN)/python -m pip install --quiet --no-compile -r "$(VENV)/requirements.txt" || { kill $$core; exit 1; }; \
 	wait $$core || { tail -40 "$$log" >&2; echo "error: the Rust side does not compile" >&2; exit 1; }; \
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
 	@touch $@
