@@ -18,13 +18,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "python"))
 
+from _command import measured
 from _environment import RESULTS, machine, write_result
 from _photographs import write_photographs
 
@@ -34,25 +34,6 @@ WHOLE = ("student", "fake_score")  # trained networks of the teacher's size
 LORA_RANK = 64
 NUM_IMAGES = 4
 RESOLUTION = 512
-
-
-def measured(arguments: list[str], folder: Path) -> dict[str, Any]:
-    """Run one ddx command and return its time, its peak memory in GiB and the JSON that it printed."""
-    began = time.monotonic()
-    with (folder / "stdout").open("w") as stdout:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ddx.cli.main", *arguments, "--json"], stdout=stdout, cwd=folder, env=os.environ
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-    if status != 0:
-        code = os.waitstatus_to_exitcode(status)  # negative: the signal that ended it
-        raise SystemExit(f"ddx {' '.join(arguments)} ended with {code}")
-    return {
-        "command": "ddx " + " ".join(arguments),
-        "seconds": round(time.monotonic() - began, 1),
-        "peak_memory_gib": round(usage.ru_maxrss / 1024**2, 2),
-        "printed": json.loads((folder / "stdout").read_text().replace(f"{folder}/", "") or "null"),
-    }
 
 
 def main() -> None:

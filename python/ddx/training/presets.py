@@ -1,4 +1,7 @@
-"""Settings tuned for one teacher and method: YAML files in the package, applied under everything the user gives."""
+"""Settings tuned for one teacher and method: YAML files in the package, applied under everything the user gives.
+
+Where several methods share a preset, its key `methods` maps a method to what it has for itself.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +36,9 @@ def preset_for(teacher: str, method: str, preset: str = "auto") -> tuple[str | N
     wanted = str(usual) if preset == "auto" else preset
     for name in (wanted, f"{base}-{wanted}"):
         if name in names:
-            path = preset_folder() / f"{name}.yaml"
-            return name, Settings(read_yaml(path), f"preset {name}")
+            shared = read_yaml(preset_folder() / f"{name}.yaml")
+            own = shared.pop("methods", {}).get(method, {})
+            return name, Settings({**shared, **own}, f"preset {name}")
     near = nearest(preset, (*names, "auto", "none"))
     hint = f"did you mean `--preset {near}`?" if near else "one of: auto, none, " + ", ".join(names)
     raise UsageError(f"unknown preset {preset!r}", hint=hint)

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
-from ddx.config import Settings
+from ddx.config import Settings, read_yaml
 from ddx.errors import UsageError
 from ddx.methods.lcm import LCMConfig
 from ddx.methods.registry import METHODS
+from ddx.methods.shortcut import ShortcutConfig
 from ddx.training.presets import preset_folder, preset_names
 from ddx.training.resolve import resolve
 
@@ -31,11 +32,22 @@ def test_another_teacher_has_the_published_defaults() -> None:
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_every_preset_resolves_and_says_what_was_measured(name: str) -> None:
-    method = next((method for method in METHODS if name.startswith(f"sana-tiny-{method}")), "lcm")
-    config, _ = resolve(layers(teacher="sana-tiny", method=method, preset=name))
-    assert config.preset == name
+def test_every_preset_resolves_and_says_what_it_is_for(name: str) -> None:
+    named = [method for method in METHODS if name.startswith(f"sana-tiny-{method}")]
+    for method in named or METHODS:
+        config, _ = resolve(layers(teacher="sana-tiny", method=method, preset=name))
+        assert config.preset == name
     assert (preset_folder() / f"{name}.yaml").read_text().startswith("# ")
+
+
+def test_methods_that_share_a_preset_differ_in_what_is_their_own_and_not_in_the_budget() -> None:
+    resolved = [resolve(layers(teacher="sana-tiny", method=method, preset="sana-tiny")) for method in METHODS]
+    assert len({(config.train_steps, config.batch_size) for config, _ in resolved}) == 1
+    shortcut, own = resolve(layers(teacher="sana-tiny", method="shortcut"))
+    assert isinstance(own, ShortcutConfig) and own.smallest_jumps != ShortcutConfig().smallest_jumps
+    sid, _ = resolve(layers(teacher="sana-tiny", method="sid"))
+    assert sid.learning_rate != shortcut.learning_rate
+    assert set(read_yaml(preset_folder() / "sana-tiny.yaml")["methods"]) <= set(METHODS)
 
 
 def test_a_preset_may_be_named_by_its_ending() -> None:

@@ -1,0 +1,44 @@
+"""One ddx command in a process of its own, with its time and its peak memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def measured(
+    arguments: Sequence[str], folder: Path, *, log: str = "ddx", environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Run `ddx arguments` in `folder`; return its time, its peak memory in GiB and the JSON that it printed.
+
+    What it says goes to `<log>.out` and, with an `environment` over this process's own, `<log>.err`. Raises SystemExit
+    when it fails.
+    """
+    began, out = time.monotonic(), folder / f"{log}.out"
+    errors = None if environment is None else (folder / f"{log}.err").open("w")
+    with out.open("w") as stdout:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ddx.cli.main", *arguments, "--json"],
+            stdout=stdout,
+            stderr=errors,
+            cwd=folder,
+            env={**os.environ, **(environment or {})},
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    if errors is not None:
+        errors.close()
+    if status != 0:
+        code = os.waitstatus_to_exitcode(status)  # negative: the signal that ended it
+        raise SystemExit(f"ddx {' '.join(arguments)} ended with {code}")
+    return {
+        "command": "ddx " + " ".join(arguments),
+        "seconds": round(time.monotonic() - began, 1),
+        "peak_memory_gib": round(usage.ru_maxrss / 1024**2, 2),
+        "printed": json.loads(out.read_text().replace(f"{folder}/", "") or "null"),
+    }
