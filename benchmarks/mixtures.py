@@ -1,4 +1,4 @@
-"""Every method on teachers that are known exactly: the share of samples off the modes, and how wrong the
+"""Methods on teachers that are known exactly: the share of samples off the modes, and how wrong the
 widths and shares of the worst mode are. The recipes are those of ddx.bench.mixtures.recipes.
 
     python benchmarks/mixtures.py                            # all of them: about a minute each on one core

@@ -56,6 +56,23 @@ def make_trainer(teacher: Teacher, method_config: Any = None, *, method: str = "
     return Trainer(spec.method(method_config or spec.config(), teacher), config, Ranks(), torch.float32)
 
 
+def assert_gradients_reach_their_networks(trainer: Trainer, *silent: str) -> None:
+    """Each turn trains every parameter of its networks, but those that end in `silent`, and nothing else."""
+    teacher = trainer.method.teacher
+    for turn in trainer.method.turns(0)[-2:]:
+        trainer._accumulate(turn, [make_batch(teacher)])
+        for key, trained in trainer.trained.items():
+            grads = {n: p.grad for n, p in trained.named}
+            if key not in turn.trains:
+                assert all(g is None for g in grads.values()), key
+                continue
+            missing = [n for n, g in grads.items() if g is None or not g.any()]
+            assert [n for n in missing if not n.endswith(silent)] == [], key
+            for p in trained.parameters:
+                p.grad = None
+    assert all(p.grad is None for p in teacher.network().parameters())
+
+
 def read_meter(trainer: Trainer) -> dict[str, float | None]:
     return trainer.meter.read(lambda value: value)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ddx.errors import DdxError
+from ddx.teachers.features import outputs_of
 
 NUM_LAYERS = 4
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -35,16 +36,8 @@ class EncoderBackbone:
 
     def __call__(self, pixels: Tensor) -> list[Tensor]:
         """See :class:`Backbone`."""
-        found: list[Tensor] = []
-        handles = [
-            block.register_forward_hook(lambda _module, _inputs, output: found.append(output))
-            for block in self.encoder.down_blocks
-        ]
-        try:
+        with outputs_of(self.encoder.down_blocks) as found:
             self.encoder(pixels.to(next(self.encoder.parameters()).dtype))
-        finally:
-            for handle in handles:
-                handle.remove()
         return [value for value in found if value.ndim == 4]
 
 

@@ -6,7 +6,6 @@ A family adapter is the only place that knows a model's quirks. Everything outsi
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -21,6 +20,7 @@ from ddx.kernels.cpu_bfloat16 import wide_products
 from ddx.process import PredictionKind, Process
 from ddx.teachers.components import component_config, content_hash, load_model, load_tokenizer
 from ddx.teachers.condition import Condition
+from ddx.teachers.features import as_map, outputs_of
 from ddx.teachers.hub import Source, read_json
 from ddx.teachers.scalar_input import moved_inputs
 
@@ -348,25 +348,9 @@ class Teacher(ABC):
 
     def features(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> list[Tensor]:
         """The outputs ``[B, C_k, h_k, w_k]`` of :meth:`feature_layers` in a :meth:`predict`; differentiable by x_t."""
-        found: list[Tensor] = []
-        handles = [
-            layer.register_forward_hook(lambda _module, _inputs, output: found.append(output))
-            for layer in self.feature_layers(network)
-        ]
-        try:
+        with outputs_of(self.feature_layers(network)) as found:
             self.predict(network, x_t, t, condition)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return [self._feature_map(value, x_t) for value in found]
-
-    def _feature_map(self, feature: Tensor, x_t: Tensor) -> Tensor:
-        """A layer's output as ``[B, C, h, w]``: tokens ``[B, N, D]`` of a picture go back to their places."""
-        if feature.ndim == 4:
-            return feature
-        rows = max(1, round(math.sqrt(feature.shape[1] * x_t.shape[2] / x_t.shape[3])))
-        picture: Tensor = feature.transpose(1, 2).unflatten(2, (rows, feature.shape[1] // rows))
-        return picture
+        return [as_map(value, x_t) for value in found]
 
     # drawing
 

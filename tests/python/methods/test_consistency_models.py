@@ -23,7 +23,7 @@ from ddx.methods.registry import METHODS
 from ddx.methods.tcm import FIRST, TCMConfig
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
-from distilling import KINDS, make_batch, make_teacher, make_trainer
+from distilling import make_batch, make_teacher, make_trainer
 
 torch.set_num_threads(1)
 TURN = Turn(trains=(STUDENT,))
@@ -47,11 +47,6 @@ def build(method: ConsistencyMethod[Any]) -> dict[str, nn.Module]:
             for p in network.parameters():
                 p.mul_(1.05 + 0.05 * number)
     return networks
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def teacher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Teacher:
-    return make_teacher(request.param, tmp_path_factory.mktemp(request.param) / "pipeline")
 
 
 class ByHand:

@@ -13,7 +13,7 @@ from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
 from ddx.methods.flow_map import FlowMap, PairsConfig, displacement
 from ddx.methods.flow_view import rows
 from ddx.teachers.base import Teacher
-from distilling import KINDS, make_batch, make_teacher
+from distilling import make_batch, make_teacher
 
 torch.set_num_threads(1)
 
@@ -28,11 +28,6 @@ class Made:
     method: Plain
     student: nn.Module
     batch: Batch
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def teacher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Teacher:
-    return make_teacher(request.param, tmp_path_factory.mktemp(request.param) / "pipeline")
 
 
 def make(teacher: Teacher, *, trained: bool, **settings: float) -> Made:

@@ -22,11 +22,6 @@ torch.set_num_threads(1)
 TURN = Turn(trains=(STUDENT,))
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def teacher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Teacher:
-    return make_teacher(request.param, tmp_path_factory.mktemp(request.param) / "pipeline")
-
-
 def test_training_lowers_the_loss_and_moves_the_student_and_its_target_only(teacher: Teacher) -> None:
     trainer = make_trainer(teacher, LCMConfig(target_decay=0.9))
     before = copy.deepcopy(teacher.network().state_dict())

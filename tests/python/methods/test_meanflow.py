@@ -15,17 +15,12 @@ from ddx.methods.draws import Draws
 from ddx.methods.meanflow import MeanFlow, MeanFlowConfig
 from ddx.networks.guidance import interval_input
 from ddx.teachers.base import Teacher
-from distilling import KINDS, make_batch, make_teacher
+from distilling import make_batch, make_teacher
 
 torch.set_num_threads(1)
 TURN = Turn(trains=(STUDENT,))
 FIXED = {"guidance_min": 3.0, "guidance_max": 3.0}
 ROWS = 8
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def teacher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Teacher:
-    return make_teacher(request.param, tmp_path_factory.mktemp(request.param) / "pipeline")
 
 
 def build(method: MeanFlow) -> nn.Module:

@@ -14,15 +14,10 @@ from ddx.methods.draws import Draws
 from ddx.methods.scm import SCM, WEIGHT, LogWeight, SCMConfig, trig_prediction
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
-from distilling import KINDS, make_batch, make_teacher
+from distilling import make_batch, make_teacher
 
 torch.set_num_threads(1)
 FIXED = {"guidance_min": 3.0, "guidance_max": 3.0}
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def teacher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Teacher:
-    return make_teacher(request.param, tmp_path_factory.mktemp(request.param) / "pipeline")
 
 
 def build(method: SCM) -> dict[str, nn.Module]:

@@ -181,9 +181,6 @@ class MixtureTeacher(Teacher):
         """The blocks."""
         return list(network.get_submodule("blocks").children())
 
-    def _feature_map(self, feature: Tensor, x_t: Tensor) -> Tensor:
-        return feature[:, :, None, None]
-
     # what a mixture has no use for
 
     @property

@@ -1,0 +1,224 @@
+"""What must be equal within the score distillation family, on mixtures in float64."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ddx.bench.mixtures.mixture import circle
+from ddx.bench.mixtures.run import FastDraws
+from ddx.bench.mixtures.teacher import MLP, PROCESSES, MixtureTeacher
+from ddx.methods.base import STUDENT, Batch, NetworkSpec, Turn
+from ddx.methods.registry import method_spec
+from ddx.methods.score_distillation import FAKE, Scores, score_gaps
+from ddx.networks.guidance import INTERVAL, interval_input
+from ddx.teachers.base import Teacher
+from ddx.teachers.scalar_input import find_embedder
+from distilling import make_batch, make_teacher, make_trainer
+
+torch.set_num_threads(1)
+NUM = 6
+FAMILY = ("sid", "sid-lsg", "dmd2", "dmd", "diff-instruct", "dde")
+STUDENTS_TURN, FAKES_TURN = Turn(trains=(STUDENT,)), Turn(trains=(FAKE,))
+
+
+def make(name: str, teacher: Teacher, **settings: Any) -> Any:
+    spec = method_spec(name)
+    return spec.method(spec.config(**settings), teacher)
+
+
+class DoubleDraws(FastDraws):
+    def normal(self, *shape: int) -> Tensor:
+        return super().normal(*shape).double()
+
+
+def mixture_batch(teacher: MixtureTeacher) -> Batch:
+    classes = torch.full((NUM,), teacher.mixture.num_classes)
+    x0 = teacher.mixture.draw(classes, torch.Generator().manual_seed(1)).double()[:, :, None, None]
+    draws = DoubleDraws(5, NUM)
+    return Batch(x0=x0, condition=teacher.condition(classes), null=teacher.null_condition(), draws=draws)
+
+
+def mlp(teacher: MixtureTeacher, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return MLP(2, teacher.mixture.num_classes).double().requires_grad_(False)
+
+
+def looked(name: str, teacher: MixtureTeacher, **settings: Any) -> tuple[Any, Tensor, Scores, Tensor]:
+    """The method, x, what the scores see, and the loss of each row, all from the same random numbers."""
+    method, batch = make(name, teacher, **settings), mixture_batch(teacher)
+    x = (0.7 * batch.x0).requires_grad_()
+    seen = method.look(x, batch, mlp(teacher, 3), 1.0)
+    return method, x, seen, method.generator_loss(x, seen, batch).loss
+
+
+def gradient(loss: Tensor, x: Tensor) -> Tensor:
+    return torch.autograd.grad(loss.sum(), x, retain_graph=True)[0]
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_sid_is_the_same_in_its_three_forms(process: str) -> None:
+    teacher = MixtureTeacher(circle(), process)
+    alpha = 1.2
+    method, x, _, loss = looked("sid", teacher, alpha=alpha)
+    batch = mixture_batch(teacher)
+    fake, t = mlp(teacher, 3), 0.02 + 0.96 * batch.draws.uniform()
+    t = method.view.t_min + (method.view.t_max - method.view.t_min) * t
+    noise, t4 = batch.draws.normal(2, 1, 1), t[:, None, None, None]
+    x_t = (1 - t4) * x + t4 * noise
+    v_phi, v_psi = (method.view.velocity(net, x_t, t, batch.condition) for net in (teacher.exact, fake))
+    e = noise - x
+    flow = (t4 * (v_psi - v_phi) * ((e - v_phi) - alpha * (v_psi - v_phi))).flatten(1).sum(1)
+    flow = flow / (e - v_phi).detach().abs().flatten(1).mean(1)
+
+    eps_phi, eps_psi = (x_t + (1 - t4) * v for v in (v_phi, v_psi))
+    ratio = t / (1 - t)  # sigma / alpha
+    apart = eps_phi - eps_psi
+    eps = ratio**2 * (apart * (eps_phi - noise) - alpha * apart**2).flatten(1).sum(1)
+    eps = eps / (ratio * (eps_phi - noise).detach().abs().flatten(1).mean(1))
+    for form in (flow, eps):
+        torch.testing.assert_close(form, loss, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(gradient(form, x), gradient(loss, x), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_without_the_scores_gradients_sid_is_dmd_and_with_weight_one_diff_instruct(process: str) -> None:
+    teacher = MixtureTeacher(circle(), process)
+    _, x, seen, loss = looked("sid", teacher, score_gradients="none", alpha=1.2)
+    stopped = gradient(loss, x)
+    for name, settings in (("dmd2", {"gan_weight": 0.0}), ("dmd", {})):
+        _, other_x, _, other = looked(name, teacher, **settings)
+        torch.testing.assert_close(gradient(other, other_x), stopped, rtol=1e-9, atol=1e-12)
+    weight = (x - seen.y_teacher).detach().abs().flatten(1).mean(1)[:, None, None, None]
+    _, plain_x, _, plain = looked("diff-instruct", teacher)
+    torch.testing.assert_close(gradient(plain, plain_x), stopped * weight, rtol=1e-9, atol=1e-12)
+    _, whole_x, _, whole = looked("sid", teacher, alpha=1.2)
+    assert (gradient(whole, whole_x) - stopped).norm() > 0.1 * stopped.norm()  # they do matter
+
+
+def test_dmd_without_normaliser_and_discriminator_is_diff_instruct() -> None:
+    teacher = MixtureTeacher(circle())
+    _, x, _, loss = looked("dmd2", teacher, normalise=False, gan_weight=0.0)
+    _, other_x, _, other = looked("diff-instruct", teacher)
+    assert torch.equal(loss, other) and torch.equal(gradient(loss, x), gradient(other, other_x))
+
+
+def test_the_straight_through_copy_has_the_teacher_s_value_and_the_fake_score_s_derivative() -> None:
+    teacher = MixtureTeacher(circle())
+    _, x, seen, loss = looked("sid", teacher, score_gradients="fake")
+    _, _, _, both = looked("sid", teacher)
+    torch.testing.assert_close(loss, both)
+    d, w = seen.y_teacher - seen.y_fake.detach(), (seen.y_teacher - x.detach()).abs().flatten(1).mean(1)
+    by_hand = ((d * (seen.y_fake - x)).flatten(1).sum(1)) / w  # d is constant, y_phi moves as y_psi does
+    torch.testing.assert_close(gradient(loss, x), gradient(by_hand, x), rtol=1e-9, atol=1e-12)
+
+
+def test_stopped_share_and_the_schedule_of_alpha_follow_the_run() -> None:
+    teacher = MixtureTeacher(circle())
+    method = make("sid", teacher, stopped_share=0.3, alpha=1.0, alpha_end=1.2)
+    batch = mixture_batch(teacher)
+    assert method.looks_through(batch) == (False, False)
+    assert method.looks_through(dataclasses.replace(batch, progress=0.3)) == (True, True)
+    assert method.alpha_at(0.5) == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_both_scores_stay_as_they_are_while_gradients_flow_through_them_into_x(name: str) -> None:
+    trainer = make_trainer(MixtureTeacher(circle()).freeze_fitted(), method=name)
+    networks = {key: value.module for key, value in trainer.trained.items()}
+    for key, value in trainer.trained.items():
+        value.activate(key == STUDENT)
+    teacher = trainer.method.teacher
+    assert isinstance(teacher, MixtureTeacher)
+    batch = mixture_batch(teacher)
+    batch = dataclasses.replace(batch, x0=batch.x0.float(), draws=FastDraws(5, NUM))
+    trainer.method.losses(STUDENTS_TURN, batch, networks).by_network[STUDENT].sum().backward()
+    assert all(p.grad is None for key in networks if key != STUDENT for p in networks[key].parameters())
+    assert all(p.grad is not None for p in networks[STUDENT].parameters())
+    x = batch.x0.requires_grad_()
+    seen = trainer.method.look(x, batch, networks[FAKE], 1.0)
+    through = trainer.method.looks_through(batch)
+    assert through == ((True, True) if name.startswith("sid") else (False, False))
+    assert (seen.y_teacher.requires_grad, seen.y_fake.requires_grad) == through
+
+
+def test_a_generator_of_several_steps_is_trained_at_the_states_of_its_sampler() -> None:
+    teacher = MixtureTeacher(circle())
+    method = make("sid", teacher, num_steps=3, start_time=0.9)
+    student, batch, again = mlp(teacher, 4).requires_grad_(True), mixture_batch(teacher), mixture_batch(teacher)
+    made = method.generate(student, batch, 1.0)
+    x, u = again.draws.normal(2, 1, 1), again.draws.uniform()
+    states, times = [x], [0.9, 0.6, 0.3]
+    with torch.no_grad():
+        for before, after in ((0.9, 0.6), (0.6, 0.3)):
+            t = torch.full((NUM,), before, dtype=torch.float64)
+            clean = x - before * method.view.velocity(student, x, t, again.condition)
+            x = (1 - after) * clean + after * again.draws.normal(2, 1, 1)
+            states.append(x)
+    chosen = (u * 3).long()
+    assert len(set(chosen.tolist())) > 1
+    start = torch.stack([states[k][row] for row, k in enumerate(chosen)])
+    t = torch.tensor([times[k] for k in chosen], dtype=torch.float64)
+    torch.testing.assert_close(made.start, start)
+    torch.testing.assert_close(made.time, t)
+    expected = start - t[:, None, None, None] * method.view.velocity(student, start, t, again.condition)
+    torch.testing.assert_close(made.x, expected)
+    parameters = list(student.parameters())
+    found, wanted = (torch.autograd.grad(value.square().sum(), parameters) for value in (made.x, expected))
+    assert all(torch.allclose(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("name", ["sid", "sid-lsg", "dmd2"])
+def test_the_fake_score_of_several_steps_knows_where_its_input_comes_from(tmp_path: Path, name: str) -> None:
+    teacher = make_teacher("flow", tmp_path / "pipeline")
+    spec = method_spec(name)
+    assert find_embedder(make(name, teacher).build(NetworkSpec(name=FAKE)), INTERVAL) is None
+    assert find_embedder(make(name, teacher, num_steps=3).build(NetworkSpec(name=STUDENT)), INTERVAL) is None
+    trainer = make_trainer(teacher, spec.config(num_steps=3), method=name, learning_rate=1e-2)
+    for step in range(2):
+        trainer.step(step, [make_batch(teacher, step)])
+    fake, batch = trainer.trained[FAKE].module, make_batch(teacher)
+    t = torch.full((4,), 0.5).double()
+    found = []
+    for time in (0.3, 1.0):
+        with interval_input(fake, torch.full((4,), time)), torch.no_grad():
+            found.append(trainer.method.fake_velocity(fake, batch.x0, t, batch, 1.5))
+    assert float((found[0] - found[1]).norm()) > 1e-6
+
+
+def test_the_gap_is_told_by_quarters_of_time() -> None:
+    t = torch.tensor([0.1, 0.3, 0.9], dtype=torch.float64)
+    zeros, ones = torch.zeros(3, 2, 1, 1), torch.ones(3, 2, 1, 1)
+    gaps = score_gaps(Scores(x_t=zeros, t=t, y_teacher=ones * t[:, None, None, None].float(), y_fake=zeros))
+    assert torch.allclose(gaps["score_gap"], torch.ones(3))
+    known = {name: torch.isfinite(value).tolist() for name, value in gaps.items()}
+    assert known["score_gap_t25"] == [True, False, False] and known["score_gap_t50"] == [False, True, False]
+    assert known["score_gap_t75"] == [False] * 3 and known["score_gap_t100"] == [False, False, True]
+
+
+def test_dde_looks_at_one_noise_level() -> None:
+    _, _, seen, _ = looked("dde", MixtureTeacher(circle()), time_set=(0.4,))
+    assert seen.t.tolist() == [0.4] * NUM
+
+
+def test_dmd_regresses_on_where_the_ode_goes_with_the_order_of_its_solver() -> None:
+    teacher = MixtureTeacher(circle())
+    batch = mixture_batch(teacher)
+    x = DoubleDraws(9, NUM).normal(2, 1, 1)
+
+    def end(steps: int) -> Tensor:
+        return make("dmd", teacher, regression_steps=steps).ode_end(x, batch, 1.0)
+
+    fine = end(1024)
+    assert 3.0 < float((end(64) - fine).norm() / (end(128) - fine).norm()) < 5.5
+    method = make("dmd", teacher, regression_weight=0.5)
+    student = mlp(teacher, 4)
+    made = method.generate(student, batch, 1.0)
+    second = method.second_loss(made, batch, {}, 1.0)
+    target = method.ode_end(made.start, batch, 1.0)
+    torch.testing.assert_close(second, 0.5 * (made.x - target).square().flatten(1).mean(1))
