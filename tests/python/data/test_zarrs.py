@@ -41,7 +41,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def reader() -> list[str]:
     """The command that reads a store with zarrs."""
-    manifest = ["--manifest-path", str(READER / "Cargo.toml"), "--release", "--locked", "--quiet"]
+    manifest = ["--manifest-path", str(READER / "Cargo.toml"), "--locked", "--quiet"]
     done = subprocess.run(["cargo", "build", *manifest], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     return ["cargo", "run", *manifest, "--"]
