@@ -7,6 +7,7 @@ SHELL := /bin/bash
 
 VENV    ?= .venv
 JOBS    ?= 2
+SELECT  ?= not slow
 PYTEST_ARGS ?=
 FUZZ_SECONDS ?= 600
 BIN     := $(VENV)/bin
@@ -45,7 +46,7 @@ endef
 
 help:
 	@echo "make demo    distil the bundled teacher and look at the pictures (about 6 minutes once installed)"
-	@echo "make test    the tests, Rust and Python (VENV=$(VENV), JOBS=$(JOBS), PYTEST_ARGS=…)"
+	@echo "make test    the tests, Rust and Python (VENV=$(VENV), JOBS=$(JOBS), PYTEST_ARGS=…, SELECT= with the slow ones)"
 	@echo "make test-zarrs a store read by zarrs, the Zarr of Rust, which compiles for minutes"
 	@echo "make test-gpu the tests that need a CUDA device, with compiled kernels"
 	@echo "make check   formatters, linters, types"
@@ -82,7 +83,7 @@ test-rust: $(STAMP)
 	PYO3_PYTHON=$(abspath $(BIN)/python) cargo test --locked --release --workspace
 
 test-python: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" --durations 15 $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "$(SELECT)" --durations 15 $(PYTEST_ARGS)
 
 # One of the slow tests, which `make test` leaves out.
 test-zarrs: $(STAMP)
