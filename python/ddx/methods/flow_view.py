@@ -19,6 +19,7 @@ from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
 
 FLOW = FlowProcess()
+LEAST_TIME = 1e-3  # where a solver asks for the slope at the end of an ODE
 Slope = Callable[[Tensor, Tensor], Tensor]
 """A velocity `[B, ...]` at (x, t)."""
 
@@ -101,12 +102,14 @@ class FlowView:
     def ode_end(self, slope: Slope, x: Tensor, num_steps: int, order: int = 2) -> Tensor:
         """Return where the ODE of `slope` takes x, which is at the noisiest time, in steps as :meth:`times` has them.
 
-        Order 1 is Euler's rule; 2 is Heun's, but for the last step: at the picture some networks have no velocity.
+        Order 1 is Euler's rule; 2 is Heun's, which asks for the last slope just before the picture: at it some networks
+        have no velocity, and steps that are this long cannot do without it.
         """
-        for step, (t, r) in enumerate(pairwise(self.times(num_steps).to(x.device)), 1):
+        least = max(self.t_min, LEAST_TIME)
+        for t, r in pairwise(self.times(num_steps).to(x.device)):
             v = slope(x, t.expand(len(x)))
-            if order == 2 and step < num_steps:
-                v = 0.5 * (v + slope(x + rows(r - t, x) * v, r.expand(len(x))))
+            if order == 2:
+                v = 0.5 * (v + slope(x + rows(r - t, x) * v, r.clamp(min=least).expand(len(x))))
             x = x + rows(r - t, x) * v
         return x
 

@@ -188,9 +188,8 @@ def test_reflow_is_its_formula(teacher: Teacher) -> None:
         x = start
         for a, b in ((hand.t_max, hand.time_of(0.5)), (hand.time_of(0.5), 0.0)):
             v = hand.guided(x, a, here, batch.null, GUIDANCE)
-            if b > 0.0:  # Heun's rule, but for the last step
-                v = 0.5 * (v + hand.guided(x + (b - a) * v, b, here, batch.null, GUIDANCE))
-            x = x + (b - a) * v
+            after = hand.guided(x + (b - a) * v, max(b, hand.t_min, 1e-3), here, batch.null, GUIDANCE)
+            x = x + (b - a) * 0.5 * (v + after)
         t = hand.t_max if pure[row] < 0.5 else hand.t_min + (hand.t_max - hand.t_min) * u[row]
         line = (start - x) / hand.t_max
         f = hand.velocity(run.student, x + t * line, t, here, guidance=GUIDANCE)
