@@ -63,6 +63,17 @@ class FlowConfig(GuidanceConfig, TimeConfig):
         TimeConfig.__post_init__(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class VelocityConfig(FlowConfig):
+    """What every method has that can follow its teacher or its data."""
+
+    velocity_from: str = option(
+        "teacher",
+        "the velocity along the path: the teacher's guided one (distillation), or that of the data (training)",
+        choices=("teacher", "data"),
+    )
+
+
 def at_least(config: Any, least: float, *names: str) -> None:
     """Raise UsageError for the first of these fields that is below `least` (None passes)."""
     for name in names:

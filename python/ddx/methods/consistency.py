@@ -25,10 +25,10 @@ from ddx.errors import UsageError
 from ddx.kernels.consistency import guarded_consistency_loss
 from ddx.kernels.guarded_loss import GuardedLoss
 from ddx.methods.base import STUDENT, TARGET, Batch, Losses, NetworkSpec, Turn, student_and_target
-from ddx.methods.config import above_zero, at_least, within
+from ddx.methods.config import VelocityConfig, above_zero, at_least, within
 from ddx.methods.flow_method import FlowMethod
 from ddx.methods.flow_view import rows
-from ddx.methods.path import PathConfig, path_velocity
+from ddx.methods.path import path_velocity
 from ddx.methods.time_sampling import Times, grid_index, intervals_at
 
 LARGEST_LEVEL = 80.0
@@ -36,7 +36,7 @@ SMALLEST_LEVEL = 0.002
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConsistencyConfig(PathConfig):
+class ConsistencyConfig(VelocityConfig):
     """What the pairs of this family are weighed and measured by."""
 
     loss: str = option("huber", "distance between the two predictions", choices=("huber", "l2"))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ddx.config import option
 from ddx.methods.base import STUDENT, Batch, NetworkSpec, bare
-from ddx.methods.config import FlowConfig, within
+from ddx.methods.config import VelocityConfig, within
 from ddx.methods.flow_method import FlowConfigT, FlowMethod
 from ddx.methods.flow_view import rows
 from ddx.methods.time_sampling import Times, sample_times
@@ -30,17 +30,6 @@ from ddx.teachers.condition import Condition
 
 Jump = Callable[[Tensor, Tensor, Tensor], Tensor]
 """The average velocity `[B, ...]` from (x, t) to r."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VelocityConfig(FlowConfig):
-    """Where the velocity at one time comes from, which a flow map is the integral of."""
-
-    velocity_from: str = option(
-        "teacher",
-        "the velocity that is integrated: the teacher's guided one, or that of the data, guided by the student itself",
-        choices=("teacher", "data"),
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

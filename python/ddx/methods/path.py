@@ -21,17 +21,7 @@ from ddx.methods.flow_view import FlowView, rows
 from ddx.teachers.condition import Condition
 from ddx.teachers.scalar_input import moved_inputs
 
-SOURCES = ("teacher", "data")
 DERIVATIVES = ("dual", "finite")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PathConfig(FlowConfig):
-    """What every method has that can follow its teacher or its data."""
-
-    velocity_from: str = option(
-        "teacher", "whose velocity leads along the path: distillation or training", choices=SOURCES
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +39,7 @@ class DerivativeConfig(FlowConfig):
 def path_velocity(
     view: FlowView, source: str, x: Tensor, t: Tensor, noise: Tensor, batch: Batch, guidance: Tensor | float
 ) -> Tensor:
-    """Return w of one of `SOURCES` at x = (1 - t) x0 + t noise, float32 `[B, C, h, w]`; no gradients are meant."""
+    """Return w, as `source` says, at x = (1 - t) x0 + t noise, float32 `[B, C, h, w]`; no gradients are meant."""
     network = view.teacher.network()
     if source == "teacher":
         return view.guided(network, x, t, batch.condition, batch.null, guidance)

@@ -28,17 +28,17 @@ from torch import Tensor, nn
 from ddx.config import option
 from ddx.kernels.scm_tangent import guarded_scm_loss
 from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
-from ddx.methods.config import FlowConfig, above_zero, changed, within
+from ddx.methods.config import FlowConfig, VelocityConfig, above_zero, changed, within
 from ddx.methods.flow_method import FlowMethod
 from ddx.methods.flow_view import mean_square, rows
-from ddx.methods.path import DerivativeConfig, PathConfig, path_velocity, velocity_derivative
+from ddx.methods.path import DerivativeConfig, path_velocity, velocity_derivative
 from ddx.networks.guidance import guidance_input
 
 WEIGHT = "weight"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SCMConfig(PathConfig, DerivativeConfig):
+class SCMConfig(VelocityConfig, DerivativeConfig):
     """The published form; the log-normal times are SANA-Sprint's (0.2, 1.6), which are in units of s_d = 0.5."""
 
     time_sampling: str = changed(FlowConfig, "time_sampling", "log-normal")

@@ -20,8 +20,8 @@ from ddx.config import option
 from ddx.errors import UsageError
 from ddx.kernels.consistency import guarded_consistency_loss
 from ddx.methods.base import STUDENT, TARGET, Batch, Losses, NetworkSpec, Turn, bare, student_and_target
-from ddx.methods.config import within
-from ddx.methods.flow_map import FlowMap, VelocityConfig, displacement, guidance_of, take
+from ddx.methods.config import VelocityConfig, within
+from ddx.methods.flow_map import FlowMap, displacement, guidance_of, take
 from ddx.methods.flow_view import rows
 
 
