@@ -65,8 +65,6 @@ def measure(method: str, process: str) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     recipe = RECIPES[method]
     teacher = MixtureTeacher(circle(), process).fit()
-    if recipe.trained:
-        teacher.freeze_fitted()
     student = distil(method, teacher, **recipe.settings)
     config = student.trainer.config
     return [

@@ -11,7 +11,11 @@ from torch import nn
 
 from ddx.methods.base import STUDENT, Batch, Losses, Method, Turn
 from ddx.methods.registry import method_spec
+from ddx.methods.score_distillation import FAKE
 from ddx.teachers.base import Teacher
+
+SCORE_METHODS = ("sid", "sid-lsg", "dmd2", "dmd", "diff-instruct", "dde")
+STUDENTS_TURN, FAKES_TURN = Turn(trains=(STUDENT,)), Turn(trains=(FAKE,))
 
 
 @dataclass(frozen=True)
@@ -27,10 +31,14 @@ class Run:
         return self.networks[STUDENT]
 
 
+def make_method(name: str, teacher: Teacher, **settings: Any) -> Any:
+    spec = method_spec(name)
+    return spec.method(spec.config(**settings), teacher)
+
+
 def make_run(teacher: Teacher, name: str, **settings: Any) -> Run:
     """The method with networks that differ from the teacher and from each other, and whose embedders say something."""
-    spec = method_spec(name)
-    method = spec.method(spec.config(**settings), teacher)
+    method: Method[Any] = make_method(name, teacher, **settings)
     networks = {}
     for number, network in enumerate(method.networks()):
         torch.manual_seed(number)

@@ -79,8 +79,8 @@ def _forced_launches(names: Sequence[str]) -> Iterator[ExitStack]:
 
 
 class _NoProducts(TorchDispatchMode):
-    """Inside, matrix products have their shapes and no values: what is compiled does not depend on them, and in
-    bfloat16 a processor takes half a minute for those around the kernels.
+    """Inside, matrix products have their shapes and no values: what is compiled does not depend on them, and on a
+    processor those around the kernels take a third of the time, in bfloat16.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

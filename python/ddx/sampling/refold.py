@@ -23,8 +23,6 @@ _TIME_LINEARS = (
     "time_embedding.linear_2",
 )
 
-_STORED = "guidance_embedder."
-
 
 def refold_guidance(student: StudentFolder, network: nn.Module, guidance: float, folded: float) -> None:
     """Fold `guidance` into `network`, an exported denoiser of the student that holds `folded`, in place.
@@ -46,8 +44,8 @@ def refold_guidance(student: StudentFolder, network: nn.Module, guidance: float,
             f"guidance = {guidance:g} is outside {trained[0]:g} to {trained[1]:g}, the range of {student.name}",
             hint=f"--guidance {min(max(guidance, trained[0]), trained[1]):g}",
         )
-    weights = _unfolded_weights(student.folder)
-    if not weights:
+    stored = _stored_embedder(student.folder)
+    if not stored:
         raise DdxError(
             f"the checkpoints of {student.name} are not there to fold guidance {guidance:g} from; {shipped}",
             hint="leave --guidance away, or keep the student's checkpoints folder beside it",
@@ -55,27 +53,31 @@ def refold_guidance(student: StudentFolder, network: nn.Module, guidance: float,
     layers = dict(network.named_modules())
     bias = next(layers[name] for name in _TIME_LINEARS if name in layers).get_parameter("bias")
     with torch.no_grad():
-        bias.add_((_embedding(weights, guidance) - _embedding(weights, folded)).to(bias.device))
+        bias.add_((_embedding(stored, guidance) - _embedding(stored, folded)).to(bias.device))
 
 
-def _embedding(weights: dict[str, Tensor], guidance: float) -> Tensor:
+def _embedding(stored: dict[str, Tensor], guidance: float) -> Tensor:
     import torch
 
-    from ddx.networks.guidance import GUIDANCE, guidance_embedder
+    from ddx.networks.guidance import guidance_embedder
 
-    prefix = GUIDANCE + "."
-    own = {key.removeprefix(prefix): value.float() for key, value in weights.items() if key.startswith(prefix)}
-    embedder = guidance_embedder(own["last.bias"].shape[0])
-    embedder.load_state_dict(own)
+    embedder = guidance_embedder(stored["last.bias"].shape[0])
+    embedder.load_state_dict(stored)
     with torch.no_grad():
         embedding: Tensor = embedder(torch.tensor([guidance]))[0]
     return embedding
 
 
-def _unfolded_weights(folder: Path) -> dict[str, Tensor]:
-    """Return the embedder in the newest checkpoint, of its average where one was exported; empty without one."""
+def _stored_embedder(folder: Path) -> dict[str, Tensor]:
+    """Return the embedder's weights in the newest checkpoint, float32, of its average where one was exported.
+
+    Empty without a checkpoint that has one.
+    """
     from safetensors import SafetensorError, safe_open
 
+    from ddx.networks.guidance import GUIDANCE
+
+    prefix = f"{GUIDANCE}."
     checkpoints = sorted((folder / "checkpoints").glob("step-*"), key=lambda path: (len(path.name), path.name))
     for checkpoint in reversed(checkpoints):
         for group in ("ema", "student"):
@@ -84,8 +86,8 @@ def _unfolded_weights(folder: Path) -> dict[str, Tensor]:
                 continue
             try:
                 with safe_open(path, framework="pt") as file:
-                    names = [key for key in file.keys() if key.startswith(_STORED)]  # noqa: SIM118
-                    found: dict[str, Tensor] = {key: file.get_tensor(key) for key in names}
+                    names = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
+                    found = {key.removeprefix(prefix): file.get_tensor(key).float() for key in names}
             except (OSError, SafetensorError):
                 continue
             if found:

@@ -6,9 +6,8 @@ A family adapter is the only place that knows a model's quirks. Everything outsi
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ddx.errors import UsageError
-from ddx.kernels.cpu_bfloat16 import wide_products
 from ddx.process import PredictionKind, Process
+from ddx.teachers.autoencoding import Autoencoding
 from ddx.teachers.components import component_config, content_hash, load_model, load_tokenizer
 from ddx.teachers.condition import Condition
 from ddx.teachers.features import as_map, outputs_of
@@ -27,7 +26,7 @@ from ddx.teachers.scalar_input import moved_inputs
 Sampler = Literal["consistency", "ode"]
 
 
-class Teacher(ABC):
+class Teacher(Autoencoding):
     """A frozen diffusers pipeline. Configs are read at construction, components load at first use."""
 
     family: ClassVar[str]
@@ -84,18 +83,6 @@ class Teacher(ABC):
     def text_width(self) -> int:
         """The width D of the text tokens."""
         return int(self.text_config["hidden_size"])
-
-    @property
-    def scaling_factor(self) -> float | list[float]:
-        """What raw latents are multiplied with (one value, or one a channel)."""
-        factor: float | list[float] = self.vae_config.get("scaling_factor") or 1.0
-        return factor
-
-    @property
-    def shift_factor(self) -> float | list[float]:
-        """What is subtracted from raw latents before they are scaled."""
-        shift: float | list[float] = self.vae_config.get("shift_factor") or 0.0
-        return shift
 
     def latent_shape(self, resolution: int | None = None) -> tuple[int, int, int]:
         """(channels, height, width) of the latents of a square picture; UsageError if the size does not fit."""
@@ -191,11 +178,6 @@ class Teacher(ABC):
         return self._once("tokenizer", lambda: load_tokenizer(self.source_info, self.part_classes["tokenizer"]))
 
     @property
-    def vae_dtype(self) -> torch.dtype:
-        """What the autoencoder runs in."""
-        return self.dtype
-
-    @property
     def text_dtype(self) -> torch.dtype:
         """What the text encoder runs in."""
         return self.dtype
@@ -211,12 +193,6 @@ class Teacher(ABC):
             torch.cuda.empty_cache()
 
     # what it computes
-
-    def _products(self, dtype: torch.dtype) -> AbstractContextManager[Any]:
-        """Where the networks run: a CPU without bfloat16 instructions gets its products in float32."""
-        if torch.is_autocast_enabled(self.device.type):
-            dtype = torch.get_autocast_dtype(self.device.type)
-        return wide_products(self.device, dtype)
 
     @abstractmethod
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -267,59 +243,6 @@ class Teacher(ABC):
         if isinstance(scale, Tensor):
             scale = scale.to(device=cond.device, dtype=cond.dtype).reshape(-1, *(1,) * (cond.ndim - 1))
         return uncond + scale * (cond - uncond)
-
-    @abstractmethod
-    def _encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What :meth:`encode_posterior` returns, of ``[B, 3, H, W]`` in [-1, 1]."""
-
-    has_posterior: ClassVar[bool] = False
-    """Whether the autoencoder gives a distribution of latents, and not just one."""
-
-    def encode_images(self, images: Tensor) -> Tensor:
-        """Unscaled latents, float32 ``[B, C, h, w]``, of uint8 pictures ``[B, H, W, 3]`` (tensor or array)."""
-        return self.encode_posterior(images)[0]
-
-    @torch.no_grad()
-    def encode_posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Mean and logarithm of the variance of the unscaled latents, float32 ``[B, C, h, w]``, of uint8 pictures.
-
-        An autoencoder without :attr:`has_posterior` has no variance (None).
-        """
-        images = torch.as_tensor(images)
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-            raise ValueError(f"pictures must be uint8 [B, H, W, 3], got {images.dtype} {tuple(images.shape)}")
-        pixels = images.to(self.device).permute(0, 3, 1, 2).float() / 255.0
-        with self._products(self.vae_dtype):
-            mean, logvar = self._encode_pixels((2.0 * pixels - 1.0).to(self.vae_dtype))
-        return mean.float(), None if logvar is None else logvar.float()
-
-    def scale(self, latents: Tensor) -> Tensor:
-        """Unscaled latents as the denoiser sees them: ``(latents - shift) * factor``."""
-        return (latents - self._channels(self.shift_factor, latents)) * self._channels(self.scaling_factor, latents)
-
-    def unscale(self, latents: Tensor) -> Tensor:
-        """The inverse of :meth:`scale`."""
-        return latents / self._channels(self.scaling_factor, latents) + self._channels(self.shift_factor, latents)
-
-    @staticmethod
-    def _channels(value: float | list[float], latents: Tensor) -> Tensor | float:
-        if isinstance(value, int | float):
-            return value
-        return torch.tensor(value, dtype=latents.dtype, device=latents.device)[:, None, None]
-
-    def decode_pixels(self, latents: Tensor) -> Tensor:
-        """Pixels ``[B, 3, H, W]`` about [-1, 1], in the autoencoder's dtype, of scaled latents; differentiable."""
-        vae: Any = self.vae()
-        with self._products(self.vae_dtype):
-            pixels: Tensor = vae.decode(self.unscale(latents.to(self.device, self.vae_dtype)), return_dict=False)[0]
-        return pixels
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures, uint8 ``[B, H, W, 3]`` on the CPU, of scaled latents; rounded as diffusers rounds."""
-        pixels = (self.decode_pixels(latents) * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu()
-        pictures: Tensor = (pixels * 255).round().to(torch.uint8)
-        return pictures
 
     @abstractmethod
     def encode_text(self, prompts: Sequence[str]) -> list[Condition]:

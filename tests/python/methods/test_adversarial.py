@@ -31,14 +31,10 @@ from ddx.networks.heads import Discriminator, frequency_bands, normalised
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
 from distilling import KINDS, assert_gradients_reach_their_networks, make_batch, make_teacher, make_trainer
+from method_runs import make_method
 
 torch.set_num_threads(1)
 ADVERSARIAL = ("ladd", "sana-sprint", "dmd2")
-
-
-def make(name: str, teacher: Teacher, **settings: Any) -> Any:
-    spec = method_spec(name)
-    return spec.method(spec.config(**settings), teacher)
 
 
 def softplus(x: float) -> float:
@@ -138,7 +134,7 @@ def test_a_turn_s_loss_reaches_all_of_what_it_trains_and_nothing_else(teacher: T
 
 
 def test_ladd_by_hand(teacher: Teacher) -> None:
-    method = make("ladd", teacher, num_steps=2, noise_share=0.5, head_condition=False)
+    method = make_method("ladd", teacher, num_steps=2, noise_share=0.5, head_condition=False)
     student, heads = (method.build(spec) for spec in method.networks())
     networks = {STUDENT: student, DISCRIMINATOR: heads}
     view, batch = FlowView(teacher), make_batch(teacher)
@@ -179,7 +175,7 @@ def test_dmd2_s_adversarial_loss_is_on_the_fake_score_s_features(tmp_path: Path)
     whole = gradients[1.0] - gradients[0.0]
     assert whole.norm() > 0
     assert (gradients[1e-2] - gradients[0.0] - 1e-2 * whole).norm() < 0.05 * 1e-2 * whole.norm()
-    method, networks = make("dmd2", teacher, gan_weight=0.3), {}
+    method, networks = make_method("dmd2", teacher, gan_weight=0.3), {}
     for spec in method.networks():
         torch.manual_seed(0)
         networks[spec.name] = method.build(spec)
@@ -198,7 +194,7 @@ def test_dmd2_s_adversarial_loss_is_on_the_fake_score_s_features(tmp_path: Path)
 
 def test_sana_sprint_is_scm_with_a_second_loss_and_wrong_captions_for_fakes(tmp_path: Path) -> None:
     teacher = make_teacher("flow", tmp_path / "pipeline")
-    method = make("sana-sprint", teacher, noise_share=1.0)
+    method = make_method("sana-sprint", teacher, noise_share=1.0)
     networks = {}
     for spec in method.networks():
         torch.manual_seed(0)
@@ -235,7 +231,7 @@ def test_the_penalty_joins_the_discriminator_s_loss_at_the_noised_real_input() -
     classes = torch.ones(4).long()
     condition, t = teacher.condition(classes), torch.full((4,), 0.5).double()
     real, fake, direction = (torch.randn(4, 2, 1, 1) for _ in range(3))
-    plain, exact = (make("ladd", teacher, r1_weight=w, r1_form="exact") for w in (0.0, 3.0))
+    plain, exact = (make_method("ladd", teacher, r1_weight=w, r1_form="exact") for w in (0.0, 3.0))
     heads = plain.judge.build()
     arguments = (heads, teacher.network(), real, fake, t, condition, direction)
     added = exact.judge.discriminator_loss(*arguments) - plain.judge.discriminator_loss(*arguments)

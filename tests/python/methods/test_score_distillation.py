@@ -10,21 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ddx.errors import UsageError
-from ddx.methods.base import STUDENT, Turn
+from ddx.methods.base import STUDENT
 from ddx.methods.registry import method_spec
 from ddx.methods.score_distillation import FAKE
 from ddx.teachers.base import Teacher
 from distilling import assert_gradients_reach_their_networks, make_batch, make_teacher, make_trainer
+from method_runs import FAKES_TURN, SCORE_METHODS, STUDENTS_TURN, make_method
 
 torch.set_num_threads(1)
-NUM = 6
-FAMILY = ("sid", "sid-lsg", "dmd2", "dmd", "diff-instruct", "dde")
-STUDENTS_TURN, FAKES_TURN = Turn(trains=(STUDENT,)), Turn(trains=(FAKE,))
-
-
-def make(name: str, teacher: Teacher, **settings: Any) -> Any:
-    spec = method_spec(name)
-    return spec.method(spec.config(**settings), teacher)
 
 
 def test_losses_equal_the_formulas_by_hand(teacher: Teacher) -> None:
@@ -90,7 +83,7 @@ def test_losses_equal_the_formulas_by_hand(teacher: Teacher) -> None:
     }
     special: dict[str, Any] = {"sid": {"alpha": 1.1}, "dmd2": {"gan_weight": 0.0}}
     for name, loss in wanted.items():
-        method = make(name, teacher, **both, **special.get(name, {}))
+        method = make_method(name, teacher, **both, **special.get(name, {}))
         found = method.losses(STUDENTS_TURN, make_batch(teacher), networks)
         torch.testing.assert_close(found.by_network[STUDENT].double(), loss, rtol=2e-3, atol=1e-5)
         assert not found.dropped[STUDENT].any()
@@ -100,14 +93,14 @@ def test_losses_equal_the_formulas_by_hand(teacher: Teacher) -> None:
         torch.testing.assert_close(of_fake.double(), expected, rtol=2e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", SCORE_METHODS)
 def test_a_turn_s_loss_reaches_all_of_what_it_trains_and_nothing_else(teacher: Teacher, name: str) -> None:
     trainer = make_trainer(teacher, method=name)
     # attention over keys is blind to one constant added to all of them
     assert_gradients_reach_their_networks(trainer, *(["to_k.bias"] if teacher.prediction == "flow" else []))
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", SCORE_METHODS)
 def test_a_trained_range_of_guidance_is_an_input_of_student_and_fake_score(tmp_path: Path, name: str) -> None:
     teacher = make_teacher("flow", tmp_path / "pipeline")
     spec = method_spec(name)
@@ -133,10 +126,10 @@ def test_lsg_at_guidance_one_is_sid_and_otherwise_guides_the_fake_score(teacher:
     for turn in (STUDENTS_TURN, FAKES_TURN):
         (name,) = turn.trains
         sid, lsg = (
-            make(kind, teacher, **one).losses(turn, make_batch(teacher), networks) for kind in ("sid", "sid-lsg")
+            make_method(kind, teacher, **one).losses(turn, make_batch(teacher), networks) for kind in ("sid", "sid-lsg")
         )
         torch.testing.assert_close(lsg.by_network[name], sid.by_network[name])
-    method = make("sid-lsg", teacher, kappa1=2.0, kappa2=3.0, kappa4=4.0)
+    method = make_method("sid-lsg", teacher, kappa1=2.0, kappa2=3.0, kappa4=4.0)
     batch = make_batch(teacher)
     x, t = batch.x0, torch.full((4,), 0.5).double()
 

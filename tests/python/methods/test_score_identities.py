@@ -13,23 +13,16 @@ from torch import Tensor, nn
 from ddx.bench.mixtures.mixture import circle
 from ddx.bench.mixtures.run import FastDraws
 from ddx.bench.mixtures.teacher import MLP, PROCESSES, MixtureTeacher
-from ddx.methods.base import STUDENT, Batch, NetworkSpec, Turn
+from ddx.methods.base import STUDENT, Batch, NetworkSpec
 from ddx.methods.registry import method_spec
 from ddx.methods.score_distillation import FAKE, Scores, score_gaps
 from ddx.networks.guidance import INTERVAL, interval_input
-from ddx.teachers.base import Teacher
 from ddx.teachers.scalar_input import find_embedder
 from distilling import make_batch, make_teacher, make_trainer
+from method_runs import SCORE_METHODS, STUDENTS_TURN, make_method
 
 torch.set_num_threads(1)
 NUM = 6
-FAMILY = ("sid", "sid-lsg", "dmd2", "dmd", "diff-instruct", "dde")
-STUDENTS_TURN, FAKES_TURN = Turn(trains=(STUDENT,)), Turn(trains=(FAKE,))
-
-
-def make(name: str, teacher: Teacher, **settings: Any) -> Any:
-    spec = method_spec(name)
-    return spec.method(spec.config(**settings), teacher)
 
 
 class DoubleDraws(FastDraws):
@@ -51,7 +44,7 @@ def mlp(teacher: MixtureTeacher, seed: int) -> nn.Module:
 
 def looked(name: str, teacher: MixtureTeacher, **settings: Any) -> tuple[Any, Tensor, Scores, Tensor]:
     """The method, x, what the scores see, and the loss of each row, all from the same random numbers."""
-    method, batch = make(name, teacher, **settings), mixture_batch(teacher)
+    method, batch = make_method(name, teacher, **settings), mixture_batch(teacher)
     x = (0.7 * batch.x0).requires_grad_()
     seen = method.look(x, batch, mlp(teacher, 3), 1.0)
     return method, x, seen, method.generator_loss(x, seen, batch).loss
@@ -120,14 +113,14 @@ def test_the_straight_through_copy_has_the_teacher_s_value_and_the_fake_score_s_
 
 def test_stopped_share_and_the_schedule_of_alpha_follow_the_run() -> None:
     teacher = MixtureTeacher(circle())
-    method = make("sid", teacher, stopped_share=0.3, alpha=1.0, alpha_end=1.2)
+    method = make_method("sid", teacher, stopped_share=0.3, alpha=1.0, alpha_end=1.2)
     batch = mixture_batch(teacher)
     assert method.looks_through(batch) == (False, False)
     assert method.looks_through(dataclasses.replace(batch, progress=0.3)) == (True, True)
     assert method.alpha_at(0.5) == pytest.approx(1.1)
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", SCORE_METHODS)
 def test_both_scores_stay_as_they_are_while_gradients_flow_through_them_into_x(name: str) -> None:
     trainer = make_trainer(MixtureTeacher(circle()).freeze_fitted(), method=name)
     networks = {key: value.module for key, value in trainer.trained.items()}
@@ -149,7 +142,7 @@ def test_both_scores_stay_as_they_are_while_gradients_flow_through_them_into_x(n
 
 def test_a_generator_of_several_steps_is_trained_at_the_states_of_its_sampler() -> None:
     teacher = MixtureTeacher(circle())
-    method = make("sid", teacher, num_steps=3, start_time=0.9)
+    method = make_method("sid", teacher, num_steps=3, start_time=0.9)
     student, batch, again = mlp(teacher, 4).requires_grad_(True), mixture_batch(teacher), mixture_batch(teacher)
     made = method.generate(student, batch, 1.0)
     x, u = again.draws.normal(2, 1, 1), again.draws.uniform()
@@ -177,8 +170,8 @@ def test_a_generator_of_several_steps_is_trained_at_the_states_of_its_sampler() 
 def test_the_fake_score_of_several_steps_knows_where_its_input_comes_from(tmp_path: Path, name: str) -> None:
     teacher = make_teacher("flow", tmp_path / "pipeline")
     spec = method_spec(name)
-    assert find_embedder(make(name, teacher).build(NetworkSpec(name=FAKE)), INTERVAL) is None
-    assert find_embedder(make(name, teacher, num_steps=3).build(NetworkSpec(name=STUDENT)), INTERVAL) is None
+    assert find_embedder(make_method(name, teacher).build(NetworkSpec(name=FAKE)), INTERVAL) is None
+    assert find_embedder(make_method(name, teacher, num_steps=3).build(NetworkSpec(name=STUDENT)), INTERVAL) is None
     trainer = make_trainer(teacher, spec.config(num_steps=3), method=name, learning_rate=1e-2)
     for step in range(2):
         trainer.step(step, [make_batch(teacher, step)])
@@ -212,11 +205,11 @@ def test_dmd_regresses_on_where_the_ode_goes_with_the_order_of_its_solver() -> N
     x = DoubleDraws(9, NUM).normal(2, 1, 1)
 
     def end(steps: int) -> Tensor:
-        return make("dmd", teacher, regression_steps=steps).ode_end(x, batch, 1.0)
+        return make_method("dmd", teacher, regression_steps=steps).ode_end(x, batch, 1.0)
 
     fine = end(1024)
     assert 3.0 < float((end(64) - fine).norm() / (end(128) - fine).norm()) < 5.5
-    method = make("dmd", teacher, regression_weight=0.5)
+    method = make_method("dmd", teacher, regression_weight=0.5)
     student = mlp(teacher, 4)
     made = method.generate(student, batch, 1.0)
     second = method.second_loss(made, batch, {}, 1.0)

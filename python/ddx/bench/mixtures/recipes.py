@@ -15,14 +15,12 @@ from ddx.bench.mixtures.teacher import PROCESSES
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """settings: of the trainer and the method, over those of the bench; steps: the numbers of sampling steps that the
-    gate is held at; processes: what it is run on; trained: whether the teacher is the fitted network and not the
-    formula, because the method looks at its features.
+    gate is held at; processes: what it is run on.
     """
 
     settings: Mapping[str, Any]
     steps: tuple[int, ...] = (1, 2, 4)
     processes: tuple[str, ...] = tuple(PROCESSES)
-    trained: bool = False
 
 
 # What most of them share: Adam that forgets soon, at the rate that the small network bears.
