@@ -41,7 +41,7 @@ def estimate(config: PrecomputeConfig, sources: Sequence[str], workspace: Worksp
         "writes": f"{plan.store}{' (exists; goes on with it)' if found else ''}, {plan.sizes.num_parts} parts",
         "estimated_disk_bytes": row_bytes * plan.sizes.rows,
         "estimated_memory_bytes": memory,
-        "estimated_seconds": round(seconds_per_row * plan.sizes.rows / plan.rank.world, 1),
+        "estimated_seconds": float(f"{seconds_per_row * plan.sizes.rows / plan.rank.world:.3g}"),
     }
 
 
