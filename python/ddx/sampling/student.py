@@ -85,6 +85,15 @@ class StudentFolder:
             )
         return self.folder / str(folders[str(steps)])
 
+    def weights(self, folder: Path | None = None) -> dict[str, torch.Tensor]:
+        """Return the state dict of the denoiser in its folder, or in one of those folded for a number of steps."""
+        from safetensors.torch import load_file
+
+        state: dict[str, torch.Tensor] = {}
+        for file in sorted(((folder or self.folder) / self.denoiser_part).glob("*.safetensors")):
+            state |= load_file(file)
+        return state
+
     @property
     def guidance(self) -> float | None:
         """The guidance scale that is folded into the weights, where it is known."""
@@ -230,13 +239,7 @@ class StudentPipeline:
         folder = self.files.for_steps(steps)
         if folder.resolve() == self._weights_of:
             return
-        from safetensors.torch import load_file
-
-        denoiser = getattr(self.pipeline, self.files.denoiser_part)
-        state: dict[str, Any] = {}
-        for file in sorted((folder / self.files.denoiser_part).glob("*.safetensors")):
-            state |= load_file(file)
-        denoiser.load_state_dict(state)
+        getattr(self.pipeline, self.files.denoiser_part).load_state_dict(self.files.weights(folder))
         self._weights_of = folder.resolve()
         asked, self.guidance = self.guidance, self.files.guidance
         if asked is not None:  # these weights hold the one that was exported

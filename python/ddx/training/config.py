@@ -30,6 +30,9 @@ class DistillConfig:
     data: Path | None = option(None, "store to train on (none: the newest one of this teacher)", metavar="STORE")
     out: Path | None = option(None, "folder of the student (none: a new one in the workspace)", metavar="PATH")
     preset: str = option("auto", "settings tuned for this teacher and method: auto, none, or a name", metavar="NAME")
+    from_student: Path | None = option(
+        None, "student whose weights this one starts with (none: the teacher's)", metavar="STUDENT"
+    )
     resolution: int | None = option(None, "picture size in pixels (none: the teacher's own)")
     train_steps: int = option(4000, "optimiser steps of the student")
     batch_size: int = option(64, "pictures a step, over all devices")
@@ -87,6 +90,12 @@ class DistillConfig:
                 )
         for name in self.ema_more:
             parse_average(name)
+        if self.from_student is not None and self.lora_rank:
+            raise UsageError(
+                f"from_student = {self.from_student} gives whole weights, lora_rank = {self.lora_rank} trains "
+                "differences from the teacher",
+                hint="leave one of them away",
+            )
         if not self.sample_steps or min(self.sample_steps) < 1:
             raise UsageError(
                 f"sample_steps = {self.sample_steps} must be whole numbers from 1", hint="--sample-steps 1,2,4"

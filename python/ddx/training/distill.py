@@ -31,6 +31,7 @@ from ddx.training.export import export_student
 from ddx.training.find_store import find_store
 from ddx.training.grids import SampleGrid
 from ddx.training.interruption import Interrupted, StopSignal
+from ddx.training.starting_weights import starting_weights
 from ddx.training.student_folder import StudentFolder, choose_folder
 from ddx.training.tracking import Clock, Metrics, peak_memory_bytes
 from ddx.training.trainer import Swapped, Trainer
@@ -55,7 +56,7 @@ def distill(
         if run.folder.finished:
             progress.log(f"{run.folder.path} is finished already")
             return run.folder.path
-        trainer = Trainer(run.method, config, ranks, run.dtype)
+        trainer = Trainer(run.method, config, ranks, run.dtype, run.start)
         start = _resume(run, trainer)
         _record(run, trainer, start, finished=False)
         grid, clock = _sample_grid(run), Clock(_seconds_before(run, start))
@@ -98,6 +99,7 @@ class _Run:
     store: Store
     num_samples: int
     null: Condition
+    start: dict[str, torch.Tensor] | None
     folder: StudentFolder
     metrics: Metrics
     ranks: Ranks
@@ -147,6 +149,8 @@ def _prepare(config: DistillConfig, method_config: Any, workspace: Workspace, ra
         store=store,
         num_samples=num_samples,
         null=store.null_condition().to(ranks.device, torch.float32),
+        # the checkpoint of an unfinished run has all its weights: it needs the other student no more
+        start=None if folder.checkpoint else starting_weights(config.from_student, teacher, workspace),
         folder=folder,
         metrics=Metrics(folder.path),
         ranks=ranks,

@@ -31,6 +31,7 @@ from ddx.training.optimizer import (
     warmup_cosine,
     warmup_linear,
 )
+from ddx.training.starting_weights import start_from
 
 EXPORTED = "ema"
 METHOD = "method"
@@ -87,8 +88,15 @@ class Trained:
 class Trainer:
     """Everything of a run that changes from step to step, except the position in the data."""
 
-    def __init__(self, method: Method[Any], config: DistillConfig, ranks: Ranks, dtype: torch.dtype) -> None:
-        self.method, self.config, self.ranks, self.dtype = method, config, ranks, dtype
+    def __init__(
+        self,
+        method: Method[Any],
+        config: DistillConfig,
+        ranks: Ranks,
+        dtype: torch.dtype,
+        start: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.method, self.config, self.ranks, self.dtype, self.start = method, config, ranks, dtype, start
         method.train_steps = config.train_steps
         self.specs = {spec.name: spec for spec in method.networks()}
         self.trained: dict[str, Trained] = {}
@@ -117,6 +125,8 @@ class Trainer:
         rank = self.config.lora_rank
         self.method.shares_backbone = bool(rank)
         module = self.method.build(spec)
+        if spec.name == STUDENT and self.start is not None:
+            start_from(module, self.start)
         if rank and spec.lora:
             alpha = float(rank) if self.config.lora_alpha is None else self.config.lora_alpha
             module = add_lora(module, self.method.teacher.lora_targets, rank=rank, alpha=alpha)

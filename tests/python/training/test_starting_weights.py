@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import distill_runs as runs
+from ddx.cli import main
+from ddx.errors import UsageError
+from pipelines import make_sana
+
+
+@pytest.fixture(scope="module")
+def first(teacher_folder: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student of a method with a guidance embedder, which its export has folded in."""
+    return runs.run(teacher_folder, store, tmp_path_factory.mktemp("first"), out=None)
+
+
+def exported(student: Path) -> dict[str, torch.Tensor]:
+    return load_file(student / "transformer" / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.mark.parametrize("method", ["lcm", "dmd2"])
+def test_a_run_that_learns_nothing_ends_as_the_student_that_it_began_with(
+    method: str, first: Path, teacher_folder: Path, store: Path, tmp_path: Path
+) -> None:
+    still = {"learning_rate": 1e-30, "train_steps": 1, "method": method}
+    again = exported(runs.run(teacher_folder, store, tmp_path / "again", from_student=str(first), **still))
+    plain = exported(runs.run(teacher_folder, store, tmp_path / "plain", **still))
+    assert again.keys() == plain.keys()
+    moved = [name for name, value in exported(first).items() if not torch.equal(value, plain[name])]
+    assert len(moved) > 10  # it had learned something
+    for name, value in exported(first).items():
+        assert torch.equal(again[name], value), name
+
+
+def test_other_networks_start_from_the_teacher(first: Path, teacher_folder: Path, store: Path, tmp_path: Path) -> None:
+    settings = {"method": "dmd2", "learning_rate": 1e-30, "train_steps": 1}
+    student = runs.run(teacher_folder, store, tmp_path, from_student=str(first), **settings)
+    held = runs.tensors(student, 1)
+    teacher = exported(teacher_folder)
+    for name, value in teacher.items():
+        assert torch.equal(held[f"fake_score/{name}"], value), name
+    assert any(not torch.equal(held[f"student/{name}"], value) for name, value in teacher.items())
+
+
+def test_a_student_is_found_by_its_name_in_the_workspace(
+    first: Path, teacher_folder: Path, store: Path, tmp_path: Path
+) -> None:
+    workspace = first.parent.parent
+    settings = {"learning_rate": 1e-30, "train_steps": 1, "out": str(tmp_path / "out")}
+    student = runs.run(teacher_folder, store, workspace, from_student=first.name, **settings)
+    assert torch.equal(*(exported(folder)["proj_out.weight"] for folder in (student, first)))
+
+
+def test_an_unfinished_run_goes_on_without_the_student_that_it_began_with(
+    first: Path, teacher_folder: Path, store: Path, tmp_path: Path
+) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(first, copied)
+    settings = {"from_student": str(copied), "out": str(tmp_path / "out"), "target_decay": 0.5}
+    whole = runs.run(teacher_folder, store, tmp_path, **{**settings, "out": str(tmp_path / "whole")})
+    held = Path("checkpoints", "step-000006")  # as if it had been stopped there
+    shutil.copytree(whole / held, tmp_path / "out" / held)
+    record = (whole / "run.json").read_text().replace('"finished": true', '"finished": false')
+    (tmp_path / "out" / "run.json").write_text(record)
+    shutil.copy(whole / "metrics.jsonl", tmp_path / "out" / "metrics.jsonl")
+    shutil.rmtree(copied)
+    resumed = runs.run(teacher_folder, store, tmp_path, **settings)
+    runs.assert_same_run(whole, resumed)
+
+
+def test_what_cannot_be_begun_with_is_refused(first: Path, teacher_folder: Path, store: Path, tmp_path: Path) -> None:
+    other = make_sana(tmp_path / "wider", layers=3)
+    with pytest.raises(UsageError, match="is a student of another one"):
+        runs.run(teacher_folder, store, tmp_path, from_student=str(other))
+    with pytest.raises(UsageError, match="there is no student at"):
+        runs.run(teacher_folder, store, tmp_path, from_student="no-such-student")
+    with pytest.raises(UsageError, match="gives whole weights"):
+        runs.run(teacher_folder, store, tmp_path, from_student=str(first), lora_rank=2)
+
+
+def test_the_command_says_what_is_wrong(
+    teacher_folder: Path, store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = [*runs.flags(teacher_folder, store, tmp_path), "--from-student", "nothing"]
+    assert main.run(command) == 2
+    error = capfd.readouterr().err
+    assert "there is no student at nothing" in error and "ddx list students" in error
