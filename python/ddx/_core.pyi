@@ -30,7 +30,7 @@ class Input:
     `az://…`). Opening reads footers of parquet files, headers of tars and lists once; images are not touched. Columns
     that are not named are found by LAION's spellings and their relatives, in any case. `filter` is a condition on the
     columns, `unique` leaves out rows whose URL or path came before, `limit` takes the first rows that are left, or with
-    a `shuffle` seed random ones, in the order of the input.
+    a `shuffle` seed random ones, in the order of the input. `captions_only` looks for no image in tables and lists.
 
     Raises CoreError for a missing file, an empty or broken one, a missing column (the message lists the columns, the
     hint names the flag), a filter that makes no sense, and when no row passes it.
@@ -45,6 +45,7 @@ class Input:
         path_column: str | None = None,
         caption_columns: Sequence[str] = (),
         key_column: str | None = None,
+        captions_only: bool = False,
         filter: str | None = None,
         unique: bool = False,
         limit: int | None = None,
@@ -62,9 +63,9 @@ class Input:
         """The input with these rows alone, whose numbers rise."""
     @property
     def columns(self) -> dict[str, str]:
-        """The column of each role: `caption`, `image` and, where there is one, `key`."""
+        """The column of each role: `caption`, `image` where there are images, and `key` where there is one."""
     @property
-    def image_kind(self) -> Literal["url", "bytes", "path"]: ...
+    def image_kind(self) -> Literal["url", "bytes", "path", "caption"]: ...
 
 @final
 class Batch:

@@ -61,9 +61,13 @@ class Workspace:
             )
         return Settings(section, f"{path}, section `{command}`")
 
-    def store_path(self, source: str, teacher: str, resolution: int) -> Path:
-        """Return where the store of `source` (the stem of its path or URL) for `teacher` at `resolution` px belongs."""
-        return self.root / "data" / f"{slug(_stem(source))}-{slug(_stem(teacher))}-{resolution}.zarr"
+    def store_path(self, source: str, teacher: str, resolution: int, *, synthetic: bool = False) -> Path:
+        """Return where the store of `source` (the stem of its path or URL) for `teacher` at `resolution` px belongs.
+
+        One of pictures that the teacher draws has a place of its own.
+        """
+        end = "-synthetic" if synthetic else ""
+        return self.root / "data" / f"{slug(_stem(source))}-{slug(_stem(teacher))}-{resolution}{end}.zarr"
 
     def new_student_path(self, teacher: str, method: str) -> Path:
         """Return a folder for a new student: `<teacher>-<method>`, or `…-2`, `…-3` when that one is taken."""

@@ -16,6 +16,12 @@ STATUSES = (
     *("too_large", "empty", "wrong_checksum", "not_an_image", "unsupported_format", "too_many_pixels", "too_small"),
     *("decode", "non_finite", "float16_range", "float8_error", "duplicate"),
 )
+SYNTHETIC = ("synthetic_steps", "synthetic_guidance", "synthetic_seed")
+# Settings that say what happens to given pictures, as they must be where there are none.
+OF_PICTURES = {
+    **{"url_column": None, "image_column": None, "path_column": None, "dedup": "none", "flip": False},
+    **{"posterior": "mode", "max_aspect": 1.0, "stage": "all"},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +48,12 @@ class PrecomputeConfig:
     )
     limit: int | None = option(None, "rows to take at most, the first ones (none: all)")
     shuffle: int | None = option(None, "a seed: --limit takes random rows and not the first", metavar="SEED")
+    synthetic: bool = option(
+        False, "let the teacher draw the pictures: of tables and lists the captions alone are read, which is enough"
+    )
+    synthetic_steps: int = option(20, "steps in which the teacher draws")
+    synthetic_guidance: float | None = option(None, "guidance at which the teacher draws (none: its default)")
+    synthetic_seed: int = option(0, "seed of the noise that the teacher draws from")
     flip: bool = option(False, "encode the mirrored pictures too; training draws one of both")
     posterior: str = option(
         "mode",
@@ -121,8 +133,25 @@ class PrecomputeConfig:
                 near = nearest(pattern, STATUSES)
                 cure = f"did you mean `{near}`?" if near else "statuses are " + ", ".join(STATUSES)
                 raise UsageError(f"retry = {pattern}: no row fails like that", hint=cure)
+        self._check_synthetic()
         if self.host_rate is not None and not self.host_rate > 0:
             raise UsageError(f"host_rate = {self.host_rate} is not above 0", hint="--host-rate 2 is two a second")
+
+    def _check_synthetic(self) -> None:
+        """Refuse what has no meaning where pictures are drawn, and settings of drawing where they are not."""
+        own = {name: getattr(PrecomputeConfig, name) for name in SYNTHETIC}
+        for name, usual in (OF_PICTURES if self.synthetic else own).items():
+            if (value := getattr(self, name)) != usual:
+                because = (
+                    "the teacher draws the pictures" if self.synthetic else "is for pictures that the teacher draws"
+                )
+                flag = "--" + name.replace("_", "-")
+                raise UsageError(
+                    f"{name} = {value}: {because}",
+                    hint=f"leave {flag} away" if self.synthetic else f"add --synthetic, or leave {flag} away",
+                )
+        if self.synthetic_steps < 1:
+            raise UsageError(f"synthetic_steps = {self.synthetic_steps}: at least 1 is needed", hint="20 is usual")
 
 
 @dataclass(frozen=True, kw_only=True)

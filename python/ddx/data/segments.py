@@ -14,7 +14,7 @@ from ddx.errors import DdxError
 # latents mean.
 OF_ONE_SEGMENT = (
     *("input", "input_rows", "columns", "where", "dedup", "limit", "shuffle", "verify_checksums"),
-    *("batch_size", "max_pixels", "max_upscale", "tiff"),
+    *("batch_size", "max_pixels", "max_upscale", "tiff", "synthetic"),
 )
 
 

@@ -14,10 +14,12 @@ from ddx.data.buckets import Bucket, read_buckets
 from ddx.data.layout import overhead
 from ddx.data.rows import FILE_NAME, tables
 from ddx.data.segments import Segment, read_attributes, record_path, segments_of
+from ddx.data.synthetic import noise_of, synthetic_of
 from ddx.errors import DdxError, UsageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from torch import Tensor
 
     from ddx.progress import Progress
     from ddx.teachers.condition import Condition
@@ -79,6 +81,25 @@ class Store:
     def sources(self) -> list[str]:
         """What it was made from, as the command lines had it."""
         return [source for segment in self.segments for source in segment.sources]
+
+    @property
+    def synthetic_share(self) -> float:
+        """The share of its usable rows whose pictures the teacher drew."""
+        drawn = [segment for segment in self.segments if synthetic_of(segment.settings) is not None]
+        if not drawn:
+            return 0.0
+        ok = {int(record["part"]): int(record["ok"]) for record in self.commits()}
+        return sum(ok.get(part, 0) for segment in drawn for part in segment.parts) / max(1, sum(ok.values()))
+
+    def noise(self, rows: Tensor) -> Tensor:
+        """Return the unit noise, float32 `[B, C, h, w]`, that the teacher drew these rows from, int64 `[B]`.
+
+        ValueError for a row that it did not draw.
+        """
+        import torch
+
+        segments, part_rows = self.segments, int(self.attributes["part_rows"])
+        return torch.stack([noise_of(segments, part_rows, row, self.latent_shape) for row in rows.tolist()])
 
     @property
     def is_complete(self) -> bool:
@@ -221,6 +242,7 @@ class Store:
             "validation_prompts": len(self.attributes["validation_prompts"]),
             "fingerprint": self.fingerprint,
             "sources": self.sources,
+            **({"synthetic_share": round(share, 4)} if (share := self.synthetic_share) else {}),
             "settings": self.attributes["settings"],
             "segments": [
                 {

@@ -73,7 +73,8 @@ class Batch:
     """The rows that a step sees: what the store holds, and the random numbers that belong to them.
 
     x0: scaled latents float32 `[B, C, h, w]` (a method that needs captions only reads nothing but its shape);
-    null: the unguided condition, one row; progress: the share of the run that is done, in [0, 1).
+    null: the unguided condition, one row; progress: the share of the run that is done, in [0, 1); noise: the unit noise
+    that the teacher drew x0 from, float32 like x0, for a method that reads pairs.
     """
 
     x0: Tensor
@@ -82,6 +83,7 @@ class Batch:
     draws: Draws
     step: int = 0
     progress: float = 0.0
+    noise: Tensor | None = None
 
     def __len__(self) -> int:
         return self.x0.shape[0]
@@ -117,6 +119,11 @@ class Method(ABC, Generic[ConfigT]):
         self.teacher = teacher
         self.shares_backbone = False  # whether copies of the teacher's network are trees around its own frozen weights
         self.train_steps = 0  # the steps of the run, as its trainer says: stages are shares of it
+
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether its batches must bring the noise that the teacher drew their latents from."""
+        return False
 
     @abstractmethod
     def networks(self) -> tuple[NetworkSpec, ...]:

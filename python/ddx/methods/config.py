@@ -9,6 +9,7 @@ from typing import Any
 from ddx.config import option
 from ddx.errors import UsageError
 
+PAIRS = ("solved", "stored")
 TIME_SAMPLING = ("uniform", "logit-normal", "log-normal", "shifted", "grid", "set")
 
 

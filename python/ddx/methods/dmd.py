@@ -3,8 +3,8 @@
     dL/dx = (y_psi - y_phi) / max(mean|x - y_phi|, 1e-5)            both constants
     + weight |x(z) - ODE_phi(z)|^2                                  noise z, and where the teacher's ODE takes it
 
-The pairs are solved on the way, by a few steps of Heun's rule, where the paper stores them; the distance is taken of
-latents, where the paper's is LPIPS of pictures.
+The pairs are solved on the way, by a few steps of Heun's rule, or are stored ones as in the paper, which then are drawn
+from their own noise; the distance is taken of latents, where the paper's is LPIPS of pictures.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from ddx.config import option
 from ddx.errors import UsageError
 from ddx.kernels.dmd import guarded_dmd_loss
 from ddx.kernels.guarded_loss import GuardedLoss
-from ddx.methods.base import Batch
-from ddx.methods.config import at_least
+from ddx.methods.base import STUDENT, Batch
+from ddx.methods.config import PAIRS, at_least
 from ddx.methods.flow_view import mean_square
 from ddx.methods.score_distillation import Generated, ScoreConfig, ScoreDistillation, Scores
 
@@ -31,6 +31,11 @@ class DMDConfig(ScoreConfig):
 
     regression_weight: float = option(
         0.25, "weight of the regression on noise and the teacher's picture of it; 0: none"
+    )
+    pairs: str = option(
+        "solved",
+        "whence noise and picture of the regression: solved in each step, or stored by `ddx precompute --synthetic`",
+        choices=PAIRS,
     )
     regression_steps: int = option(8, "solver steps, of two evaluations each, from noise to the teacher's picture")
 
@@ -51,6 +56,11 @@ class DMD(ScoreDistillation[DMDConfig]):
 
     defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-5, "weight_decay": 0.01, "clip_norm": 10.0}
 
+    @property
+    def reads_pairs(self) -> bool:
+        """See :meth:`Method.reads_pairs`."""
+        return self.config.pairs == "stored" and self.config.regression_weight > 0.0
+
     def generator_loss(self, x: Tensor, seen: Scores, batch: Batch) -> GuardedLoss:
         """Return half the square of the normalised difference of the scores, with itself as the gradient by x."""
         return guarded_dmd_loss(seen.y_teacher, seen.y_fake, x)
@@ -61,7 +71,15 @@ class DMD(ScoreDistillation[DMDConfig]):
         """Return the weighted square distance from where the teacher's ODE takes the same noise."""
         if self.config.regression_weight == 0.0:
             return None
-        return self.config.regression_weight * mean_square(made.x - self.ode_end(made.start, batch, guidance))
+        if batch.noise is None:
+            x, end = made.x, self.ode_end(made.start, batch, guidance)
+        else:
+            start, time = (
+                self.view.start(batch.noise, self.first_time),
+                made.time.new_full((len(batch),), self.first_time),
+            )
+            x, end = self.predict_x0(networks[STUDENT], start, time, batch.condition, guidance), batch.x0
+        return self.config.regression_weight * mean_square(x - end)
 
     def ode_end(self, x: Tensor, batch: Batch, guidance: Tensor | float) -> Tensor:
         """Return where the guided teacher's ODE takes x, which is at the noisiest time."""

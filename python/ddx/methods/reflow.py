@@ -1,6 +1,6 @@
 """Rectified flow, repeated (Liu et al. 2022, arXiv:2209.03003): straight lines between noise and where its ODE ends.
 
-x_1 = noise,  x_0 = end of the guided ODE from x_1              solved inside the step
+x_1 = noise,  x_0 = end of the guided ODE from x_1              solved inside the step, or stored
 loss = | v(x_t, t) - (x_1 - x_0) |^2,  x_t = (1 - t) x_0 + t x_1
 
 Pairs belong together, so at the noise end the regression has one answer: where the ODE ends. In between lines cross
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ddx.config import option
 from ddx.kernels.consistency import guarded_consistency_loss
 from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
-from ddx.methods.config import FlowConfig, at_least, within
+from ddx.methods.config import PAIRS, FlowConfig, at_least, within
 from ddx.methods.flow_method import FlowMethod
 from ddx.methods.flow_view import rows
 from ddx.teachers.base import Sampler
@@ -31,6 +31,11 @@ BEFORE = "before"
 class ReFlowConfig(FlowConfig):
     """One round, with pairs from a few steps of Heun's solver."""
 
+    pairs: str = option(
+        "solved",
+        "whence noise and picture: solved in each step, or stored by `ddx precompute --synthetic`",
+        choices=PAIRS,
+    )
     solver_steps: int = option(8, "solver steps from noise to picture, equal on the sampler's clock")
     solver_order: int = option(2, "1: Euler, one evaluation a step; 2: Heun, two")
     rounds: int = option(1, "how often lines are drawn anew, from the student's own ODE")
@@ -49,6 +54,11 @@ class ReFlow(FlowMethod[ReFlowConfig]):
 
     sampler: ClassVar[Sampler] = "ode"
     defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-4}
+
+    @property
+    def reads_pairs(self) -> bool:
+        """See :meth:`Method.reads_pairs`: those of the first round."""
+        return self.config.pairs == "stored"
 
     def networks(self) -> tuple[NetworkSpec, ...]:
         """Return the student, and with several rounds the snapshot whose ODE makes the pairs."""
@@ -70,9 +80,13 @@ class ReFlow(FlowMethod[ReFlowConfig]):
         guidance, times = self.draw_guidance(batch), self.draw_times(batch)
         top = self.view.t_max
         t = torch.where(batch.draws.uniform() < self.config.noise_share, top, times.t)
-        start = self.view.start(self.draw_noise(batch), top)
+        noise = self.draw_noise(batch)
         source = networks[BEFORE] if self.round(batch.step) else None
-        end = self.solve(start, batch, guidance, source)
+        if source is None and batch.noise is not None:
+            start, end = self.view.start(batch.noise, top), batch.x0
+        else:
+            start = self.view.start(noise, top)
+            end = self.solve(start, batch, guidance, source)
         direction = (start - end) / top
         x_t = end + rows(t, end) * direction
         prediction = self.velocity(networks[STUDENT], x_t, t, batch.condition, guidance)

@@ -28,7 +28,7 @@ from ddx.training.distributed import Ranks, join
 from ddx.training.ema import EMA
 from ddx.training.estimate import Estimate, estimate_run
 from ddx.training.export import export_student
-from ddx.training.find_store import find_store
+from ddx.training.find_store import find_store, require_pairs
 from ddx.training.grids import SampleGrid
 from ddx.training.interruption import Interrupted, StopSignal
 from ddx.training.starting_weights import starting_weights
@@ -130,6 +130,8 @@ def _prepare(config: DistillConfig, method_config: Any, workspace: Workspace, ra
     )
     before = read_run(folder.path) if folder.resumed else None
     store, say = find_store(config, teacher, workspace, before)
+    if method.reads_pairs:
+        require_pairs(store, method.export_notes().get("guidance_range"))
     if ranks.is_first:
         progress.log(say)
         if folder.resumed and not folder.finished:
@@ -211,6 +213,7 @@ def _micro_batches(run: _Run, data: Any, step: int) -> Iterator[Batch]:
     x0 = run.teacher.scale(data.latents.to(device, non_blocking=True).float())
     # float32 like the latents: on a CPU, autocast refuses to join the store's float16 to anything.
     condition = data.condition.to(device, torch.float32)
+    noise = run.store.noise(data.rows).to(device) if run.method.reads_pairs else None
     for start in range(0, rows, size):
         part = slice(start, min(start + size, rows))
         indices = range(first + part.start, first + part.stop)
@@ -221,6 +224,7 @@ def _micro_batches(run: _Run, data: Any, step: int) -> Iterator[Batch]:
             draws=Draws(run.config.seed, step, indices, device),
             step=step,
             progress=step / run.config.train_steps,
+            noise=None if noise is None else noise[part],
         )
 
 
@@ -303,6 +307,7 @@ def _record(run: _Run, trainer: Trainer, step: int, *, finished: bool, **more: A
         "method": config.method,
         "resolution": config.resolution or run.teacher.default_resolution,
         "store": str(run.store.path.resolve()),
+        "synthetic_share": round(run.store.synthetic_share, 4),
         "images_seen": step * config.batch_size,
         "seed": config.seed,
         **run.method.export_notes(),

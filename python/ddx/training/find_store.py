@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ddx.data.store import Store
+from ddx.data.synthetic import synthetic_of
 from ddx.errors import UsageError
 from ddx.teachers.base import Teacher
 from ddx.training.config import DistillConfig
@@ -40,6 +41,23 @@ def find_store(
     store = Store(path)
     check_fingerprint(store.path, store.fingerprint, wanted, config.teacher)
     return store, f"{say} ({store.num_ok} pictures)"
+
+
+def require_pairs(store: Store, guidance: Sequence[float] | None) -> None:
+    """Raise UsageError if the teacher did not draw every row of the store, or not at the student's one guidance."""
+    made = "`ddx precompute CAPTIONS.parquet --synthetic` makes one"
+    if store.synthetic_share < 1.0:
+        raise UsageError(
+            f"pairs = stored, and the pictures of {store.path} were not all drawn by the teacher",
+            hint=f"give such a store with --data: {made}; or leave --pairs away",
+        )
+    found = {how.guidance for segment in store.segments if (how := synthetic_of(segment.settings)) is not None}
+    if guidance is not None and found != set(guidance):
+        drawn, wanted = (" and ".join(f"{scale:g}" for scale in sorted(set(it))) for it in (found, guidance))
+        raise UsageError(
+            f"the pairs of {store.path} were drawn at guidance {drawn}, the student is for {wanted}",
+            hint=f"--guidance-min {max(found):g} --guidance-max {max(found):g}",
+        )
 
 
 def check_fingerprint(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], teacher: str) -> None:

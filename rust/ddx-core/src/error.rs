@@ -237,7 +237,10 @@ impl Error {
             }
             Self::NoRows(_) => "give a file with at least one row",
             Self::NoCaptionColumn { .. } => "name the column with --caption-column",
-            Self::NoImageColumn { .. } => "name the column with --url-column, --image-column or --path-column",
+            Self::NoImageColumn { .. } => {
+                "name the column with --url-column, --image-column or --path-column; with --synthetic the teacher draws \
+                 the pictures, and captions are enough"
+            }
             Self::NoSuchColumn { .. } => "use one of the columns listed",
             Self::ColumnType { .. } => "choose another column",
             Self::SeveralImageColumns(_) => "give one of --url-column, --image-column and --path-column",

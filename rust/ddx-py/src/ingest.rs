@@ -32,7 +32,7 @@ impl Input {
     #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)]
     #[pyo3(signature = (
         sources, *, url_column=None, image_column=None, path_column=None, caption_columns=Vec::new(), key_column=None,
-        filter=None, unique=false, limit=None, shuffle=None,
+        captions_only=false, filter=None, unique=false, limit=None, shuffle=None,
     ))]
     fn new(
         py: Python<'_>,
@@ -42,6 +42,7 @@ impl Input {
         path_column: Option<String>,
         caption_columns: Vec<String>,
         key_column: Option<String>,
+        captions_only: bool,
         filter: Option<String>,
         unique: bool,
         limit: Option<u64>,
@@ -53,6 +54,7 @@ impl Input {
             path: path_column,
             captions: caption_columns,
             key: key_column,
+            captions_only,
         };
         let selection = Selection { filter, unique, limit, shuffle };
         let open = || {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -193,6 +194,23 @@ def test_reflow_is_its_formula(teacher: Teacher) -> None:
         t = hand.t_max if pure[row] < 0.5 else hand.t_min + (hand.t_max - hand.t_min) * u[row]
         line = (start - x) / hand.t_max
         f = hand.velocity(run.student, x + t * line, t, here, guidance=GUIDANCE)
+        expected.append(mean(f - line))
+    compare(found, expected)
+
+
+def test_reflow_on_stored_pairs_is_its_formula(teacher: Teacher) -> None:
+    run, hand = make_run(teacher, "reflow", pairs="stored", noise_share=0.5, **FIXED), ByHand(teacher)
+    assert run.method.reads_pairs and not make_run(teacher, "reflow", **FIXED).method.reads_pairs
+    stored = torch.randn(4, *teacher.latent_shape(), generator=torch.Generator().manual_seed(3))
+    found = run.losses(replace(make_batch(teacher), noise=stored)).by_network[STUDENT]
+    batch = make_batch(teacher)
+    _, u, pure = uniforms(batch, 3)
+    expected = []
+    for row in range(4):
+        start, x = hand.start(stored[row : row + 1].double()), batch.x0[row : row + 1].double()
+        t = hand.t_max if pure[row] < 0.5 else hand.t_min + (hand.t_max - hand.t_min) * u[row]
+        line = (start - x) / hand.t_max
+        f = hand.velocity(run.student, x + t * line, t, batch.condition.index(row), guidance=GUIDANCE)
         expected.append(mean(f - line))
     compare(found, expected)
 

@@ -215,3 +215,15 @@ def test_dmd_regresses_on_where_the_ode_goes_with_the_order_of_its_solver() -> N
     second = method.second_loss(made, batch, {}, 1.0)
     target = method.ode_end(made.start, batch, 1.0)
     torch.testing.assert_close(second, 0.5 * (made.x - target).square().flatten(1).mean(1))
+
+
+def test_dmd_regresses_on_stored_pairs_what_it_draws_from_their_noise() -> None:
+    teacher = MixtureTeacher(circle())
+    noise = DoubleDraws(9, NUM).normal(2, 1, 1)
+    batch = dataclasses.replace(mixture_batch(teacher), noise=noise)
+    method, student = make_method("dmd", teacher, regression_weight=0.5, pairs="stored"), mlp(teacher, 4)
+    assert method.reads_pairs and not make_method("dmd", teacher, regression_weight=0.0, pairs="stored").reads_pairs
+    second = method.second_loss(method.generate(student, batch, 1.0), batch, {STUDENT: student}, 1.0)
+    t = torch.full((NUM,), method.first_time, dtype=torch.float64)
+    drawn = method.predict_x0(student, method.view.start(noise, t[0]), t, batch.condition, 1.0)
+    torch.testing.assert_close(second, 0.5 * (drawn - batch.x0).square().flatten(1).mean(1))

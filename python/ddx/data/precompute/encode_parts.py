@@ -1,4 +1,4 @@
-"""Pictures and captions through the teacher's encoders, part by part."""
+"""Pictures and captions through the teacher's encoders, part by part; or captions alone, which the teacher draws."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ddx.data.precompute.draw import draw_latents
 from ddx.data.precompute.encode import LatentBatches, Text, encode_captions
 from ddx.data.precompute.part import EncodedRow, Part
 from ddx.data.precompute.pictures import End, Pictures
@@ -29,7 +30,7 @@ def encoded_parts(plan: Plan, items: Iterable[Pictures | End], progress: Progres
             progress.advance(len(item.rows), **item.stats)
             continue
         skipped = sum(status != OK for status in item.rows.status)
-        part = _finish(plan, item, latents)
+        part = _finish(plan, item, latents) if plan.synthetic is None else _draw(plan, item, progress)
         counts["ok"] += len(part.encoded)
         counts["failed"] += len(part.rows.status) - len(part.encoded)
         progress.advance(skipped, **counts)
@@ -51,6 +52,26 @@ def _finish(plan: Plan, end: End, latents: LatentBatches) -> Part:
             part.encoded[place] = EncodedRow(encoded[names[place]], fine)
         else:
             rows.fail(place, next(reason for reason in found if isinstance(reason, str)), "the caption's embedding")
+    return part
+
+
+def _draw(plan: Plan, end: End, progress: Progress) -> Part:
+    """Encode the captions of a part, and let the teacher draw each row's first one."""
+    rows, names = end.rows, end.names
+    texts: dict[int, list[Text | None]] = {}
+    for place, found in _encode_texts(plan, {place: end.captions[place] for place in rows.ok}).items():
+        texts[place] = [text if isinstance(text, Text) else None for text in found]
+        if not any(texts[place]):
+            rows.fail(place, next(reason for reason in found if isinstance(reason, str)), "the caption's embedding")
+    firsts = {names[place]: next(filter(None, texts[place])) for place in rows.ok}
+    drawn, failed = draw_latents(plan, firsts, progress)
+    part = Part(end.number, rows, {})
+    for place in rows.ok:
+        rows.source[place] = plan.teacher.name
+        if names[place] in failed:
+            rows.fail(place, failed[names[place]], "the teacher's drawing")
+        else:
+            part.encoded[place] = EncodedRow(drawn[names[place]], texts[place])
     return part
 
 

@@ -6,6 +6,7 @@ import math
 import resource
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ddx.config import to_dict
@@ -46,15 +47,21 @@ def estimate(config: PrecomputeConfig, sources: Sequence[str], workspace: Worksp
 
 
 def _measure(plan: Plan) -> tuple[float, int, int]:
-    """Seconds a row of both encoders, tokens of a caption, and peak memory in bytes."""
+    """Seconds a row of both encoders, or of text encoder and denoiser; tokens of a caption; peak memory in bytes."""
     import torch
 
-    teacher, batch = plan.teacher, plan.config.batch_size
-    images = torch.randint(0, 256, (batch, plan.resolution, plan.resolution, 3), dtype=torch.uint8)
+    teacher, batch, how = plan.teacher, plan.config.batch_size, plan.synthetic
     captions = [CAPTION] * CAPTIONS
-    teacher.encode_images(images[:1])  # loads, and warms up
-    (condition, *_) = teacher.encode_text(captions[:1])
-    seconds = _seconds(lambda: teacher.encode_images(images).sum().item()) / batch
+    (condition, *_) = teacher.encode_text(captions[:1])  # loads, and warms up
+    if how is None:
+        images = torch.randint(0, 256, (batch, plan.resolution, plan.resolution, 3), dtype=torch.uint8)
+        teacher.encode_images(images[:1])
+        seconds = _seconds(lambda: teacher.encode_images(images).sum().item()) / batch
+    else:
+        noise, null = torch.zeros(batch, *teacher.latent_shape(plan.resolution)), teacher.null_condition()
+        draw = partial(teacher.sample, condition.expand(batch), null, guidance=how.guidance, noise=noise)
+        draw(num_steps=1)
+        seconds = how.steps * _seconds(lambda: draw(num_steps=1).sum().item()) / batch
     seconds += _seconds(lambda: teacher.encode_text(captions)) / CAPTIONS
     if teacher.device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(teacher.device)

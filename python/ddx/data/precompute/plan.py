@@ -15,6 +15,7 @@ from ddx.data.core import core_errors
 from ddx.data.fingerprint import digest, source_digest
 from ddx.data.layout import SCHEMA, Sizes
 from ddx.data.ranks import Rank
+from ddx.data.synthetic import SETTING, Synthetic
 from ddx.device import find_device
 from ddx.errors import DdxError, UsageError
 from ddx.workspace import Workspace
@@ -53,6 +54,7 @@ class Plan:
     sizes: Sizes
     fingerprint: dict[str, Any]
     settings: dict[str, Any]
+    synthetic: Synthetic | None = None  # how the teacher draws the pictures, if it does
 
     @property
     def digest(self) -> str:
@@ -115,6 +117,7 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Works
                 list(sources),
                 **{name: getattr(config, name) for name in COLUMNS},
                 caption_columns=config.caption_column,
+                captions_only=config.synthetic,
                 filter=config.where,
                 unique=config.dedup == "url",
                 limit=config.limit,
@@ -122,6 +125,11 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Works
             )
     except DdxError as error:
         raise UsageError(error.message, hint=error.hint) from error  # a source that does not open is a wrong argument
+    if config.synthetic and source.image_kind != "caption":
+        raise UsageError(
+            f"{sources[0]} has pictures as its rows, and --synthetic takes captions from tables and lists",
+            hint="give parquet, CSV, TSV or JSONL with a column of captions, or leave --synthetic away",
+        )
     from ddx.teachers.registry import load_teacher
 
     rank = Rank.here()
@@ -136,7 +144,10 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Works
         )
     resolution = config.resolution or teacher.default_resolution
     fingerprint = dict(teacher.fingerprint(resolution))
-    store = config.out or (workspace or Workspace()).store_path(sources[0], teacher.name, resolution)
+    synthetic = _synthetic(config, teacher)
+    store = config.out or (workspace or Workspace()).store_path(
+        sources[0], teacher.name, resolution, synthetic=config.synthetic
+    )
     sizes = Sizes(
         rows=source.rows,
         part_rows=config.part_rows,
@@ -159,6 +170,7 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Works
         "max_upscale": config.max_upscale,
         # Absent unless given, so that a store made before they existed is still the same.
         **{name: value for name in UNUSUAL if (value := getattr(config, name)) != getattr(PrecomputeConfig, name)},
+        **({} if synthetic is None else {SETTING: synthetic.setting()}),
     }
     return Plan(
         config=config,
@@ -171,7 +183,15 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Works
         sizes=sizes,
         fingerprint=fingerprint,
         settings=settings,
+        synthetic=synthetic,
     )
+
+
+def _synthetic(config: PrecomputeConfig, teacher: Teacher) -> Synthetic | None:
+    if not config.synthetic:
+        return None
+    guidance = teacher.default_guidance if config.synthetic_guidance is None else config.synthetic_guidance
+    return Synthetic(config.synthetic_steps, float(guidance), config.synthetic_seed)
 
 
 def with_pooled(plan: Plan, pooled_width: int | None) -> Plan:

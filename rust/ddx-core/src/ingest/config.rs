@@ -48,7 +48,7 @@ impl IngestConfig {
                 let image_bytes = sizes.iter().map(|size| size.num_bytes()).max().unwrap_or(0);
                 (PREFETCH_BYTES / image_bytes.max(1)).clamp(at_least, at_least.max(4096))
             }
-            ImageKind::Bytes | ImageKind::Path => at_least,
+            ImageKind::Bytes | ImageKind::Path | ImageKind::Caption => at_least,
         }
     }
 

@@ -76,7 +76,7 @@ impl Reader {
         Ok(())
     }
 
-    /// A row that needs no decoding: it has failed.
+    /// A row that has failed, and needs no decoding.
     fn give_up(&self, sequence: u64, record: RowRecord) -> Result<(), Closed> {
         self.pass_on(Job { sequence, record, checksum: None, payload: Payload::None })
     }
@@ -93,7 +93,7 @@ impl Reader {
         record.source = match &image {
             Some(ImageRef::Url(url)) => url.clone(),
             Some(ImageRef::Path(path) | ImageRef::Range { path, .. }) => path.to_string_lossy().into_owned(),
-            Some(ImageRef::Bytes(_) | ImageRef::Broken(_)) | None => String::new(),
+            Some(ImageRef::Bytes(_) | ImageRef::Caption | ImageRef::Broken(_)) | None => String::new(),
         };
         let checksum = checksum.filter(|_| self.shared.config.verify_checksums);
         let image = match image {
@@ -136,6 +136,7 @@ impl Reader {
                 self.pass_on(Job { sequence, record, checksum, payload })
             }
             ImageRef::Bytes(bytes) => self.embedded(bytes, Job { sequence, record, checksum, payload: Payload::None }),
+            ImageRef::Caption => self.pass_on(Job { sequence, record, checksum: None, payload: Payload::None }),
             ImageRef::Broken(_) => Ok(()), // passed on above
         }
     }

@@ -37,16 +37,19 @@ pub enum ImageKind {
     Bytes,
     /// Names of local files.
     Path,
+    /// There are none: they are drawn from the captions.
+    Caption,
 }
 
 impl ImageKind {
-    /// `url`, `bytes` or `path`.
+    /// `url`, `bytes`, `path` or `caption`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Url => "url",
             Self::Bytes => "bytes",
             Self::Path => "path",
+            Self::Caption => "caption",
         }
     }
 }
@@ -64,12 +67,15 @@ pub struct ColumnChoice {
     pub captions: Vec<String>,
     /// The rows' names.
     pub key: Option<String>,
+    /// Look for no images: the captions are all that is read.
+    pub captions_only: bool,
 }
 
 /// The columns of one file: indexes into its top-level fields.
 #[derive(Clone, Debug)]
 pub(super) struct Columns {
     pub captions: Vec<usize>,
+    /// Where there are captions alone, the first column of them.
     pub image: usize,
     pub image_kind: ImageKind,
     pub key: Option<usize>,
@@ -79,10 +85,10 @@ pub(super) struct Columns {
 impl Columns {
     /// The names of the columns by role; `name` gives the one of an index.
     pub fn names(&self, name: impl Fn(usize) -> String) -> BTreeMap<&'static str, String> {
-        let mut names = BTreeMap::from([
-            ("caption", join(self.captions.iter().map(|&index| name(index)))),
-            ("image", name(self.image)),
-        ]);
+        let mut names = BTreeMap::from([("caption", join(self.captions.iter().map(|&index| name(index))))]);
+        if self.image_kind != ImageKind::Caption {
+            names.insert("image", name(self.image));
+        }
         if let Some(key) = self.key {
             names.insert("key", name(key));
         }
@@ -109,8 +115,14 @@ pub(super) fn find_caption(names: &[String]) -> Option<usize> {
 /// If there is none for the captions or the images, or one that was named is missing or of a useless type.
 pub(super) fn find_columns(path: &Path, schema: &Schema, choice: &ColumnChoice) -> Result<Columns> {
     let table = Table { path, schema };
-    let (image, image_kind) = table.image(choice)?;
-    let captions = table.captions(choice)?;
+    let (captions, (image, image_kind)) = if choice.captions_only {
+        let captions = table.captions(choice)?;
+        let image = captions[0];
+        (captions, (image, ImageKind::Caption))
+    } else {
+        let image = table.image(choice)?;
+        (table.captions(choice)?, image)
+    };
     let key = match &choice.key {
         Some(name) => Some(table.named(name, "keys", "string or integer", is_key)?),
         None => table.first(&KEY_NAMES, is_key),

@@ -1,4 +1,4 @@
-//! Where rows come from: a caption and an image that is a URL, bytes, or a file.
+//! Where rows come from: a caption, and an image that is a URL, bytes, or a file, or that the caption stands for.
 //!
 //! A [`Source`] has a fixed number of rows in a fixed order and can be read from any row on, so that a part of the
 //! store is always the same rows, and a resumed run reads only what it still needs. Each kind of file is an
@@ -70,6 +70,8 @@ pub enum ImageRef {
         /// How many they are.
         length: u64,
     },
+    /// Nowhere: it is to be drawn from the caption.
+    Caption,
     /// The row itself cannot be read, for this reason.
     Broken(String),
 }

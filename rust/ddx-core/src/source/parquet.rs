@@ -99,7 +99,7 @@ impl Source for ParquetFile {
         let wanted = columns.captions.iter().copied().chain(others);
         let batch_size = match columns.image_kind {
             ImageKind::Bytes => IMAGE_ROWS_AT_A_TIME,
-            ImageKind::Url | ImageKind::Path => TEXT_ROWS_AT_A_TIME,
+            ImageKind::Url | ImageKind::Path | ImageKind::Caption => TEXT_ROWS_AT_A_TIME,
         };
         let batches = self.read(&range, wanted, batch_size)?;
         Ok(Box::new(batches.flat_map(move |batch| -> Rows<'_> {
@@ -281,6 +281,7 @@ fn bytes_at(array: &ArrayRef, index: usize) -> Option<Bytes> {
 
 fn image_at(file: &ParquetFile, array: &ArrayRef, index: usize) -> Option<ImageRef> {
     match file.columns.image_kind {
+        ImageKind::Caption => Some(ImageRef::Caption),
         ImageKind::Url => text_at(array, index).map(ImageRef::Url),
         ImageKind::Path => text_at(array, index).map(|path| ImageRef::Path(beside(&file.place.path, &path))),
         ImageKind::Bytes => match array.as_struct_opt() {

@@ -81,7 +81,7 @@ fn passing<'a>(source: &'a dyn Source, selection: &Selection) -> Result<impl Ite
     let filter = selection.filter.as_deref().map(Filter::parse).transpose()?;
     let mut columns = filter.as_ref().map(|filter| filter.columns().to_vec()).unwrap_or_default();
     let address = if selection.unique {
-        if source.image_kind() == ImageKind::Bytes {
+        if matches!(source.image_kind(), ImageKind::Bytes | ImageKind::Caption) {
             return Err(Error::NoAddress);
         }
         columns.push(source.columns()["image"].clone());

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use ddx_core::image::Size;
 use ddx_core::ingest::{Batch, Ingest, IngestConfig, Item, PartEnd, Poll};
-use ddx_core::source::{ColumnChoice, Input};
+use ddx_core::source::{ColumnChoice, ImageKind, Input, Source};
 
 use crate::fetching;
 use crate::images::{gradient, jpeg};
@@ -37,7 +37,10 @@ fn start(parquet: &Path, parts: &[u64], config: IngestConfig) -> ddx_core::Resul
 }
 
 fn run(parquet: &Path, parts: &[u64], config: IngestConfig) -> (Vec<Batch>, Vec<PartEnd>) {
-    let mut ingest = start(parquet, parts, config).unwrap();
+    finish(start(parquet, parts, config).unwrap())
+}
+
+fn finish(mut ingest: Ingest) -> (Vec<Batch>, Vec<PartEnd>) {
     let (mut batches, mut ends) = (Vec::new(), Vec::new());
     loop {
         match ingest.poll(Duration::from_secs(20)).unwrap() {
@@ -85,6 +88,30 @@ fn quick() -> IngestConfig {
     config.fetch.idle_timeout = Duration::from_millis(500);
     config.fetch.retries = 2;
     config
+}
+
+#[test]
+fn captions_alone_are_rows_without_pictures() {
+    let folder = tempfile::tempdir().unwrap();
+    let (parquet, list) = (folder.path().join("a.parquet"), folder.path().join("b.csv"));
+    write_parquet(&parquet, vec![("caption", texts((0..14).map(|row| (row != 9).then(|| format!("{row}")))))], 6);
+    std::fs::write(&list, "key,caption\nfirst,14\nsecond,\nthird,16\n").unwrap();
+    for (file, rows, blank) in [(parquet, 14_u64, 9), (list, 3, 1)] {
+        let choice = ColumnChoice { captions_only: true, ..Default::default() };
+        let source = Input::open(&[file.to_string_lossy().into_owned()], &choice).unwrap();
+        assert_eq!((source.num_rows(), source.image_kind()), (rows, ImageKind::Caption));
+        assert!(!source.columns().contains_key("image"));
+        let parts: Vec<u64> = (0..rows.div_ceil(10)).collect();
+        let (batches, ends) = finish(Ingest::start(Arc::new(source), &parts, config()).unwrap());
+        assert!(batches.is_empty());
+        let records: Vec<_> = ends.into_iter().flat_map(|end| end.records).collect();
+        assert_eq!(records.len() as u64, rows);
+        for (row, record) in records.iter().enumerate() {
+            let status = record.status.slug();
+            assert_eq!(status, if row == blank { "no_caption" } else { "ok" }, "{row}");
+            assert!(record.source.is_empty() && record.sha256.is_none());
+        }
+    }
 }
 
 #[test]

@@ -82,6 +82,7 @@ impl FfrecordFile {
                 Some(Pickled::Bytes(bytes)) if !bytes.is_empty() => Some(ImageRef::Bytes(bytes.clone())),
                 _ => None,
             },
+            ImageKind::Caption => Some(ImageRef::Caption),
             ImageKind::Url => text_of(columns.image).map(ImageRef::Url),
             ImageKind::Path => text_of(columns.image).map(|path| ImageRef::Path(beside(&self.place.path, &path))),
         };

@@ -82,9 +82,10 @@ impl ListFile {
         let cell = |index: usize| line.text(&self.names, index);
         let image = match line {
             Line::Broken(reason) => Some(ImageRef::Broken(reason.clone())),
+            _ if self.columns.image_kind == ImageKind::Caption => Some(ImageRef::Caption),
             _ => cell(self.columns.image).map(|text| match self.columns.image_kind {
                 ImageKind::Path => ImageRef::Path(beside(&self.place.path, &text)),
-                ImageKind::Url | ImageKind::Bytes => ImageRef::Url(text),
+                _ => ImageRef::Url(text),
             }),
         };
         Row {

@@ -1,0 +1,77 @@
+"""Methods that learn from pairs of noise and picture which a store holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import distill_runs as runs
+from ddx.data.config import PrecomputeConfig
+from ddx.data.precompute import precompute
+from ddx.errors import UsageError
+from ddx.methods import reflow
+from distilling import CAPTIONS
+
+
+@pytest.fixture(scope="module")
+def synthetic(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("synthetic")
+    pq.write_table(
+        pa.table({"caption": [f"{CAPTIONS[row % 4]} {row}" for row in range(12)]}), folder / "captions.parquet"
+    )
+    config = PrecomputeConfig(
+        teacher=str(teacher_folder), out=folder / "drawn.zarr", device="cpu", synthetic=True, synthetic_steps=2
+    )
+    return precompute(config, [str(folder / "captions.parquet")])
+
+
+@pytest.mark.parametrize("method", ["reflow", "dmd"])
+def test_stored_pairs_train_a_student(method: str, teacher_folder: Path, synthetic: Path, tmp_path: Path) -> None:
+    student = runs.run(teacher_folder, synthetic, tmp_path, method=method, pairs="stored", train_steps=2)
+    record = json.loads((student / "run.json").read_text())
+    assert record["finished"] and record["synthetic_share"] == 1.0 and record["skipped_steps"] == 0
+    assert record["config"]["pairs"] == "stored"
+
+
+def test_each_row_brings_its_own_noise(
+    teacher_folder: Path, synthetic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noise and latents of a row meet in the loss: from one the teacher's solver goes to the other."""
+    from ddx.teachers.registry import load_teacher
+
+    seen: list[tuple[Any, ...]] = []
+    losses = reflow.ReFlow.losses
+
+    def watched(self: Any, turn: Any, batch: Any, networks: Any) -> Any:
+        seen.append((batch.noise, batch.x0, batch.condition))
+        return losses(self, turn, batch, networks)
+
+    monkeypatch.setattr(reflow.ReFlow, "losses", watched)
+    runs.run(teacher_folder, synthetic, tmp_path, method="reflow", pairs="stored", train_steps=1)
+    teacher = load_teacher(teacher_folder, device="cpu")
+    assert [len(noise) for noise, _, _ in seen] == [3, 1]  # micro-batches
+    for noise, x0, condition in seen:
+        drawn = teacher.sample(condition, teacher.null_condition(), num_steps=2, noise=noise)
+        torch.testing.assert_close(drawn, x0, rtol=2e-3, atol=2e-3)
+
+
+def test_a_store_without_pairs_or_at_another_guidance_is_refused(
+    teacher_folder: Path, store: Path, synthetic: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="not all drawn by the teacher"):
+        runs.run(teacher_folder, store, tmp_path, method="reflow", pairs="stored")
+    ranged = {"guidance_min": 2.0, "guidance_max": 4.5}
+    for settings in ({"guidance_min": 3.0, "guidance_max": 3.0}, ranged):
+        with pytest.raises(UsageError, match=r"drawn at guidance 4\.5"):
+            runs.run(teacher_folder, synthetic, tmp_path, method="dmd", pairs="stored", **settings)
+
+
+def test_other_methods_do_not_ask_for_the_noise(teacher_folder: Path, store: Path, tmp_path: Path) -> None:
+    record = json.loads((runs.run(teacher_folder, store, tmp_path, train_steps=1) / "run.json").read_text())
+    assert record["synthetic_share"] == 0.0
