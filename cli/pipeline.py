@@ -20,6 +20,7 @@ from ddx.errors import DdxError, UsageError, nearest
 from ddx.run_record import read_run, write_run
 from ddx.workspace import Workspace, slug
 
+STUDENT = "{student}"  # of the distill stage before, as `from_student`
 STAGES = ("scenes", "train", "precompute", "distill", "sample", "evaluate")
 
 
@@ -103,6 +104,13 @@ class Runner:
                 teacher = str(settings["teacher"])
             elif name in ("precompute", "distill", "evaluate"):
                 settings["teacher"] = teacher
+            if settings.get("from_student") == STUDENT:
+                if student is None:
+                    raise UsageError(
+                        f"stage {number} (`{name}`) goes on from the student of a stage before it, and there is none",
+                        hint="put a distill stage before it, or name a student",
+                    )
+                settings["from_student"] = student
             if name == "distill" and store is not None and "data" not in settings:
                 settings["data"] = store
             if name in ("sample", "evaluate") and student is not None and "student" not in settings:
@@ -110,7 +118,7 @@ class Runner:
             output = self._output(name, number, settings)
             if name in ("precompute", "distill", "sample", "evaluate") and output is not None:
                 settings.setdefault("out", output)
-            reads += [Path(str(settings[key])) for key in ("data", "student") if key in settings]
+            reads += [Path(str(settings[key])) for key in ("data", "student", "from_student") if key in settings]
             reads += [Path(source) for source in _as_list(settings.get("sources"))]
             if name == "precompute":
                 store = output

@@ -32,6 +32,17 @@ def test_stages_hand_over(tmp_path: Path) -> None:
     assert precompute.command_line().startswith("ddx precompute laion.parquet --set teacher=sana-tiny")
 
 
+def test_one_distillation_begins_with_the_student_of_another(tmp_path: Path) -> None:
+    second = ("distill", {"method": "diff-instruct", "from_student": "{student}"})
+    entries = [("distill", {"method": "lcm", "teacher": "sana-tiny"}), second, ("sample", {})]
+    lcm, further, sample = Runner(Workspace(tmp_path), "mine").resolve(entries)
+    assert lcm.output is not None and lcm.output != further.output
+    assert f"from_student={lcm.output}" in further.arguments and lcm.output in further.reads
+    assert f"student={further.output}" in sample.arguments
+    with pytest.raises(UsageError, match="there is none"):
+        Runner(Workspace(tmp_path), "mine").resolve([second])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
