@@ -12,10 +12,24 @@ from ddx.device import find_device
 from ddx.errors import UsageError
 
 
-def test_two_ranks_train_as_one_at_the_same_global_batch(teacher_folder: Path, store: Path, tmp_path: Path) -> None:
-    alone = runs.run(teacher_folder, store, tmp_path / "alone")
+# A derivative is taken of the bare network, beside the wrapped one whose gradients are exchanged; several networks take
+# turns; the times of all ranks are drawn from one histogram.
+CASES = {
+    "lcm": {},
+    "meanflow": {},
+    "scm": {"time_adaptive": True},
+    "dmd2": {"fake_updates": 2, "num_steps": 2},
+}
+
+
+@pytest.mark.parametrize("method", CASES)
+def test_two_ranks_train_as_one_at_the_same_global_batch(
+    method: str, teacher_folder: Path, store: Path, tmp_path: Path
+) -> None:
+    settings = {"method": method, **CASES[method]}
+    alone = runs.run(teacher_folder, store, tmp_path / "alone", **settings)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "ddx.cli.main", *runs.flags(teacher_folder, store, tmp_path / "together")]
+    command += ["-m", "ddx.cli.main", *runs.flags(teacher_folder, store, tmp_path / "together", **settings)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
