@@ -37,16 +37,27 @@ TEACHER = "teacher"
 
 @dataclass(frozen=True, kw_only=True)
 class Student:
-    """A student of a benchmark: `flags` go to `ddx distill`, over the recipe of the method."""
+    """A student of a benchmark: `flags` go to `ddx distill`, over the recipe of the method.
+
+    It begins with the weights of the student `after`, which must be made before it.
+    """
 
     name: str
     flags: tuple[str, ...]
     seed: int = 0
+    after: Student | None = None
 
     @property
     def folder(self) -> str:
         """The name of its folder."""
-        return "-".join((*self.name.replace("=", "-").split(), str(self.seed)))
+        return "-".join((*self.name.replace("=", "-").replace(",", "").split(), str(self.seed)))
+
+    @property
+    def arguments(self) -> list[str]:
+        """The arguments of `ddx distill`."""
+        start = [] if self.after is None else ["--from-student", f"students/{self.after.folder}"]
+        place = ["--seed", str(self.seed), "--out", f"students/{self.folder}"]
+        return ["distill", "--teacher", "sana-tiny", "--preset", "sana-tiny", *self.flags, *start, *place]
 
 
 def arguments_of(description: str | None) -> argparse.ArgumentParser:
@@ -60,11 +71,12 @@ def arguments_of(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def run(benchmark: str, students: Sequence[Student], arguments: argparse.Namespace) -> int:
-    """Make the store, then student after student, write the result after each, and print it as a table.
+def run(benchmark: str, lines: Sequence[Sequence[Student]], arguments: argparse.Namespace) -> int:
+    """Make the store, then the students, write the result after each line of them, and print it as a table.
 
-    Rows that are measured again replace those of the result file, the others stay; a student that is there already is
-    scored again and not made again. Returns 1 if one of them failed.
+    Students of a line are made one after another, lines side by side. Rows that are measured again replace those of the
+    result file, the others stay; a student that is there already is scored again and not made again. Returns 1 if one
+    of them failed.
     """
     environment = machine()
     rows, failed = {_key(row): row for row in _known(benchmark, arguments.out)}, []
@@ -73,7 +85,7 @@ def run(benchmark: str, students: Sequence[Student], arguments: argparse.Namespa
         kept = arguments.keep or stack.enter_context(tempfile.TemporaryDirectory())
         folder = Path(kept).absolute()
         _prepare(folder, arguments.num_images)
-        futures = [pool.submit(_measure, student, folder, arguments.num_images) for student in students]
+        futures = [pool.submit(_measure_line, line, folder, arguments.num_images) for line in lines]
         for future in as_completed(futures):
             try:
                 found = future.result()
@@ -111,18 +123,14 @@ def _prepare(folder: Path, num_images: int) -> None:
     measured(["evaluate", "--teacher", "sana-tiny", "--num-images", str(num_images)], folder)
 
 
+def _measure_line(line: Sequence[Student], folder: Path, num_images: int) -> list[dict[str, Any]]:
+    return [row for student in line for row in _measure(student, folder, num_images)]
+
+
 def _measure(student: Student, folder: Path, num_images: int) -> list[dict[str, Any]]:
     """Distil and score one student; return its row at each number of steps, and the teacher's."""
     name = student.folder
-    measured(
-        [
-            *("distill", "--teacher", "sana-tiny", "--preset", "sana-tiny", *student.flags),
-            *("--seed", str(student.seed), "--out", f"students/{name}"),
-        ],
-        folder,
-        log=f"distill-{name}",
-        environment=ONE_CORE,
-    )
+    measured(student.arguments, folder, log=f"distill-{name}", environment=ONE_CORE)
     record = json.loads((folder / "students" / name / "run.json").read_text())
     scored = measured(
         ["evaluate", "--student", f"students/{name}", "--num-images", str(num_images), "--out", f"reports/{name}"],

@@ -84,7 +84,7 @@ def compare(arguments: argparse.Namespace) -> int:
         for name, flags in ABLATIONS[ablation].items()
         for seed in arguments.seed or [0]
     }
-    status = run("ablations", list(students.values()), arguments)
+    status = run("ablations", [[student] for student in students.values()], arguments)
     seed = (arguments.seed or [0])[0]
     for ablation in chosen:
         folders = [arguments.keep / "students" / students[name, seed].folder for name in ABLATIONS[ablation]]

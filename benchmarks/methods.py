@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("--method", action="append", choices=names, help="may be repeated (default: all)")
     arguments = parser.parse_args()
     students = [
-        Student(name=method, flags=flags_of(method), seed=seed)
+        [Student(name=method, flags=flags_of(method), seed=seed)]
         for seed in arguments.seed or [0]
         for method in arguments.method or names
     ]
