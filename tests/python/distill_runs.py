@@ -29,8 +29,8 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def run(teacher: Path, store: Path, workspace: Path, *, progress: Any = None, **settings: Any) -> Path:
-    values = {**SETTINGS, "teacher": str(teacher), "data": str(store), **settings}
+def run(teacher: Path, store: Path | None, workspace: Path, *, progress: Any = None, **settings: Any) -> Path:
+    values = {**SETTINGS, "teacher": str(teacher), "data": None if store is None else str(store), **settings}
     config, method_config = resolve([Settings(values, "the test")])
     return distill(config, method_config, workspace=Workspace(workspace), progress=progress or NullProgress())
 

@@ -74,10 +74,8 @@ class DMD(ScoreDistillation[DMDConfig]):
         if batch.noise is None:
             x, end = made.x, self.ode_end(made.start, batch, guidance)
         else:
-            start, time = (
-                self.view.start(batch.noise, self.first_time),
-                made.time.new_full((len(batch),), self.first_time),
-            )
+            start = self.view.start(batch.noise, self.first_time)
+            time = made.time.new_full((len(batch),), self.first_time)
             x, end = self.predict_x0(networks[STUDENT], start, time, batch.condition, guidance), batch.x0
         return self.config.regression_weight * mean_square(x - end)
 

@@ -129,7 +129,7 @@ def _prepare(config: DistillConfig, method_config: Any, workspace: Workspace, ra
         choose_folder(config.out, workspace, settings, {"teacher": config.teacher, "method": config.method})
     )
     before = read_run(folder.path) if folder.resumed else None
-    store, say = find_store(config, teacher, workspace, before)
+    store, say = find_store(config, teacher, workspace, before, synthetic=method.reads_pairs)
     if method.reads_pairs:
         require_pairs(store, method.export_notes().get("guidance_range"))
     if ranks.is_first:

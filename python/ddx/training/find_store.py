@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddx.data.segments import segments_of
 from ddx.data.store import Store
 from ddx.data.synthetic import synthetic_of
 from ddx.errors import UsageError
@@ -15,10 +16,16 @@ from ddx.workspace import Workspace
 
 
 def find_store(
-    config: DistillConfig, teacher: Teacher, workspace: Workspace, before: Mapping[str, Any] | None = None
+    config: DistillConfig,
+    teacher: Teacher,
+    workspace: Workspace,
+    before: Mapping[str, Any] | None = None,
+    *,
+    synthetic: bool = False,
 ) -> tuple[Store, str]:
     """Return the store and a line that says which it is. `before` is the record of the run to go on with.
 
+    `synthetic`: of the stores that nobody named, only those that the teacher drew.
     Raises UsageError when there is none, or when it was made for another teacher (naming the first key that differs).
     """
     wanted = teacher.fingerprint(config.resolution)
@@ -34,9 +41,13 @@ def find_store(
     elif begun is not None:
         path, say = begun, f"training on {begun}, as before"
     else:
-        found = workspace.newest_store(lambda artefact: artefact.record.get("fingerprint") == wanted)
+        found = workspace.newest_store(
+            lambda artefact: (
+                artefact.record.get("fingerprint") == wanted and (not synthetic or _is_drawn(artefact.record))
+            )
+        )
         if found is None:
-            raise _no_store(workspace, config.teacher)
+            raise _no_store(workspace, config.teacher, synthetic)
         path, say = found, f"training on {found}, the newest store of {config.teacher}"
     store = Store(path)
     check_fingerprint(store.path, store.fingerprint, wanted, config.teacher)
@@ -70,10 +81,16 @@ def check_fingerprint(path: Path, found: Mapping[str, Any], wanted: Mapping[str,
             )
 
 
-def _no_store(workspace: Workspace, teacher: str) -> UsageError:
+def _is_drawn(attributes: Mapping[str, Any]) -> bool:
+    return all(synthetic_of(segment.settings) is not None for segment in segments_of(attributes))
+
+
+def _no_store(workspace: Workspace, teacher: str, synthetic: bool) -> UsageError:
     others = [store.path.name for store in workspace.stores()]
-    seen = f"; it holds {', '.join(others[:3])} of other teachers or unfinished" if others else ""
+    wrong = "that it did not draw, of other teachers or unfinished" if synthetic else "of other teachers or unfinished"
+    seen = f"; it holds {', '.join(others[:3])} {wrong}" if others else ""
+    drawn, flag = (" that the teacher drew", " --synthetic") if synthetic else ("", "")
     return UsageError(
-        f"no finished store of {teacher} in {workspace.root / 'data'}{seen}",
-        hint=f"ddx precompute DATA.parquet --teacher {teacher}",
+        f"no finished store of {teacher}{drawn} in {workspace.root / 'data'}{seen}",
+        hint=f"ddx precompute DATA.parquet --teacher {teacher}{flag}",
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,24 @@ def test_a_store_without_pairs_or_at_another_guidance_is_refused(
     for settings in ({"guidance_min": 3.0, "guidance_max": 3.0}, ranged):
         with pytest.raises(UsageError, match=r"drawn at guidance 4\.5"):
             runs.run(teacher_folder, synthetic, tmp_path, method="dmd", pairs="stored", **settings)
+
+
+def test_of_the_workspace_s_stores_the_newest_drawn_one_is_taken(
+    teacher_folder: Path, store: Path, synthetic: Path, tmp_path: Path
+) -> None:
+    def run(**settings: Any) -> str:
+        found = runs.run(teacher_folder, None, tmp_path, method="reflow", train_steps=1, **settings)
+        return Path(json.loads((found / "run.json").read_text())["store"]).name
+
+    (tmp_path / "data").mkdir()
+    shutil.copytree(store, tmp_path / "data" / "given.zarr")
+    with pytest.raises(UsageError, match="that the teacher drew") as refused:
+        run(pairs="stored")
+    assert "given.zarr" in str(refused.value) and "--synthetic" in str(refused.value.hint)
+    shutil.copytree(synthetic, tmp_path / "data" / "drawn.zarr")
+    os.utime(tmp_path / "data" / "drawn.zarr" / "rows.parquet", (1, 1))  # older than the other
+    assert run(pairs="stored") == "drawn.zarr"
+    assert run(out=str(tmp_path / "usual")) == "given.zarr"
 
 
 def test_other_methods_do_not_ask_for_the_noise(teacher_folder: Path, store: Path, tmp_path: Path) -> None:

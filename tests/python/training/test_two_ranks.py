@@ -11,7 +11,6 @@ import distill_runs as runs
 from ddx.device import find_device
 from ddx.errors import UsageError
 
-
 # A derivative is taken of the bare network, beside the wrapped one whose gradients are exchanged; several networks take
 # turns; the times of all ranks are drawn from one histogram.
 CASES = {
