@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from ddx.cli import main
+from ddx.cli.options import find_config
 from ddx.cli.pipeline import Runner, read_pipeline
+from ddx.config import Settings
 from ddx.errors import UsageError
+from ddx.training.resolve import resolve
 from ddx.workspace import Workspace
 
 
@@ -41,6 +44,22 @@ def test_one_distillation_begins_with_the_student_of_another(tmp_path: Path) -> 
     assert f"student={further.output}" in sample.arguments
     with pytest.raises(UsageError, match="there is none"):
         Runner(Workspace(tmp_path), "mine").resolve([second])
+
+
+@pytest.mark.parametrize("name", ["demo", "one-step"])
+def test_the_pipelines_that_come_along_have_settings_that_fit(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["run", name, "--workspace", str(tmp_path), "--dry-run", "--json"]) == 0
+    stages = json.loads(capsys.readouterr().out)["stages"]
+    assert [stage["stage"] for stage in stages][:3] == ["scenes", "precompute", "distill"]
+    methods = []
+    for command, settings in read_pipeline(find_config(name), workspace=tmp_path):
+        if command == "distill":
+            config, _ = resolve([Settings(settings, name)])
+            assert config.from_student is None or methods
+            methods.append(config.method)
+    assert methods[:2] == ["lcm", "diff-instruct"]
 
 
 @pytest.mark.parametrize(
