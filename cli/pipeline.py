@@ -17,9 +17,10 @@ import click
 from ddx.cli.displays import make_progress, progress_for_people
 from ddx.config import parse_sets, read_yaml
 from ddx.errors import DdxError, UsageError, nearest
-from ddx.run_record import read_run, write_run
+from ddx.run_record import FILE_NAME, read_run, write_run
 from ddx.workspace import Workspace, slug
 
+KEPT = ("train", "precompute", "distill")  # their commands go on with what is there
 STUDENT = "{student}"  # of the distill stage before, as `from_student`
 STAGES = ("scenes", "train", "precompute", "distill", "sample", "evaluate")
 
@@ -145,6 +146,7 @@ class Runner:
                 results.append({**record, "skipped": True})
                 continue
             self._say(f"[{number}/{len(stages)}] {stage.command_line()}")
+            self._set_aside(stage)
             began = time.monotonic()
             result = self._run_stage(stage)
             if stage.output is not None:
@@ -160,6 +162,18 @@ class Runner:
             write_run(self._folder(stage), record, finished=True)
             results.append({**record, "skipped": False})
         return results
+
+    def _set_aside(self, stage: Stage) -> None:
+        """Rename what a stage has finished before and makes anew: stores and students are never overwritten."""
+        record, output = read_run(self._folder(stage)), stage.output
+        if stage.name not in KEPT or record is None or output is None or not output.is_dir():
+            return
+        number = 1
+        while (former := output.with_name(f"{output.stem}-{number}{output.suffix}")).exists():
+            number += 1
+        output.rename(former)
+        (self._folder(stage) / FILE_NAME).unlink()  # stopped from here on, the stage goes on with its own
+        self._say(f"made anew; the former one is kept as {former}")
 
     def _run_stage(self, stage: Stage) -> Any:
         """Run one command in this process and return the JSON that it printed."""

@@ -11,7 +11,9 @@ from ddx.cli import main
 from ddx.cli.options import find_config
 from ddx.cli.pipeline import Runner, read_pipeline
 from ddx.config import Settings
+from ddx.data.store import Store
 from ddx.errors import UsageError
+from ddx.run_record import write_run
 from ddx.training.resolve import resolve
 from ddx.workspace import Workspace
 
@@ -103,6 +105,42 @@ def test_a_done_stage_is_skipped_until_its_settings_change(tmp_path: Path, capsy
     assert [run(4), run(4), run(5)] == [False, True, False]
     out.unlink()
     assert run(5) is False
+
+
+def test_what_is_made_anew_does_not_replace_what_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = tmp_path / "runs"
+
+    def run(rows: int, *more: str) -> list[bool]:
+        text = (
+            f"stages:\n  - scenes: {{out: {tmp_path / 'pairs.parquet'}, rows: {rows}}}\n"
+            f"  - precompute: {{sources: [{tmp_path / 'pairs.parquet'}], teacher: sana-tiny, device: cpu}}\n"
+        )
+        line = ["run", str(write(tmp_path / "p.yaml", text)), "--workspace", str(runs), "--json", *more]
+        assert main.run(line) == 0
+        return [stage["skipped"] for stage in json.loads(capsys.readouterr().out)["stages"]]
+
+    def rows() -> dict[str, int]:
+        return {path.name: Store(path).rows for path in (runs / "data").iterdir()}
+
+    assert run(4) == [False, False] and run(4) == [True, True]
+    assert run(6) == [False, False]  # the table is another, so the store is too
+    assert rows() == {"pairs-sana-tiny-p.zarr": 6, "pairs-sana-tiny-p-1.zarr": 4}
+    assert run(6, "--again") == [False, False]
+    assert sorted(rows().values()) == [4, 6, 6]
+
+
+def test_a_stage_that_was_stopped_while_it_was_made_anew_goes_on_with_its_own(tmp_path: Path) -> None:
+    runner = Runner(Workspace(tmp_path), "mine")
+    (stage,) = runner.resolve([("distill", {"method": "lcm", "teacher": "sana-tiny"})])
+    assert stage.output is not None
+    stage.output.mkdir(parents=True)
+    write_run(runner._folder(stage), {"arguments": []}, finished=True)
+    runner._set_aside(stage)
+    former = stage.output.with_name(f"{stage.output.name}-1")
+    assert former.is_dir() and not stage.output.exists()
+    stage.output.mkdir()  # begun, and stopped
+    runner._set_aside(stage)
+    assert stage.output.is_dir() and len(list(stage.output.parent.iterdir())) == 2
 
 
 def test_a_failing_stage_gives_its_own_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
