@@ -366,10 +366,14 @@ def test_words_that_make_no_sense(
     config: PrecomputeConfig,
     words: tuple[str, ...],
     error: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     assert main.run(["precompute", str(sources[1]), "--teacher", config.teacher, *words]) == 2
     assert f"error: {error}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_dry_run_says_what_would_be_added_and_refuses_what_would_be_refused(

@@ -124,6 +124,12 @@ def _attributes(plan: Plan) -> dict[str, Any]:
     return attributes
 
 
+def require_store(plan: Plan) -> None:
+    """Raise UsageError if rows are to be added to a store that is not there; before a lock makes its folder."""
+    if plan.config.append and read_attributes(plan.store) is None:
+        raise _no_store(plan)
+
+
 def _no_store(plan: Plan) -> UsageError:
     return UsageError(
         f"there is no store at {plan.store} to append to", hint="leave --append away to make it, or check --out"

@@ -14,7 +14,7 @@ from ddx.config import to_dict
 from ddx.data import rows as row_table
 from ddx.data.config import PrecomputeConfig
 from ddx.data.core import core_errors
-from ddx.data.precompute.append import find_place_of_pictures
+from ddx.data.precompute.append import find_place_of_pictures, require_store
 from ddx.data.precompute.create import open_writer
 from ddx.data.precompute.dedup import drop_duplicates
 from ddx.data.precompute.encode_parts import encoded_parts
@@ -65,6 +65,7 @@ def precompute(
         with _writes_alone(plan) as mine:
             fetch_parts(plan, plan.share(plan.rank.rank) if mine else [], progress)
         return plan.store
+    require_store(plan)
     with _writes_alone(plan) as mine:
         plan, writer = open_writer(plan)
         with core_errors():
