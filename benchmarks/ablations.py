@@ -1,6 +1,6 @@
 """What each part of a method is worth on the bundled teacher: one part changed, all else and the seed equal.
 
-    python benchmarks/ablations.py --keep FOLDER                     # all of them, one seed: more than an hour
+    python benchmarks/ablations.py --keep FOLDER                     # all of them, one seed: about an hour
     python benchmarks/ablations.py --ablation sid --ablation heads --keep FOLDER
 
 Each ablation ends with a picture, ablation-<name>.png: a line of eight captions from the teacher in twenty steps, then

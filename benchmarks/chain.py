@@ -1,6 +1,6 @@
 """How far one step of the bundled teacher goes when one method begins where another has come to.
 
-    python benchmarks/chain.py --seed 0 --seed 1 --seed 2 --num-images 400 --keep FOLDER     # an hour and a half
+    python benchmarks/chain.py --seed 0 --seed 1 --seed 2 --num-images 400 --keep FOLDER     # three quarters of an hour
 
 The distillations of the preset `one-step`, each student scored beside the teacher. The first is that of methods.py, and
 with the same --keep both share it.

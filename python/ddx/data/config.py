@@ -143,11 +143,11 @@ class PrecomputeConfig:
         for name, usual in (OF_PICTURES if self.synthetic else own).items():
             if (value := getattr(self, name)) != usual:
                 because = (
-                    "the teacher draws the pictures" if self.synthetic else "is for pictures that the teacher draws"
+                    ": the teacher draws the pictures" if self.synthetic else " is for pictures that the teacher draws"
                 )
                 flag = "--" + name.replace("_", "-")
                 raise UsageError(
-                    f"{name} = {value}: {because}",
+                    f"{name} = {value}{because}",
                     hint=f"leave {flag} away" if self.synthetic else f"add --synthetic, or leave {flag} away",
                 )
         if self.synthetic_steps < 1:

@@ -80,12 +80,11 @@ class ReFlow(FlowMethod[ReFlowConfig]):
         guidance, times = self.draw_guidance(batch), self.draw_times(batch)
         top = self.view.t_max
         t = torch.where(batch.draws.uniform() < self.config.noise_share, top, times.t)
-        noise = self.draw_noise(batch)
         source = networks[BEFORE] if self.round(batch.step) else None
         if source is None and batch.noise is not None:
             start, end = self.view.start(batch.noise, top), batch.x0
         else:
-            start = self.view.start(noise, top)
+            start = self.view.start(self.draw_noise(batch), top)
             end = self.solve(start, batch, guidance, source)
         direction = (start - end) / top
         x_t = end + rows(t, end) * direction

@@ -52,11 +52,12 @@ def distill(
     """
     with join(config.device) as ranks, StopSignal() as stop:
         progress = progress if progress is not None and ranks.is_first else NullProgress()
-        run = _prepare(config, method_config, workspace or Workspace(), ranks, progress)
+        workspace = workspace or Workspace()
+        run = _prepare(config, method_config, workspace, ranks, progress)
         if run.folder.finished:
             progress.log(f"{run.folder.path} is finished already")
             return run.folder.path
-        trainer = Trainer(run.method, config, ranks, run.dtype, run.start)
+        trainer = Trainer(run.method, config, ranks, run.dtype, _start(run, workspace))
         start = _resume(run, trainer)
         _record(run, trainer, start, finished=False)
         grid, clock = _sample_grid(run), Clock(_seconds_before(run, start))
@@ -84,7 +85,9 @@ def plan(
 ) -> tuple[StudentFolder, Path, Estimate]:
     """Return the folder, the store and the cost that `distill` would have, without writing anything."""
     with join(config.device) as ranks:
-        run = _prepare(config, method_config, workspace or Workspace(), ranks, NullProgress())
+        workspace = workspace or Workspace()
+        run = _prepare(config, method_config, workspace, ranks, NullProgress())
+        _start(run, workspace)
         return run.folder, run.store.path, estimate_run(run.method, config, run.teacher, run.dtype, ranks.world)
 
 
@@ -99,7 +102,6 @@ class _Run:
     store: Store
     num_samples: int
     null: Condition
-    start: dict[str, torch.Tensor] | None
     folder: StudentFolder
     metrics: Metrics
     ranks: Ranks
@@ -151,8 +153,6 @@ def _prepare(config: DistillConfig, method_config: Any, workspace: Workspace, ra
         store=store,
         num_samples=num_samples,
         null=store.null_condition().to(ranks.device, torch.float32),
-        # the checkpoint of an unfinished run has all its weights: it needs the other student no more
-        start=None if folder.checkpoint else starting_weights(config.from_student, teacher, workspace),
         folder=folder,
         metrics=Metrics(folder.path),
         ranks=ranks,
@@ -164,6 +164,11 @@ def _compute_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return {"float32": torch.float32, "bf16": torch.bfloat16}[name]
+
+
+def _start(run: _Run, workspace: Workspace) -> dict[str, torch.Tensor] | None:
+    """Return the weights that the student begins with; none of a run whose checkpoint has them all."""
+    return None if run.folder.checkpoint else starting_weights(run.config.from_student, run.teacher, workspace)
 
 
 def _resume(run: _Run, trainer: Trainer) -> int:

@@ -57,7 +57,7 @@ def find_store(
 def require_pairs(store: Store, guidance: Sequence[float] | None) -> None:
     """Raise UsageError if the teacher did not draw every row of the store, or not at the student's one guidance."""
     made = "`ddx precompute CAPTIONS.parquet --synthetic` makes one"
-    if store.synthetic_share < 1.0:
+    if not _is_drawn(store.attributes):
         raise UsageError(
             f"pairs = stored, and the pictures of {store.path} were not all drawn by the teacher",
             hint=f"give such a store with --data: {made}; or leave --pairs away",

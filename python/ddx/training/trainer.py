@@ -96,14 +96,14 @@ class Trainer:
         dtype: torch.dtype,
         start: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.method, self.config, self.ranks, self.dtype, self.start = method, config, ranks, dtype, start
+        self.method, self.config, self.ranks, self.dtype = method, config, ranks, dtype
         method.train_steps = config.train_steps
         self.specs = {spec.name: spec for spec in method.networks()}
         self.trained: dict[str, Trained] = {}
         self.averages: dict[str, tuple[nn.Module, EMA]] = {}
         for spec in self.specs.values():
             torch.manual_seed(config.seed)  # what a method adds to a network starts equal on every rank
-            module = self._build(spec)
+            module = self._build(spec, start)
             if spec.trained:
                 if config.gradient_checkpointing and hasattr(module, "enable_gradient_checkpointing"):
                     getattr(module, "enable_gradient_checkpointing")()  # noqa: B009 diffusers adds it
@@ -120,13 +120,13 @@ class Trainer:
         self.skipped = torch.zeros((), device=ranks.device)
         self.meter = Meter(ranks.device)
 
-    def _build(self, spec: NetworkSpec) -> nn.Module:
+    def _build(self, spec: NetworkSpec, start: Mapping[str, Tensor] | None) -> nn.Module:
         """Return the network of `spec`, whole or with low-rank matrices around the frozen backbone of all of them."""
         rank = self.config.lora_rank
         self.method.shares_backbone = bool(rank)
         module = self.method.build(spec)
-        if spec.name == STUDENT and self.start is not None:
-            start_from(module, self.start)
+        if spec.name == STUDENT and start is not None:
+            start_from(module, start)
         if rank and spec.lora:
             alpha = float(rank) if self.config.lora_alpha is None else self.config.lora_alpha
             module = add_lora(module, self.method.teacher.lora_targets, rank=rank, alpha=alpha)

@@ -126,8 +126,8 @@ def _attributes(plan: Plan) -> dict[str, Any]:
 
 def require_store(plan: Plan) -> None:
     """Raise UsageError if rows are to be added to a store that is not there; before a lock makes its folder."""
-    if plan.config.append and read_attributes(plan.store) is None:
-        raise _no_store(plan)
+    if plan.config.append:
+        _attributes(plan)
 
 
 def _no_store(plan: Plan) -> UsageError:
