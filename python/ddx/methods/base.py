@@ -147,6 +147,10 @@ class Method(ABC, Generic[ConfigT]):
         """Return the averages that become equal to their source before step `step`: where a stage begins."""
         return ()
 
+    def decay_at(self, spec: NetworkSpec, step: int) -> float:
+        """Return the decay of an average at step `step`."""
+        return spec.decay
+
     def stage_at(self, step: int, num_stages: int, length: int | None) -> int:
         """Return the stage, from 0, that training step `step` is in: of `length` steps each, None for equal shares of
         the run; the last one takes what is left.

@@ -2,8 +2,7 @@
 
 x_r  = (1 - r) x0 + r eps                                                           no teacher but for its guidance
 N(k) = ceil( sqrt( k/K ((s_1 + 1)^2 - s_0^2) + s_0^2 ) - 1 ) + 1                    N points of the grid, s_0 to s_1
-
-The paper lets the target's decay grow with N; here it is one number, and 0 is what iCT found best.
+m(k) = exp( s_0 log m_0 / N(k) )                                  the target's decay; m_0 = 0 is what iCT found best
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ddx.config import option
+from ddx.methods.base import NetworkSpec
 from ddx.methods.config import changed
 from ddx.methods.consistency import GridConfig, GridMethod
 
@@ -23,7 +24,9 @@ class CTConfig(GridConfig):
 
     velocity_from: str = changed(GridConfig, "velocity_from", "data")
     loss: str = changed(GridConfig, "loss", "l2")
-    target_decay: float = changed(GridConfig, "target_decay", 0.95)
+    target_decay: float = option(
+        0.95, "decay of the target, an average of the student, at the start: it grows with the grid; 0: the student"
+    )
     grid_steps: int = changed(GridConfig, "grid_steps", 200)
     grid_steps_start: int | None = changed(GridConfig, "grid_steps_start", 2)
 
@@ -43,3 +46,11 @@ class CT(GridMethod[CTConfig]):
         """Return N at this share of the run."""
         start = self.config.grid_steps_start
         return self.config.grid_steps if start is None else ct_intervals(progress, start, self.config.grid_steps)
+
+    def decay_at(self, spec: NetworkSpec, step: int) -> float:
+        """Return m(k): one minus it falls as the reciprocal of the grid's points."""
+        start = self.config.grid_steps_start
+        if start is None:
+            return spec.decay
+        points = self.grid_steps_at(step / self.train_steps) + 1
+        return float(spec.decay ** (start / points))

@@ -152,6 +152,8 @@ class Trainer:
         factor = self.learning_rate_factor(step)
         for name in self.method.renewed(step):
             self.averages[name][1].renew()
+        for name, (_, moving) in self.averages.items():
+            moving.decay = self.method.decay_at(self.specs[name], step)
         for turn in self.method.turns(step):
             self._accumulate(turn, batches)
             for name in turn.trains:

@@ -252,6 +252,18 @@ def test_the_curriculum_of_consistency_training_is_the_paper_s() -> None:
     assert [ct_intervals(p, 2, 200) for p in (0.0, 0.25, 0.9999)] == [1, 100, 200]
 
 
+def test_the_target_of_consistency_training_slows_down_as_the_grid_grows(tmp_path: Path) -> None:
+    teacher = make_teacher("flow", tmp_path / "pipeline")
+    trainer = make_trainer(teacher, METHODS["ct"].config(), method="ct", train_steps=4)
+    decays = []
+    for step in range(3):
+        trainer.step(step, [make_batch(teacher, step)])
+        decays.append(trainer.averages[TARGET][1].decay)
+    assert decays == pytest.approx([0.95 ** (2 / points) for points in (2, 101, 143)])
+    still = trainer.method.decay_at(trainer.specs[TARGET], 3)
+    assert still < 1.0 and decays == sorted(decays)
+
+
 def test_the_pairs_of_tuning_close_in_and_start_at_the_picture() -> None:
     t = torch.tensor([0.01, 0.5, 3.0, 60.0]).double()
     gaps = torch.stack([t - earlier_level(t, stage, 2.0) for stage in range(8)])
