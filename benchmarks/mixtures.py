@@ -23,10 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import torch
 from _environment import RESULTS, machine, write_result
 
-from ddx.bench.mixtures.mixture import circle
 from ddx.bench.mixtures.recipes import RECIPES
 from ddx.bench.mixtures.run import distil
-from ddx.bench.mixtures.teacher import PROCESSES, MixtureTeacher
+from ddx.bench.mixtures.teacher import PROCESSES
 from ddx.cli.console import emit, emit_table
 
 
@@ -64,8 +63,7 @@ def measure(method: str, process: str) -> list[dict[str, Any]]:
     """Distil one student and hold it to the gate at each number of steps."""
     torch.set_num_threads(1)
     recipe = RECIPES[method]
-    teacher = MixtureTeacher(circle(), process).fit()
-    student = distil(method, teacher, **recipe.settings)
+    student = distil(method, recipe.teacher(process), **recipe.settings)
     config = student.trainer.config
     return [
         {

@@ -9,18 +9,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ddx.bench.mixtures.teacher import PROCESSES
+from ddx.bench.mixtures.mixture import circle
+from ddx.bench.mixtures.teacher import PROCESSES, MixtureTeacher
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """settings: of the trainer and the method, over those of the bench; steps: the numbers of sampling steps that the
-    gate is held at; processes: what it is run on.
+    gate is held at; processes: what it is run on; features: whether the method looks at the teacher's features, which a
+    formula has not: the MLP that was fitted to it is the teacher then.
     """
 
     settings: Mapping[str, Any]
     steps: tuple[int, ...] = (1, 2, 4)
     processes: tuple[str, ...] = tuple(PROCESSES)
+    features: bool = False
+
+    def teacher(self, process: str) -> MixtureTeacher:
+        """Return the teacher on the circle of eight modes."""
+        teacher = MixtureTeacher(circle(), process).fit()
+        return teacher.freeze_fitted() if self.features else teacher
 
 
 # What most of them share: Adam that forgets soon, at the rate that the small network bears.
