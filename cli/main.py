@@ -26,6 +26,7 @@ COMMANDS = {
     "sample": "Draw pictures with a student.",
     "evaluate": "Score a teacher and its students.",
     "train": "Train a teacher from a recipe.",
+    "prepare": "Tune a SANA teacher for continuous-time distillation.",
     "scenes": "Write the bundled captioned data set to a parquet file.",
     "run": "Run a pipeline of stages from a YAML file, skipping what is done.",
     "merge": "Make one store of several, without encoding anything.",

@@ -21,7 +21,7 @@ def command(invocation: Invocation) -> None:
     from ddx.config import to_dict
 
     config = invocation.build(TeacherConfig)
-    out = config.out or invocation.workspace.root / "teachers" / "sana-tiny"
+    out = config.out or invocation.workspace.teacher_path("sana-tiny")
     if invocation.dry_run:
         _dry_run(invocation, config, out)
         return

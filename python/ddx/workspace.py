@@ -69,6 +69,11 @@ class Workspace:
         end = "-synthetic" if synthetic else ""
         return self.root / "data" / f"{slug(_stem(source))}-{slug(_stem(teacher))}-{resolution}{end}.zarr"
 
+    def teacher_path(self, name: str, kind: str = "") -> Path:
+        """Return where the teacher `name` belongs; one of a `kind` that is made of it has that in its name."""
+        end = f"-{kind}" if kind else ""
+        return self.root / "teachers" / f"{slug(_stem(name))}{end}"
+
     def new_student_path(self, teacher: str, method: str) -> Path:
         """Return a folder for a new student: `<teacher>-<method>`, or `…-2`, `…-3` when that one is taken."""
         base = self.root / "students" / f"{slug(_stem(teacher))}-{slug(method)}"

@@ -109,6 +109,9 @@ class Method(ABC, Generic[ConfigT]):
 
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Settings of the trainer that the method wants, below presets and what users give."""
+    makes: ClassVar[str] = "student"
+    """What run.json says that the exported folder is: a student, or a teacher."""
+
     sampler: ClassVar[Sampler] = "consistency"
     """How the exported student draws in several steps."""
     folded_steps: ClassVar[tuple[int, ...]] = ()

@@ -117,7 +117,7 @@ class FlowMethod(Method[FlowConfigT]):
         x = self.view.start(noises[0], times[0])
         for step, (t, r) in enumerate(pairwise(times)):
             v = self.step_velocity(student, x, t.expand(len(x)), condition, scale, num_steps)
-            if self.sampler == "ode" or step + 1 == num_steps:
+            if self.sampler != "consistency" or step + 1 == num_steps:
                 x = x + rows(r - t, x) * v
             else:
                 x = self.noisy(clean(x, t, v), noises[step + 1], r)

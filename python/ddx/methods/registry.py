@@ -152,6 +152,12 @@ METHODS: dict[str, MethodSpec] = dict(
 )  # fmt: skip
 
 
+# no method of the list: it makes a teacher, by `ddx prepare`
+_PREPARATION = _row("preparation", "Preparation", 4.0, "images", "student",
+                    "A teacher tuned for continuous-time distillation",
+                    "Chen et al. 2025, SANA-Sprint, arXiv:2503.09641")[1]  # fmt: skip
+
+
 def method_spec(name: str) -> MethodSpec:
     """Return the spec of method `name`; UsageError with the nearest name otherwise."""
     if name in METHODS:
@@ -161,6 +167,11 @@ def method_spec(name: str) -> MethodSpec:
     raise UsageError(f"unknown method {name!r}", hint=hint)
 
 
+def trainable_spec(name: str) -> MethodSpec:
+    """Return the spec of what a trainer can run: a method, or the preparation of a teacher."""
+    return _PREPARATION if name == _PREPARATION.name else method_spec(name)
+
+
 def load_method(name: str, config: Any, teacher: Teacher) -> Method[Any]:
     """Return method `name` for `teacher`; `config` is an instance of its config class."""
-    return method_spec(name).method(config, teacher)
+    return trainable_spec(name).method(config, teacher)

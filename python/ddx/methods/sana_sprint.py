@@ -4,8 +4,8 @@ student  sCM's loss + weight * G(D(x_s'))           x = f(x_t, t), half of the r
 D        hinge on the frozen teacher's features at (1 - s) x0 + s eps; fakes are x, and x0 under another row's caption
 log tan  t ~ N(0.2 + log 2, 1.6) for sCM,  s ~ N(-0.6 + log 2, 1) for D      log 2: the paper's s_d is 0.5
 
-Discriminator and student take turns, one update each. The teacher is taken as it is: its time stays on its own scale,
-in float64 (Zheng et al. 2025), and needs none of the paper's tuning of time embedding and norms.
+Discriminator and student take turns, one update each. The teacher may be taken as it is: its time stays on its own
+scale, in float64 (Zheng et al. 2025). The paper tunes its time embedding and norms first, which `ddx prepare` does.
 """
 
 from __future__ import annotations

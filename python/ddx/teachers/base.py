@@ -16,14 +16,17 @@ from torch import Tensor, nn
 
 from ddx.errors import UsageError
 from ddx.process import PredictionKind, Process
+from ddx.run_record import read_run
 from ddx.teachers.autoencoding import Autoencoding
 from ddx.teachers.components import component_config, content_hash, load_model, load_tokenizer
 from ddx.teachers.condition import Condition
 from ddx.teachers.features import as_map, outputs_of
-from ddx.teachers.hub import Source, read_json
+from ddx.teachers.hub import Source
+from ddx.teachers.prepared import prepared_record
 from ddx.teachers.scalar_input import moved_inputs
 
-Sampler = Literal["consistency", "ode"]
+Sampler = Literal["consistency", "ode", "own"]
+"""How a saved network draws: fresh noise at each step, an ODE, or as its teacher's own scheduler does."""
 
 
 class Teacher(Autoencoding):
@@ -60,7 +63,10 @@ class Teacher(Autoencoding):
         self.vae_config = component_config(source, "vae")
         self.text_config = component_config(source, "text_encoder")
         self._parts: dict[str, Any] = {}
+        self._prepared = prepared_record(self.folder)
         native = int(self.denoiser_config["sample_size"]) * self.compression
+        if self._prepared is not None:
+            default_resolution, default_guidance = self._prepared["resolution"], self._prepared["guidance"]
         self.default_resolution = resolution or default_resolution or native
         self.default_guidance = default_guidance if default_guidance is not None else self.family_guidance
         self.latent_shape(self.default_resolution)  # refuses a resolution that does not fit
@@ -106,7 +112,9 @@ class Teacher(Autoencoding):
         encoder and tokenizer. The denoiser does not shape a store and is left out.
         """
         channels, height, width = self.latent_shape(resolution)
-        if self.revision in ("local", "bundled"):
+        if self._prepared is not None:  # the parts that shape a store are those of the teacher that it was made of
+            weights = str(self._prepared["teacher_fingerprint"]["weights"])
+        elif self.revision in ("local", "bundled"):
             weights = "sha256:" + self._once("hash", lambda: content_hash(self.source_info, _STORED_PARTS))
         else:
             weights = f"{self.source}@{self.revision}"
@@ -131,8 +139,9 @@ class Teacher(Autoencoding):
     @property
     def draws_scenes(self) -> bool:
         """Whether it was trained on the generated scenes: the bundled teacher, and those of `ddx train`."""
-        record = self.folder / "run.json"
-        return self.name == "sana-tiny" or (record.is_file() and read_json(record).get("kind") == "teacher")
+        if self._prepared is not None:
+            return bool(self._prepared["draws_scenes"])
+        return self.name == "sana-tiny" or (read_run(self.folder) or {}).get("kind") == "teacher"
 
     # components
 
@@ -164,6 +173,16 @@ class Teacher(Autoencoding):
         It supports diffusers' ``enable_gradient_checkpointing()``.
         """
         return self._load_denoiser(dtype).train().requires_grad_(True)
+
+    def prepared_network(self, *, qk_norm: bool, dense_time: bool) -> nn.Module:
+        """A trainable float32 denoiser with the teacher's weights and what continuous-time distillation asks for.
+
+        Norms on the queries and keys, and a time embedding that sees t itself. UsageError of a family without these, or
+        whose network has them.
+        """
+        raise UsageError(
+            f"{self.name} needs no preparation: it is of the family {self.family}", hint="only SANA teachers do"
+        )
 
     def vae(self) -> nn.Module:
         """The frozen autoencoder."""
@@ -341,8 +360,15 @@ class Teacher(Autoencoding):
             denoiser_part=self.denoiser_part,
             network=network,
             dtype=dtype,
-            scheduler=self.student_scheduler(sampler),
+            scheduler=self.own_scheduler() if sampler == "own" else self.student_scheduler(sampler),
         )
+
+    def own_scheduler(self) -> Any:
+        """The diffusers scheduler that the pipeline came with."""
+        import diffusers
+
+        kind = getattr(diffusers, self.source_info.index["scheduler"][1])
+        return kind.from_pretrained(self.folder / "scheduler", local_files_only=True)
 
 
 _STORED_PARTS = ("vae", "text_encoder", "tokenizer")

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ddx.errors import UsageError
 from ddx.process import FlowProcess, PredictionKind
 from ddx.teachers.base import Sampler, Teacher
 from ddx.teachers.components import parameter_dtype
@@ -69,13 +70,31 @@ class SanaTeacher(Teacher):
     def _load_denoiser(self, dtype: torch.dtype) -> nn.Module:
         return fuse_if_faster(super()._load_denoiser(dtype))
 
+    def prepared_network(self, *, qk_norm: bool, dense_time: bool) -> nn.Module:
+        """See :meth:`Teacher.prepared_network`. The norms start at 1, everything else at the teacher's weights."""
+        from diffusers import SanaTransformer2DModel
+
+        plain: Any = super()._load_denoiser(torch.float32)
+        changes: dict[str, Any] = {}
+        if qk_norm and plain.config.qk_norm is None:
+            changes["qk_norm"] = "rms_norm_across_heads"
+        if dense_time and plain.config.timestep_scale == 1.0:
+            changes["timestep_scale"] = 1.0 / self.process.num_train_timesteps
+        if not changes:
+            raise UsageError(
+                f"{self.name} has what it would be prepared for already", hint="distil it as it is: ddx distill"
+            )
+        network = SanaTransformer2DModel.from_config({**plain.config, **changes})
+        network.load_state_dict(plain.state_dict(), strict=False)
+        return fuse_if_faster(network.to(self.device).train().requires_grad_(True))
+
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """See :meth:`Teacher.predict`. Time stays float64 until the last cast, to the float32 of the embedding."""
         dtype = parameter_dtype(network)
         with self._products(dtype):
             output: Tensor = network(
                 x_t.to(dtype),
-                timestep=self._timestep(t, x_t),
+                timestep=self._timestep(network, t, x_t),
                 **self._text(condition, x_t.device, dtype),
                 return_dict=False,
             )[0]
@@ -92,14 +111,16 @@ class SanaTeacher(Teacher):
                 network,
                 x_t.to(dtype),
                 dx_t.to(dtype),
-                self._timestep(t, x_t),
-                self._timestep(dt, x_t),  # the network's time is a multiple of ours
+                self._timestep(network, t, x_t),
+                self._timestep(network, dt, x_t),  # the network's time is a multiple of ours
                 **self._text(condition, x_t.device, dtype),
             )
         return _mean(output, x_t), _mean(tangent, x_t)
 
-    def _timestep(self, t: Tensor, x_t: Tensor) -> Tensor:
-        times = self.process.model_time(t).expand(len(x_t)) * float(self.denoiser_config.get("timestep_scale", 1.0))
+    def _timestep(self, network: nn.Module, t: Tensor, x_t: Tensor) -> Tensor:
+        """The time on the scale of this network, which need not be the teacher's: a prepared one has another."""
+        config: Any = getattr(network, "module", network).config
+        times = self.process.model_time(t).expand(len(x_t)) * float(getattr(config, "timestep_scale", 1.0))
         return times.to(device=x_t.device, dtype=torch.float32)
 
     @staticmethod

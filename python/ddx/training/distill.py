@@ -303,7 +303,7 @@ def _record(run: _Run, trainer: Trainer, step: int, *, finished: bool, **more: A
         return
     config = run.config
     record = {
-        "kind": "student",
+        "kind": run.method.makes,
         "teacher": config.teacher,
         "teacher_source": run.teacher.source,
         "teacher_revision": run.teacher.revision,
@@ -337,7 +337,8 @@ def _finish(run: _Run, trainer: Trainer, clock: Clock, progress: Progress) -> No
             "peak_memory_bytes": peak_memory_bytes(run.ranks.device),
         }
         _record(run, trainer, run.config.train_steps, finished=True, **costs)
-        _write_card(run.folder.path)
+        if run.method.makes == "student":
+            _write_card(run.folder.path)
     progress.finish()
     run.ranks.wait()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ddx.methods.base import Method
-from ddx.methods.registry import method_spec
+from ddx.methods.registry import trainable_spec
 from ddx.teachers.base import Teacher
 from ddx.training.config import DistillConfig
 
@@ -56,7 +56,7 @@ def estimate_run(
     activations = rows * tokens * channels * 40 * (2 if config.gradient_checkpointing else layers) * size
     activations += rows * tokens * channels * layers * size if config.gradient_checkpointing else 0
     per_parameter = 16 * num_trained + 4 * num_averages + torch.finfo(teacher.dtype).bits // 8
-    passes = method_spec(config.method).relative_cost + (1.0 if config.gradient_checkpointing else 0.0)
+    passes = trainable_spec(config.method).relative_cost + (1.0 if config.gradient_checkpointing else 0.0)
     operations = 2.0 * num_parameters * tokens * passes * config.batch_size / world * config.train_steps
     # networks of such sizes reach about a third of a large matrix product's speed
     seconds = 3.0 * operations / _operations_per_second(teacher.device, dtype)

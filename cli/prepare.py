@@ -1,0 +1,52 @@
+"""`ddx prepare`: a teacher made ready for sCM and SANA-Sprint."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from ddx.cli.options import Invocation, config_options
+from ddx.training.prepare import PrepareConfig
+
+
+@click.command(
+    epilog="""\b
+Example:
+  ddx prepare --teacher sana-600m
+  ddx distill --method sana-sprint --teacher runs/teachers/sana-600m-prepared
+"""
+)
+@config_options(PrepareConfig)
+def command(invocation: Invocation) -> int:
+    """Tune a SANA teacher for continuous-time distillation.
+
+    It gets norms on queries and keys and a time embedding of t itself, and learns to say what it said before. The
+    folder is a diffusers pipeline and a --teacher, which reads the teacher's own stores; the same command again goes on
+    with an unfinished one.
+    """
+    from ddx.cli.console import emit, emit_json, emit_settings
+    from ddx.config import to_dict
+    from ddx.training.prepare import plan_preparation, prepare
+
+    config = invocation.build(PrepareConfig)
+    if invocation.dry_run:
+        folder, store, estimate = plan_preparation(config, workspace=invocation.workspace)
+        if invocation.as_json:
+            cost = {"memory_bytes": estimate.memory_bytes, "seconds": estimate.seconds}
+            emit_json({"teacher": str(folder), "store": str(store), "config": to_dict(config), **cost})
+            return 0
+        emit_settings(to_dict(config), as_json=False)
+        emit("")
+        emit(f"reads     {store}")
+        emit(f"writes    {folder}")
+        emit(f"estimate  {estimate}")
+        return 0
+    folder = prepare(config, workspace=invocation.workspace, progress=invocation.progress)
+    if os.environ.get("RANK", "0") != "0":  # one of several processes under torchrun
+        return 0
+    if invocation.as_json:
+        emit_json({"teacher": str(folder), "config": to_dict(config)})
+    else:
+        emit(str(folder))
+    return 0
