@@ -171,10 +171,12 @@ DC_AE_F32C32: dict[str, Any] = {
 }
 
 
-def make_sana_600m(folder: Path, *, seed: int = 0, text_layers: int = 2, dtype: torch.dtype = torch.bfloat16) -> Path:
+def make_sana_600m(
+    folder: Path, *, seed: int = 0, layers: int = 28, text_layers: int = 2, dtype: torch.dtype = torch.bfloat16
+) -> Path:
     """SANA-600M at its real size with random weights, stored in ``dtype``; Gemma is real in width, not in depth.
 
-    About 1.9 GB on disk in bfloat16 and a little more in memory while it is made.
+    About 1.9 GB on disk in bfloat16 and a little more in memory while it is made; less with fewer ``layers``.
     """
     from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
 
@@ -186,7 +188,7 @@ def make_sana_600m(folder: Path, *, seed: int = 0, text_layers: int = 2, dtype: 
         encoder = gemma_encoder(
             len(tokenizer), 2304, layers=text_layers, intermediate=9216, heads=8, kv_heads=4, head_dim=256
         )
-        transformer = SanaTransformer2DModel(**SANA_600M_TRANSFORMER)
+        transformer = SanaTransformer2DModel(**{**SANA_600M_TRANSFORMER, "num_layers": layers})
         vae = AutoencoderDC(**DC_AE_F32C32)
     finally:
         torch.set_default_dtype(default)
