@@ -1,8 +1,4 @@
-"""Gaussian mixtures with a class each, and the gate that a sample of one must pass.
-
-A sample is held to each mode by itself, because a global distance is blind to blurred modes, to modes without width,
-and to mass on the bridges between them.
-"""
+"""Gaussian mixtures whose modes have a class each."""
 
 from __future__ import annotations
 
@@ -65,35 +61,3 @@ def scattered(num_modes: int = 8, dimensions: int = 16, radius: float = 1.5, std
     """Return modes in many dimensions: orthogonal to each other, at one distance from the middle."""
     means, _ = torch.linalg.qr(torch.randn(dimensions, num_modes, generator=torch.Generator().manual_seed(0)).double())
     return Mixture(radius * means.T.contiguous(), std, torch.zeros(num_modes, dtype=torch.long))
-
-
-@dataclass(frozen=True)
-class Gate:
-    """How far a sample is from the mixture: mass further than 4 std from every mode, and the worst mode's errors."""
-
-    off_mode: float
-    worst_std: float  # relative
-    worst_share: float  # relative
-
-    @property
-    def passed(self) -> bool:
-        """At most 1 % of the mass off the modes, widths and shares within 10 %."""
-        return self.off_mode <= 0.01 and self.worst_std <= 0.10 and self.worst_share <= 0.10
-
-
-def gate(points: Tensor, mixture: Mixture) -> Gate:
-    """Return the gate's measures for points `[N, D]` that are to be drawn from the whole mixture."""
-    points, dimensions = points.double(), points.shape[1]
-    nearest, mode = torch.cdist(points, mixture.means).min(dim=1)
-    # in D dimensions a normal point is about sqrt(D) std away: 4 std of the plane hold as much as this
-    on = nearest <= mixture.std * (4.0 + math.sqrt(dimensions) - math.sqrt(2.0))
-    stds, shares = [], []
-    for index, mean in enumerate(mixture.means):
-        own = points[on & (mode == index)]
-        shares.append(len(own) / len(points))
-        stds.append(float((own - mean).square().mean().sqrt()) if len(own) else 0.0)
-    return Gate(
-        off_mode=float((~on).double().mean()),
-        worst_std=max(abs(std / mixture.std - 1) for std in stds),
-        worst_share=max(abs(share * len(mixture.means) - 1) for share in shares),
-    )

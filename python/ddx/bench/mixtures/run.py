@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddx.bench.mixtures.mixture import Gate, gate
+from ddx.bench.mixtures.gate import Gate, Modes, gate
 from ddx.bench.mixtures.teacher import MixtureTeacher
 from ddx.config import Settings, build_many
 from ddx.methods.base import Batch, Method
 from ddx.methods.draws import Draws, mix
+from ddx.methods.flow_view import FlowView
 from ddx.methods.registry import method_spec
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks
@@ -43,19 +44,47 @@ class Student:
     history: tuple[dict[str, float | None], ...]
 
     def draw(self, num_steps: int, *, num_samples: int = NUM_SAMPLES, seed: int = 11) -> Tensor:
-        """Return points `[N, D]` that the averaged student draws in `num_steps` for the condition of all modes."""
-        teacher = self.method.teacher
+        """Return points `[N, D]` that the averaged student draws in `num_steps`."""
+        teacher = self.teacher
         generator = torch.Generator().manual_seed(seed)
         shape = (num_samples, *teacher.latent_shape())
         noises = [torch.randn(shape, generator=generator) for _ in range(num_steps)]
-        condition = teacher.null_condition().expand(num_samples)
+        condition = teacher.condition(asked_classes(teacher, num_samples))
         with self.trainer.exported_student() as network:
             return self.method.draw(network, noises, condition).flatten(1)
 
     def gate(self, num_steps: int) -> Gate:
         """Return the gate's measures of `num_steps` steps."""
+        return gate(self.draw(num_steps), wanted_modes(self.teacher))
+
+    @property
+    def teacher(self) -> MixtureTeacher:
+        """The teacher of the method."""
         assert isinstance(self.method.teacher, MixtureTeacher)
-        return gate(self.draw(num_steps), self.method.teacher.mixture)
+        return self.method.teacher
+
+
+def asked_classes(teacher: MixtureTeacher, num_samples: int) -> Tensor:
+    """Return the class that each sample is of, int64 `[N]`: each as often, or without guidance the class of all."""
+    num_classes = teacher.mixture.num_classes
+    if teacher.default_guidance == 1.0:
+        return torch.full((num_samples,), num_classes)
+    return torch.arange(num_samples) % num_classes
+
+
+def wanted_modes(teacher: MixtureTeacher, *, num_samples: int = 4 * NUM_SAMPLES, seed: int = 5) -> Modes:
+    """Return the modes of the mixture; with guidance those that the teacher's guided ODE ends in, which are others."""
+    if teacher.default_guidance == 1.0:
+        return Modes.of(teacher.mixture)
+    view, condition = FlowView(teacher), teacher.condition(asked_classes(teacher, num_samples))
+    noise = torch.randn(num_samples, *teacher.latent_shape(), generator=torch.Generator().manual_seed(seed))
+
+    def slope(x: Tensor, t: Tensor) -> Tensor:
+        null = teacher.null_condition()
+        return view.guided(teacher.network(), x, t, condition, null, teacher.default_guidance)
+
+    end = view.ode_end(slope, view.start(noise, view.t_max), 100)
+    return Modes.measured(end.flatten(1), teacher.mixture)
 
 
 def distil(name: str, teacher: MixtureTeacher, **settings: Any) -> Student:
@@ -75,9 +104,9 @@ def distil(name: str, teacher: MixtureTeacher, **settings: Any) -> Student:
 
 
 def make_batch(teacher: MixtureTeacher, config: DistillConfig, step: int) -> Batch:
-    """Return the rows of a step: data of the whole mixture with the condition of all modes."""
+    """Return the rows of a step: data of the whole mixture with the condition of all modes, or of their own class."""
     generator = torch.Generator().manual_seed(mix(config.seed, step, 1))
-    classes = torch.full((config.batch_size,), teacher.mixture.num_classes)
+    classes = asked_classes(teacher, config.batch_size)
     x0 = teacher.mixture.draw(classes, generator)[:, :, None, None]
     return Batch(
         x0=x0,

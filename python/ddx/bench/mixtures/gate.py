@@ -1,0 +1,73 @@
+"""The gate that a sample must pass.
+
+It is held to each mode by itself, because a global distance is blind to blurred modes, to modes without width, and to
+mass on the bridges between them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddx.bench.mixtures.mixture import Mixture
+
+
+@dataclass(frozen=True)
+class Modes:
+    """What the modes of a sample should be, float64. means: `[M, D]`; stds and shares: `[M]`."""
+
+    means: Tensor
+    stds: Tensor
+    shares: Tensor
+
+    @classmethod
+    def of(cls, mixture: Mixture) -> Modes:
+        """Return those of the whole mixture."""
+        num_modes = len(mixture.means)
+        even = torch.full((num_modes,), 1.0, dtype=torch.float64)
+        return cls(mixture.means, even * mixture.std, even / num_modes)
+
+    @classmethod
+    def measured(cls, points: Tensor, mixture: Mixture) -> Modes:
+        """Return those of points `[N, D]`, each of which belongs to the mode of the mixture that is nearest to it."""
+        points = points.double()
+        mode = torch.cdist(points, mixture.means).argmin(1)
+        own = [points[mode == index] for index in range(len(mixture.means))]
+        means = torch.stack([some.mean(0) for some in own])
+        stds = torch.stack([(some - mean).square().mean().sqrt() for some, mean in zip(own, means, strict=True)])
+        return cls(means, stds, torch.bincount(mode, minlength=len(own)).double() / len(points))
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How far a sample is from its modes: mass further than 4 std from every mode, and the worst mode's errors."""
+
+    off_mode: float
+    worst_std: float  # relative
+    worst_share: float  # relative
+
+    @property
+    def passed(self) -> bool:
+        """At most 1 % of the mass off the modes, widths and shares within 10 %."""
+        return self.off_mode <= 0.01 and self.worst_std <= 0.10 and self.worst_share <= 0.10
+
+
+def gate(points: Tensor, modes: Modes) -> Gate:
+    """Return the gate's measures for points `[N, D]` that are to be drawn from all of the modes."""
+    points, dimensions = points.double(), points.shape[1]
+    nearest, mode = torch.cdist(points, modes.means).min(dim=1)
+    # in D dimensions a normal point is about sqrt(D) std away: 4 std of the plane hold as much as this
+    on = nearest <= modes.stds[mode] * (4.0 + math.sqrt(dimensions) - math.sqrt(2.0))
+    stds, shares = [], []
+    for index, mean in enumerate(modes.means):
+        own = points[on & (mode == index)]
+        shares.append(len(own) / len(points) / float(modes.shares[index]))
+        stds.append(float((own - mean).square().mean().sqrt() / modes.stds[index]) if len(own) else 0.0)
+    return Gate(
+        off_mode=float((~on).double().mean()),
+        worst_std=max(abs(std - 1) for std in stds),
+        worst_share=max(abs(share - 1) for share in shares),
+    )
