@@ -2,7 +2,7 @@
 widths and shares of the worst mode are. The recipes are those of ddx.bench.mixtures.recipes.
 
     python benchmarks/mixtures.py                            # all of them: about a minute each on one core
-    python benchmarks/mixtures.py --method sid --process flow
+    python benchmarks/mixtures.py --method sid --ground flow
 
 Rows that are measured again replace those of the result file; the others stay. Exit code 1 if a recipe misses its gate.
 """
@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import torch
 from _environment import RESULTS, machine, write_result
 
+from ddx.bench.mixtures.grounds import GROUNDS
 from ddx.bench.mixtures.recipes import RECIPES
 from ddx.bench.mixtures.run import distil
-from ddx.bench.mixtures.teacher import PROCESSES
 from ddx.cli.console import emit, emit_table
 
 
@@ -33,15 +33,15 @@ def main() -> int:
     """Distil, write the result after every student, and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", action="append", choices=sorted(RECIPES), help="may be repeated (default: all)")
-    parser.add_argument("--process", action="append", choices=sorted(PROCESSES), help="may be repeated (default: all)")
+    parser.add_argument("--ground", action="append", choices=sorted(GROUNDS), help="may be repeated (default: all)")
     parser.add_argument("--jobs", type=int, default=2, help="students at a time, one core each")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
     arguments = parser.parse_args()
     wanted = [
-        (method, process)
+        (method, ground)
         for method in arguments.method or RECIPES
-        for process in RECIPES[method].processes
-        if process in (arguments.process or PROCESSES)
+        for ground in RECIPES[method].passes
+        if ground in (arguments.ground or GROUNDS)
     ]
     environment, rows = machine(), {key_of(row): row for row in known(arguments.out)}
     missed = 0
@@ -53,45 +53,47 @@ def main() -> int:
                 emit(" ".join(f"{name}={value}" for name, value in row.items()))
             order = sorted(rows.values(), key=lambda row: (list(RECIPES).index(row["method"]), *key_of(row)[1:]))
             path = write_result("mixtures", {"rows": order}, environment, arguments.out)
-    names = ("method", "process", "steps", "off_mode", "worst_std", "worst_share", "passed", "seconds", "images")
+    names = ("method", "ground", "steps", "off_mode", "worst_std", "worst_share", "passed", "seconds", "images")
     emit_table(list(names), [[row[name] for name in names] for row in order])
     emit(f"\n{path}")
     return 1 if missed else 0
 
 
-def measure(method: str, process: str) -> list[dict[str, Any]]:
+def measure(method: str, ground: str) -> list[dict[str, Any]]:
     """Distil one student and hold it to the gate at each number of steps."""
     torch.set_num_threads(1)
     recipe = RECIPES[method]
-    student = distil(method, recipe.teacher(process), **recipe.settings)
+    student = distil(
+        method, GROUNDS[ground].teacher(features=recipe.features), **recipe.settings, **GROUNDS[ground].settings
+    )
     config = student.trainer.config
     return [
         {
             "method": method,
-            "process": process,
+            "ground": ground,
             "steps": steps,
             **{name: round(value, 4) for name, value in asdict(found).items()},
             "passed": found.passed,
             "seconds": round(student.seconds, 1),
             "images": config.train_steps * config.batch_size,
         }
-        for steps in recipe.steps
+        for steps in recipe.passes[ground]
         for found in [student.gate(steps)]
     ]
 
 
 def known(folder: Path) -> list[dict[str, Any]]:
-    """The rows of the result file, of methods that still have a recipe."""
+    """The rows of the result file that recipes still claim."""
     path = folder / "mixtures.json"
     if not path.is_file():
         return []
     rows = json.loads(path.read_text(encoding="utf-8"))["result"]["rows"]
-    return [row for row in rows if row["method"] in RECIPES]
+    return [row for row in rows if row["method"] in RECIPES and row["ground"] in RECIPES[row["method"]].passes]
 
 
 def key_of(row: dict[str, Any]) -> tuple[str, str, int]:
     """What a row is of."""
-    return row["method"], row["process"], row["steps"]
+    return row["method"], row["ground"], row["steps"]
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ import dataclasses
 
 import torch
 
+from ddx.bench.mixtures.grounds import GROUNDS
 from ddx.bench.mixtures.mixture import circle
 from ddx.bench.mixtures.recipes import RECIPES
 from ddx.bench.mixtures.run import distil
-from ddx.bench.mixtures.teacher import PROCESSES, MixtureTeacher
+from ddx.bench.mixtures.teacher import MixtureTeacher
 from ddx.config import Settings, build_many
 from ddx.methods.registry import METHODS
 from ddx.training.config import DistillConfig
@@ -19,7 +20,7 @@ def test_recipes_are_of_methods_and_their_settings() -> None:
     for name, recipe in RECIPES.items():
         spec = METHODS[name]
         build_many((DistillConfig, spec.config), Settings(recipe.settings, f"the recipe of {name}"))
-        assert recipe.steps and set(recipe.processes) <= set(PROCESSES)
+        assert recipe.passes and set(recipe.passes) <= set(GROUNDS) and all(recipe.passes.values())
 
 
 def test_a_student_passes_the_gate_in_one_step_and_an_untrained_one_does_not() -> None:

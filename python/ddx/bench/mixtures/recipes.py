@@ -9,27 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ddx.bench.mixtures.mixture import circle
-from ddx.bench.mixtures.teacher import PROCESSES, MixtureTeacher
-
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """settings: of the trainer and the method, over those of the bench; steps: the numbers of sampling steps that the
-    gate is held at; processes: what it is run on; features: whether the method looks at the teacher's features, which a
-    formula has not: the MLP that was fitted to it is the teacher then.
+    """settings: of the trainer and the method, over those of the bench; passes: the numbers of sampling steps in which
+    the gate is passed, by ground; features: whether the method looks at the teacher's features.
     """
 
     settings: Mapping[str, Any]
-    steps: tuple[int, ...] = (1, 2, 4)
-    processes: tuple[str, ...] = tuple(PROCESSES)
+    passes: Mapping[str, tuple[int, ...]]
     features: bool = False
-
-    def teacher(self, process: str, guidance: float = 1.0) -> MixtureTeacher:
-        """Return the teacher on the circle of eight modes; with guidance, neighbours are of different classes."""
-        mixture = circle(num_classes=1 if guidance == 1.0 else 2)
-        teacher = MixtureTeacher(mixture, process, guidance=guidance).fit()
-        return teacher.freeze_fitted() if self.features else teacher
 
 
 # What most of them share: Adam that forgets soon, at the rate that the small network bears.
@@ -53,7 +42,7 @@ SCM: dict[str, Any] = {
 }
 # From pure noise, with more of the noisy times, where modes are given their shares.
 SID: dict[str, Any] = {**SCORES, "train_steps": 4000, "learning_rate": 2e-4, "start_time": 1.0, "time_shift": 1.5}
-ON_FLOW = ("flow",)
+ALL = (1, 2, 4)
 
 RECIPES: dict[str, Recipe] = {
     # few intervals, each of which hands its error on; the squared distance, for Huber's keeps modes too wide
@@ -69,18 +58,17 @@ RECIPES: dict[str, Recipe] = {
             "guidance_min": 1.0,
             "guidance_max": 1.0,
         },
-        processes=ON_FLOW,
+        passes={"flow": ALL},
     ),
     # in one and in two steps the widths stay 14 % off: twelve intervals, each of which hands its error on
     "cd": Recipe(
         settings={**FAST, "train_steps": 2000, "grid_steps": 12, "loss": "l2", "target_decay": 0.0},
-        steps=(4,),
-        processes=ON_FLOW,
+        passes={"flow": (4,)},
     ),
     # five stages: the pairs' differences stay above what the small network tells apart
     "ect": Recipe(
         settings={**FAST, "train_steps": 2500, "velocity_from": "teacher", "num_stages": 5, "loss": "l2"},
-        processes=("flow", "vp-v"),
+        passes={"flow": ALL, "vp-v": ALL},
     ),
     # two steps stay 13 % off in their widths
     "ict": Recipe(
@@ -92,16 +80,17 @@ RECIPES: dict[str, Recipe] = {
             "grid_steps": 16,
             "loss": "l2",
         },
-        steps=(1, 4),
-        processes=ON_FLOW,
+        passes={"flow": (1, 4)},
     ),
     # one step is 0.2 % short of the widths' limit
-    "scm": Recipe(settings={**SCM, "train_steps": 1500}, steps=(2, 4), processes=ON_FLOW),
+    "scm": Recipe(
+        settings={**SCM, "train_steps": 1500},
+        passes={"flow": (2, 4)},
+    ),
     # as scm; one step: widths 19 to 28 % off
     "sana-sprint": Recipe(
         settings={**SCM, "train_steps": 1500},
-        steps=(2, 4),
-        processes=ON_FLOW,
+        passes={"flow": (2, 4)},
         features=True,
     ),
     # every interval as likely, where the paper prefers equal times; one and two steps just miss
@@ -114,8 +103,7 @@ RECIPES: dict[str, Recipe] = {
             "same_time_share": 0.25,
             "error_power": 0.5,
         },
-        steps=(4,),
-        processes=ON_FLOW,
+        passes={"flow": (4,)},
     ),
     # times as in meanflow; four steps are 1 % short of the widths' limit
     "imf": Recipe(
@@ -127,41 +115,49 @@ RECIPES: dict[str, Recipe] = {
             "second_time": "below",
             "same_time_share": 0.25,
         },
-        steps=(1, 2),
-        processes=ON_FLOW,
+        passes={"flow": (1, 2)},
     ),
     "shortcut": Recipe(  # few doublings, each of which hands its error on
         settings={**FAST, "train_steps": 2500, "smallest_jumps": 32, "bootstrap_share": 0.5, "target_decay": 0.9},
-        processes=("flow", "vp-v", "edm"),
+        passes={"flow": ALL, "vp-v": ALL, "edm": ALL},
     ),
     # one step 12 % and four steps 15 % off in their widths
-    "progressive": Recipe(settings={**FAST, "train_steps": 2000, "first_steps": 16}, steps=(2,), processes=ON_FLOW),
+    "progressive": Recipe(
+        settings={**FAST, "train_steps": 2000, "first_steps": 16},
+        passes={"flow": (2,)},
+    ),
     "reflow": Recipe(  # half of the rows at pure noise, where one step is asked for
         settings={**FAST, "train_steps": 1500, "solver_steps": 8, "noise_share": 0.5},
-        processes=ON_FLOW,
+        passes={"flow": ALL},
     ),
     # a small step of 0.03 is long, so a thousand steps teach it; four steps: shares 12 % off
     "rcgm": Recipe(
         settings={**FAST, "train_steps": 1500, "small_step": 0.03, "target_decay": 0.95, "same_time_share": 0.1},
-        steps=(1, 2),
-        processes=("flow", "edm"),
+        passes={"flow": (1, 2), "edm": (1, 2)},
     ),
     # several steps: widths 11 to 13 % off
     "freeflow": Recipe(
         settings={**FAST, "train_steps": 2500, "learning_rate": 1e-3},
-        steps=(1,),
-        processes=ON_FLOW,
+        passes={"flow": (1,)},
     ),
-    "sid": Recipe(settings=SID, steps=(1,), processes=ON_FLOW),
+    "sid": Recipe(
+        settings=SID,
+        passes={"flow": (1,)},
+    ),
     # without guidance, which this ground has none of, it is SiD
     "sid-lsg": Recipe(
         settings={**SID, "kappa1": 1.0, "kappa2": 1.0, "kappa4": 1.0},
-        steps=(1,),
-        processes=ON_FLOW,
+        passes={"flow": (1,)},
     ),
     # score distillation: a slow student and a fake score that keeps up, or modes lose their shares; averaged for long
-    "diff-instruct": Recipe(settings={**SCORES, "train_steps": 2000}, steps=(1,), processes=ON_FLOW),
-    "dmd": Recipe(settings={**SCORES, "train_steps": 1500}, steps=(1,), processes=("flow", "edm")),
+    "diff-instruct": Recipe(
+        settings={**SCORES, "train_steps": 2000},
+        passes={"flow": (1,)},
+    ),
+    "dmd": Recipe(
+        settings={**SCORES, "train_steps": 1500},
+        passes={"flow": (1,), "edm": (1,)},
+    ),
     # the formula has no features, so without a discriminator
     "dmd2": Recipe(
         settings={
@@ -174,7 +170,6 @@ RECIPES: dict[str, Recipe] = {
             "time_shift": 0.8,
             "gan_weight": 0.0,
         },
-        steps=(2,),
-        processes=ON_FLOW,
+        passes={"flow": (2,)},
     ),
 }
