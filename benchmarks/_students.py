@@ -98,6 +98,8 @@ def run(benchmark: str, lines: Sequence[Sequence[Student]], arguments: argparse.
             path = write_result(benchmark, result, environment, arguments.out)
             emit(f"{path}: {found[-1]['model']}, seed {found[-1]['seed']}")
     emit(as_table(list(rows.values())))
+    if len({row["seed"] for row in rows.values()}) > 1:
+        emit(f"\nMeans over the seeds:\n\n{as_table(means(list(rows.values())))}")
     for message in failed:
         emit(message)
     return 1 if failed else 0
@@ -113,6 +115,22 @@ def as_table(rows: Sequence[dict[str, Any]]) -> str:
         cost = [str(own[0][name] or "") for name in ("train_seconds", "peak_memory_gib")]
         lines.append([model, str(seed), " / ".join(str(row["steps"]) for row in own), *cells, *cost])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each student and number of steps, its scores and costs the means over its seeds.
+
+    "seed" tells how many there were.
+    """
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["model"], row["steps"]), []).append(row)
+    return [{**own[0], **_mean(own), "seed": len(own)} for own in groups.values()]
+
+
+def _mean(own: Sequence[dict[str, Any]]) -> dict[str, float]:
+    names = [name for name in (*SCORES, "train_seconds", "peak_memory_gib") if own[0][name] is not None]
+    return {name: round(sum(row[name] for row in own) / len(own), 3) for name in names}
 
 
 def _prepare(folder: Path, num_images: int) -> None:
