@@ -88,6 +88,11 @@ class LCM(FlowMethod[LCMConfig]):
     def __init__(self, config: LCMConfig, teacher: Teacher) -> None:
         super().__init__(config, teacher)
         self.process = teacher.process
+        if not isinstance(self.process, FlowProcess | VPProcess):
+            raise UsageError(
+                f"lcm is published for flow and VP teachers; {teacher.name} is of {self.process.name}",
+                hint="--method cd, or another consistency method: they see any teacher as flow matching",
+            )
 
     def usual_guidance(self) -> tuple[float, float]:
         """Return the published ranges."""

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddx.bench.mixtures.mixture import circle
+from ddx.bench.mixtures.teacher import MixtureTeacher
 from ddx.errors import UsageError
 from ddx.methods.base import STUDENT, TARGET, Turn
 from ddx.methods.draws import Draws
@@ -282,3 +284,8 @@ def test_settings_that_make_no_sense_are_refused_by_name(settings: dict[str, flo
     with pytest.raises(UsageError, match=named) as error:
         LCMConfig(**settings)  # type: ignore[arg-type]
     assert error.value.hint
+
+
+def test_a_process_that_it_is_not_published_for_is_refused() -> None:
+    with pytest.raises(UsageError, match="flow and VP teachers; mixture-edm is of edm"):
+        LCM(LCMConfig(), MixtureTeacher(circle(), "edm"))
