@@ -58,7 +58,7 @@ RECIPES: dict[str, Recipe] = {
             "guidance_min": 1.0,
             "guidance_max": 1.0,
         },
-        passes={"flow": ALL},
+        passes={"flow": ALL, "guided": (1, 2)},
     ),
     # in one and in two steps the widths stay 14 % off: twelve intervals, each of which hands its error on
     "cd": Recipe(
@@ -68,7 +68,7 @@ RECIPES: dict[str, Recipe] = {
     # five stages: the pairs' differences stay above what the small network tells apart
     "ect": Recipe(
         settings={**FAST, "train_steps": 2500, "velocity_from": "teacher", "num_stages": 5, "loss": "l2"},
-        passes={"flow": ALL, "vp-v": ALL},
+        passes={"flow": ALL, "vp-v": ALL, "edm": ALL, "guided": (2,)},
     ),
     # two steps stay 13 % off in their widths
     "ict": Recipe(
@@ -119,7 +119,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "shortcut": Recipe(  # few doublings, each of which hands its error on
         settings={**FAST, "train_steps": 2500, "smallest_jumps": 32, "bootstrap_share": 0.5, "target_decay": 0.9},
-        passes={"flow": ALL, "vp-v": ALL, "edm": ALL},
+        passes={"flow": ALL, "vp-v": ALL, "edm": ALL, "guided": (2, 4)},
     ),
     # one step 12 % and four steps 15 % off in their widths
     "progressive": Recipe(
@@ -128,12 +128,27 @@ RECIPES: dict[str, Recipe] = {
     ),
     "reflow": Recipe(  # half of the rows at pure noise, where one step is asked for
         settings={**FAST, "train_steps": 1500, "solver_steps": 8, "noise_share": 0.5},
-        passes={"flow": ALL},
+        passes={"flow": ALL, "guided": ALL},
     ),
     # a small step of 0.03 is long, so a thousand steps teach it; four steps: shares 12 % off
     "rcgm": Recipe(
         settings={**FAST, "train_steps": 1500, "small_step": 0.03, "target_decay": 0.95, "same_time_share": 0.1},
         passes={"flow": (1, 2), "edm": (1, 2)},
+    ),
+    # fewer rows of fakes than the paper's quarter, and a weak rectification: with more, modes lose their shares
+    "twinflow": Recipe(
+        settings={
+            **FAST,
+            "train_steps": 2500,
+            "learning_rate": 1e-3,
+            "small_step": 0.03,
+            "target_decay": 0.95,
+            "same_time_share": 0.1,
+            "rectify_weight": 0.05,
+            "fake_share": 0.15,
+            "near_share": 0.1,
+        },
+        passes={"flow": (1,)},
     ),
     # several steps: widths 11 to 13 % off
     "freeflow": Recipe(
@@ -171,5 +186,25 @@ RECIPES: dict[str, Recipe] = {
             "gan_weight": 0.0,
         },
         passes={"flow": (2,)},
+    ),
+    # many points a step, a penalty on the discriminator's slope, and next to nothing of the regression, whose optimum is
+    # narrower than the modes
+    "add": Recipe(
+        settings={
+            **FAST,
+            "adam_beta1": 0.0,
+            "train_steps": 2000,
+            "batch_size": 768,
+            "learning_rate": 4e-4,
+            "clip_norm": 1.0,
+            "ema_half_life": 150_000.0,
+            "num_steps": 1,
+            "gan_loss": "relativistic",
+            "r1_weight": 0.1,
+            "discriminator_rate": 5.0,
+            "regression_weight": 0.02,
+        },
+        passes={"flow": (1,)},
+        features=True,
     ),
 }
