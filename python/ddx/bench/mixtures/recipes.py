@@ -173,7 +173,6 @@ RECIPES: dict[str, Recipe] = {
         settings={**SCORES, "train_steps": 1500},
         passes={"flow": (1,), "edm": (1,)},
     ),
-    # the formula has no features, so without a discriminator
     "dmd2": Recipe(
         settings={
             **SCORES,
@@ -183,12 +182,13 @@ RECIPES: dict[str, Recipe] = {
             "num_steps": 2,
             "start_time": 0.714,
             "time_shift": 0.8,
-            "gan_weight": 0.0,
+            "gan_weight": 1e-3,
         },
         passes={"flow": (2,)},
+        features=True,
     ),
-    # many points a step, a penalty on the discriminator's slope, and next to nothing of the regression, whose optimum is
-    # narrower than the modes
+    # many points a step, a penalty on the discriminator's slope, and next to nothing of the regression, whose own
+    # optimum is narrower than the modes
     "add": Recipe(
         settings={
             **FAST,
