@@ -39,6 +39,11 @@ class ByHand:
             return max(position, 0.0)
         return self._flow_time(max(round(1000.0 * position - 1.0), 0))
 
+    def solver_time(self, share: float) -> float:
+        """This share of the noisiest flow time, at a whole timestep."""
+        t = share * self.t_max
+        return t if self.is_flow else self._flow_time(round(float(self._own_time(t))))
+
     @torch.no_grad()
     def velocity(
         self,

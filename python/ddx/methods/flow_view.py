@@ -98,15 +98,26 @@ class FlowView:
         positions = top * torch.arange(num_steps, -1, -1, dtype=torch.float64) / num_steps
         return self.time_of_position(positions)
 
+    def solver_times(self, num_steps: int) -> Tensor:
+        """Return equal steps of flow time from the noisiest one to 0, on VP at whole timesteps: float64 `[n + 1]`.
+
+        A family's own clock takes its longest steps where the picture comes out: eight equal ones of a DDPM table leave
+        the modes of a mixture a quarter too wide, eight of these 4 %.
+        """
+        times = self.t_max * torch.arange(num_steps, -1, -1, dtype=torch.float64) / num_steps
+        if self.process.name != "vp":
+            return times
+        return torch.where(times > 0.0, self.process.flow_time(self._time(times).round()), 0.0)
+
     @torch.no_grad()
     def ode_end(self, slope: Slope, x: Tensor, num_steps: int, order: int = 2) -> Tensor:
-        """Return where the ODE of `slope` takes x, which is at the noisiest time, in steps as :meth:`times` has them.
+        """Return where the ODE of `slope` takes x, which is at the noisiest time, in steps of :meth:`solver_times`.
 
         Order 1 is Euler's rule; 2 is Heun's, which asks for the last slope just before the picture: at it some networks
         have no velocity, and steps that are this long cannot do without it.
         """
         least = max(self.t_min, LEAST_TIME)
-        for t, r in pairwise(self.times(num_steps).to(x.device)):
+        for t, r in pairwise(self.solver_times(num_steps).to(x.device)):
             v = slope(x, t.expand(len(x)))
             if order == 2:
                 v = 0.5 * (v + slope(x + rows(r - t, x) * v, r.clamp(min=least).expand(len(x))))

@@ -36,7 +36,7 @@ class ReFlowConfig(FlowConfig):
         "whence noise and picture: solved in each step, or stored by `ddx precompute --synthetic`",
         choices=PAIRS,
     )
-    solver_steps: int = option(8, "solver steps from noise to picture, equal on the sampler's clock")
+    solver_steps: int = option(8, "solver steps from noise to picture, equal in flow time")
     solver_order: int = option(2, "1: Euler, one evaluation a step; 2: Heun, two")
     rounds: int = option(1, "how often lines are drawn anew, from the student's own ODE")
     round_length: int | None = option(None, "training steps of each round but the last (none: all rounds are equal)")

@@ -9,7 +9,7 @@ from ddx.bench.mixtures.gate import Modes, gate
 from ddx.bench.mixtures.mixture import Mixture, circle, scattered
 from ddx.bench.mixtures.run import wanted_modes
 from ddx.bench.mixtures.teacher import PROCESSES, MixtureTeacher
-from ddx.methods.flow_view import FlowView
+from ddx.methods.flow_view import FLOW, FlowView
 
 NUM = 10_000
 MIXTURE = circle()
@@ -39,6 +39,18 @@ def test_the_ode_of_the_exact_velocity_ends_in_the_mixture(process: str) -> None
     for t, r in pairwise(times):
         x = x + float(r - t) * view.velocity(teacher.network(), x, t.expand(NUM), condition)
     assert gate(x.flatten(1), MODES).passed
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_eight_steps_of_the_solver_end_in_the_mixture_too(process: str) -> None:
+    teacher = MixtureTeacher(MIXTURE, process)
+    view, condition = FlowView(teacher), teacher.null_condition().expand(NUM)
+    start = view.start(torch.randn(NUM, 2, 1, 1, generator=torch.Generator().manual_seed(4)), view.t_max)
+    end = view.ode_end(lambda x, t: view.velocity(teacher.network(), x, t, condition), start, 8)
+    assert gate(end.flatten(1), MODES).passed
+    if process.startswith("vp"):
+        timesteps = view.process.time_at(FLOW.angle(view.solver_times(8)[:-1]))
+        torch.testing.assert_close(timesteps, timesteps.round(), rtol=0.0, atol=1e-6)
 
 
 def test_blurred_modes_fail() -> None:

@@ -187,7 +187,7 @@ def test_reflow_is_its_formula(teacher: Teacher) -> None:
     for row in range(4):
         here, start = batch.condition.index(row), hand.start(noise[row : row + 1])
         x = start
-        for a, b in ((hand.t_max, hand.time_of(0.5)), (hand.time_of(0.5), 0.0)):
+        for a, b in ((hand.t_max, hand.solver_time(0.5)), (hand.solver_time(0.5), 0.0)):
             v = hand.guided(x, a, here, batch.null, GUIDANCE)
             after = hand.guided(x + (b - a) * v, max(b, hand.t_min, 1e-3), here, batch.null, GUIDANCE)
             x = x + (b - a) * 0.5 * (v + after)
