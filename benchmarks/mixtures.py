@@ -62,10 +62,8 @@ def main() -> int:
 def measure(method: str, ground: str) -> list[dict[str, Any]]:
     """Distil one student and hold it to the gate at each number of steps."""
     torch.set_num_threads(1)
-    recipe = RECIPES[method]
-    student = distil(
-        method, GROUNDS[ground].teacher(features=recipe.features), **recipe.settings, **GROUNDS[ground].settings
-    )
+    recipe, where = RECIPES[method], GROUNDS[ground]
+    student = distil(method, where.teacher(features=recipe.features), **{**recipe.settings, **where.settings})
     config = student.trainer.config
     return [
         {

@@ -80,12 +80,12 @@ RECIPES: dict[str, Recipe] = {
             "grid_steps": 16,
             "loss": "l2",
         },
-        passes={"flow": (1, 4)},
+        passes={"flow": (1, 4), "edm": (4,)},
     ),
     # one step is 0.2 % short of the widths' limit
     "scm": Recipe(
         settings={**SCM, "train_steps": 1500},
-        passes={"flow": (2, 4)},
+        passes={"flow": (2, 4), "vp-v": (2, 4), "edm": (4,)},
     ),
     # as scm; one step: widths 19 to 28 % off
     "sana-sprint": Recipe(
@@ -115,7 +115,7 @@ RECIPES: dict[str, Recipe] = {
             "second_time": "below",
             "same_time_share": 0.25,
         },
-        passes={"flow": (1, 2)},
+        passes={"flow": (1, 2), "guided": (4,)},
     ),
     "shortcut": Recipe(  # few doublings, each of which hands its error on
         settings={**FAST, "train_steps": 2500, "smallest_jumps": 32, "bootstrap_share": 0.5, "target_decay": 0.9},
@@ -128,12 +128,12 @@ RECIPES: dict[str, Recipe] = {
     ),
     "reflow": Recipe(  # half of the rows at pure noise, where one step is asked for
         settings={**FAST, "train_steps": 1500, "solver_steps": 8, "noise_share": 0.5},
-        passes={"flow": ALL, "guided": ALL},
+        passes={"flow": ALL, "vp-v": ALL, "edm": ALL, "guided": ALL},
     ),
     # a small step of 0.03 is long, so a thousand steps teach it; four steps: shares 12 % off
     "rcgm": Recipe(
         settings={**FAST, "train_steps": 1500, "small_step": 0.03, "target_decay": 0.95, "same_time_share": 0.1},
-        passes={"flow": (1, 2), "edm": (1, 2)},
+        passes={"flow": (1, 2), "edm": (1, 2), "guided": (1,)},
     ),
     # fewer rows of fakes than the paper's quarter, and a weak rectification: with more, modes lose their shares
     "twinflow": Recipe(
