@@ -7,7 +7,7 @@ import os
 import click
 
 from ddx.cli.options import Invocation, config_options
-from ddx.training.prepare import PrepareConfig
+from ddx.training.prepare_config import PrepareConfig
 
 
 @click.command(

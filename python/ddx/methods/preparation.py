@@ -11,36 +11,17 @@ A share of the rows has the empty caption, since students learn from the guided 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ddx.config import option
-from ddx.errors import UsageError
 from ddx.kernels.consistency import guarded_consistency_loss
 from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
-from ddx.methods.config import FlowConfig, changed, within
 from ddx.methods.flow_method import FlowMethod
+from ddx.methods.preparation_config import PreparationConfig
 from ddx.teachers.base import Sampler
 from ddx.teachers.condition import Condition
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreparationConfig(FlowConfig):
-    """What the prepared teacher has that the teacher has not."""
-
-    qk_norm: bool = option(True, "give the queries and keys of every attention a norm")
-    dense_time: bool = option(True, "let the time embedding see t in [0, 1] and not 1000 t")
-    null_share: float = option(0.1, "share of rows with the empty caption")
-    time_sampling: str = changed(FlowConfig, "time_sampling", "logit-normal")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within(self, 0.0, 1.0, "null_share")
-        if not self.qk_norm and not self.dense_time:
-            raise UsageError("nothing to prepare: qk_norm and dense_time are off", hint="leave one of them on")
 
 
 class Preparation(FlowMethod[PreparationConfig]):

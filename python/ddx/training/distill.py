@@ -348,7 +348,7 @@ def _export_average(run: _Run, student: torch.nn.Module, name: str, average: EMA
     folder = run.folder.path / "averages" / name.replace(":", "-")
     with Swapped(student, average) as averaged:
         notes = export_student(run.method, averaged, folder, run.config.export_dtype, run.dtype)
-    record = {"kind": "student", "teacher": run.config.teacher, "method": run.config.method, "average": name}
+    record = {"kind": run.method.makes, "teacher": run.config.teacher, "method": run.config.method, "average": name}
     write_run(folder, {**record, **run.method.export_notes(), **notes}, finished=True)
 
 

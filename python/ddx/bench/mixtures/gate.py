@@ -27,7 +27,7 @@ class Modes:
     def of(cls, mixture: Mixture) -> Modes:
         """Return those of the whole mixture."""
         num_modes = len(mixture.means)
-        even = torch.full((num_modes,), 1.0, dtype=torch.float64)
+        even = torch.ones(num_modes, dtype=torch.float64)
         return cls(mixture.means, even * mixture.std, even / num_modes)
 
     @classmethod

@@ -132,7 +132,7 @@ class MixtureTeacher(Teacher):
         """No autoencoder, but an encoder whose features of points a discriminator looks at: the frozen MLP's."""
         network = self.network()
         if not isinstance(network, MLP):
-            raise NotImplementedError("the formula has no features: freeze_fitted() lets the MLP be the teacher")
+            raise ValueError("the formula has no features: freeze_fitted() lets the MLP be the teacher")
         return PointEncoder(network)
 
     def decode_pixels(self, latents: Tensor) -> Tensor:
