@@ -85,7 +85,8 @@ class SanaTeacher(Teacher):
                 f"{self.name} has what it would be prepared for already", hint="distil it as it is: ddx distill"
             )
         network = SanaTransformer2DModel.from_config({**plain.config, **changes})
-        network.load_state_dict(plain.state_dict(), strict=False)
+        missing, unexpected = network.load_state_dict(plain.state_dict(), strict=False)
+        assert not unexpected and all(".norm_" in name for name in missing), (missing, unexpected)
         return fuse_if_faster(network.to(self.device).train().requires_grad_(True))
 
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
