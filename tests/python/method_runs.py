@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddx.methods.base import STUDENT, Batch, Losses, Method, Turn
+from ddx.methods.base import FAKE, STUDENT, Batch, Losses, Method, Turn
 from ddx.methods.registry import method_spec
-from ddx.methods.score_distillation import FAKE
 from ddx.teachers.base import Teacher
 
 SCORE_METHODS = ("sid", "sid-lsg", "dmd2", "dmd", "diff-instruct", "dde")

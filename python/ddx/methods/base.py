@@ -22,6 +22,7 @@ from ddx.teachers.condition import Condition
 
 ConfigT = TypeVar("ConfigT")
 STUDENT = "student"
+FAKE = "fake_score"
 TARGET = "target"
 
 

@@ -21,9 +21,9 @@ from ddx.config import option
 from ddx.kernels.dmd import guarded_dmd_loss
 from ddx.kernels.guarded_loss import GuardedLoss
 from ddx.methods.adversarial import DISCRIMINATOR, AdversarialConfig, FeatureJudge
-from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
+from ddx.methods.base import FAKE, STUDENT, Batch, Losses, NetworkSpec, Turn
 from ddx.methods.config import at_least, changed
-from ddx.methods.score_distillation import FAKE, Generated, ScoreConfig, ScoreDistillation, Scores
+from ddx.methods.score_distillation import Generated, ScoreConfig, ScoreDistillation, Scores
 from ddx.networks.guidance import guidance_input
 from ddx.teachers.base import Teacher
 

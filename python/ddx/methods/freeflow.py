@@ -21,12 +21,10 @@ from torch import Tensor, nn
 from ddx.config import option
 from ddx.kernels.consistency import guarded_consistency_loss
 from ddx.kernels.dmd import guarded_dmd_loss
-from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn, bare
+from ddx.methods.base import FAKE, STUDENT, Batch, Losses, NetworkSpec, Turn, bare
 from ddx.methods.config import FlowConfig, above_zero, within
 from ddx.methods.flow_map import FlowMap, guidance_of, take
 from ddx.methods.flow_view import clean, mean_square, rows
-
-FAKE = "fake"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +33,12 @@ class FreeFlowConfig(FlowConfig):
 
     correction_share: float = option(0.25, "share of rows that are corrected by the fake score")
     midway_share: float = option(0.25, "share of the other rows that start midway; 0: the student draws in one step")
-    fake_learning_rate_scale: float = option(1.0, "learning rate of the fake score over the student's")
+    fake_rate: float = option(1.0, "learning rate of the fake score over the student's")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         within(self, 0.0, 1.0, "correction_share", "midway_share")
-        above_zero(self, "fake_learning_rate_scale")
+        above_zero(self, "fake_rate")
 
 
 class FreeFlow(FlowMap[FreeFlowConfig]):
@@ -51,9 +49,7 @@ class FreeFlow(FlowMap[FreeFlowConfig]):
 
     def networks(self) -> tuple[NetworkSpec, ...]:
         """Return the student and the fake score."""
-        return NetworkSpec(name=STUDENT), NetworkSpec(
-            name=FAKE, learning_rate_scale=self.config.fake_learning_rate_scale
-        )
+        return NetworkSpec(name=STUDENT), NetworkSpec(name=FAKE, learning_rate_scale=self.config.fake_rate)
 
     def turns(self, step: int) -> tuple[Turn, ...]:
         """Return the fake score's update, and then the student's."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ddx.teachers.base import Teacher
 
 
-_TRAINED = ("student", "fake_score", "fake")
+_TRAINED = ("student", "fake_score")
 _AVERAGES = ("target", "first", "before")  # the others, heads and weights, are small
 
 
@@ -145,7 +145,7 @@ METHODS: dict[str, MethodSpec] = dict(
         _row("reflow", "ReFlow", 35.0, "captions", "student",
              "Rectified flow on pairs of noise and the end of its ODE",
              "Liu et al. 2022, Flow Straight and Fast, arXiv:2209.03003"),
-        _row("freeflow", "FreeFlow", 14.0, "captions", "student fake",
+        _row("freeflow", "FreeFlow", 14.0, "captions", "student fake_score",
              "Flow map from noise alone, corrected by a fake score",
              "Tong et al. 2025, Flow Map Distillation Without Data, arXiv:2511.19428"),
     )

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ddx.config import option
 from ddx.errors import UsageError
 from ddx.kernels.guarded_loss import GuardedLoss
-from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
+from ddx.methods.base import FAKE, STUDENT, Batch, Losses, NetworkSpec, Turn
 from ddx.methods.config import FlowConfig, above_zero, at_least, changed, within
 from ddx.methods.flow_method import FlowMethod
 from ddx.methods.flow_view import clean, mean_square
@@ -34,7 +34,6 @@ from ddx.methods.weighting import DenoisingConfig, denoising_loss
 from ddx.networks.guidance import add_interval_embedder, interval_input
 from ddx.teachers.base import Teacher
 
-FAKE = "fake_score"
 NUM_BINS = 4
 
 

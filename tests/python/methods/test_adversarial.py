@@ -21,11 +21,10 @@ from ddx.methods.adversarial import (
     gradient_penalty,
     pooled,
 )
-from ddx.methods.base import STUDENT, Turn
+from ddx.methods.base import FAKE, STUDENT, Turn
 from ddx.methods.flow_view import FlowView
 from ddx.methods.registry import method_spec
 from ddx.methods.scm import SCM
-from ddx.methods.score_distillation import FAKE
 from ddx.networks.heads import KINDS as HEADS
 from ddx.networks.heads import Discriminator, frequency_bands, normalised
 from ddx.teachers.base import Teacher

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from by_hand import ByHand
-from ddx.methods.base import STUDENT, Batch
+from ddx.methods.base import FAKE, STUDENT, Batch
 from ddx.teachers.base import Teacher
 from distilling import make_batch
 from method_runs import Run, make_run
@@ -272,7 +272,7 @@ def test_freeflow_is_its_formula(teacher: Teacher) -> None:
                 s = hand.t_min + (top - hand.t_min) * again[row]
                 x_s = (1 - s) * own + s * fresh[row : row + 1]
                 y_teacher = x_s - s * hand.guided(x_s, s, here, batch.null, GUIDANCE)
-                y_fake = x_s - s * hand.velocity(run.networks["fake"], x_s, s, here, guidance=GUIDANCE)
+                y_fake = x_s - s * hand.velocity(run.networks[FAKE], x_s, s, here, guidance=GUIDANCE)
                 gradient = (y_fake - y_teacher) / (own - y_teacher).abs().mean()
                 maps.append(torch.zeros((), dtype=torch.float64))
                 corrections.append(0.5 * mean(gradient))
@@ -296,9 +296,9 @@ def test_freeflow_is_its_formula(teacher: Teacher) -> None:
 
 def test_freeflow_s_fake_score_denoises_what_the_student_draws(teacher: Teacher) -> None:
     run, hand = make_run(teacher, "freeflow", **FIXED), ByHand(teacher)
-    losses = run.losses(make_batch(teacher), "fake")
-    losses.by_network["fake"].sum().backward()
-    fake = run.networks["fake"]
+    losses = run.losses(make_batch(teacher), FAKE)
+    losses.by_network[FAKE].sum().backward()
+    fake = run.networks[FAKE]
     assert all(p.grad is not None for p in fake.parameters()) and all(p.grad is None for p in run.student.parameters())
     batch = make_batch(teacher)
     _, u = uniforms(batch, 2)
@@ -311,4 +311,4 @@ def test_freeflow_s_fake_score_denoises_what_the_student_draws(teacher: Teacher)
         x_t = (1 - t) * own + t * fresh[row : row + 1]
         predicted = hand.velocity(fake, x_t, t, here, guidance=GUIDANCE)
         expected.append(mean(predicted - (fresh[row : row + 1] - own)))
-    compare(losses.by_network["fake"], expected)
+    compare(losses.by_network[FAKE], expected)

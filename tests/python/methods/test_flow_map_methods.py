@@ -151,7 +151,7 @@ def test_reflow_s_later_rounds_solve_the_ode_of_the_student_that_was(tmp_path: A
         ("imf", {"weight_power": -1.0}, "weight_power"),
         ("imf", {"weight_floor": 0.0}, "weight_floor"),
         ("freeflow", {"midway_share": 1.1}, "midway_share"),
-        ("freeflow", {"fake_learning_rate_scale": 0.0}, "fake_learning_rate_scale"),
+        ("freeflow", {"fake_rate": 0.0}, "fake_rate"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_by_name(name: str, settings: dict[str, Any], named: str) -> None:

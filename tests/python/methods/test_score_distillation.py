@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ddx.errors import UsageError
-from ddx.methods.base import STUDENT
+from ddx.methods.base import FAKE, STUDENT
 from ddx.methods.registry import method_spec
-from ddx.methods.score_distillation import FAKE
 from ddx.teachers.base import Teacher
 from distilling import assert_gradients_reach_their_networks, make_batch, make_teacher, make_trainer
 from method_runs import FAKES_TURN, SCORE_METHODS, STUDENTS_TURN, make_method
