@@ -10,6 +10,7 @@ import importlib
 import os
 import signal
 import sys
+import warnings
 from typing import Any, NoReturn
 
 import click
@@ -74,6 +75,8 @@ def group() -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
+    # torch deprecates itself when it first takes a forward-mode derivative
+    warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.jit.script.*")
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 

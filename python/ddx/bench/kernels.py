@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -68,22 +67,18 @@ def run(config: KernelsConfig, progress: Progress | None = None, save: Save | No
 
     publish()
     progress.start("kernels", len(pairs), "case")
-    with warnings.catch_warnings():  # torch deprecates itself when it first takes a forward-mode derivative
-        warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.jit.script.*")
-        for case, size in pairs:
-            if time.monotonic() > deadline:
-                result["notes"].append(
-                    f"{len(pairs) - len(rows)} cases were left out: {config.minutes:g} minutes are over"
-                )
-                break
-            rows.append(measure(case, size, device, dtype, roofline))
-            progress.log(in_words(rows[-1]))
-            progress.advance()
-            publish()
-        if on_gpu if config.compile is None else config.compile:
-            add_compiled(rows, device, deadline, progress, publish)
-        if on_gpu:
-            count_launches(rows, device, deadline)
+    for case, size in pairs:
+        if time.monotonic() > deadline:
+            result["notes"].append(f"{len(pairs) - len(rows)} cases were left out: {config.minutes:g} minutes are over")
+            break
+        rows.append(measure(case, size, device, dtype, roofline))
+        progress.log(in_words(rows[-1]))
+        progress.advance()
+        publish()
+    if on_gpu if config.compile is None else config.compile:
+        add_compiled(rows, device, deadline, progress, publish)
+    if on_gpu:
+        count_launches(rows, device, deadline)
     progress.finish()
     publish()
     return result
