@@ -20,9 +20,11 @@ from ddx.errors import DdxError, UsageError, nearest
 from ddx.run_record import FILE_NAME, read_run, write_run
 from ddx.workspace import Workspace, slug
 
-KEPT = ("train", "precompute", "distill")  # their commands go on with what is there
+KEPT = ("train", "precompute", "prepare", "distill")  # their commands go on with what is there
 STUDENT = "{student}"  # of the distill stage before, as `from_student`
-STAGES = ("scenes", "train", "precompute", "distill", "sample", "evaluate")
+STAGES = ("scenes", "train", "precompute", "prepare", "distill", "sample", "evaluate")
+WITH_TEACHER = ("precompute", "prepare", "distill", "evaluate")
+INPUTS = ("teacher", "data", "student", "from_student")  # settings that may name what another stage made
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Runner:
             settings, reads = dict(given), list[Path]()
             if "teacher" in settings:
                 teacher = str(settings["teacher"])
-            elif name in ("precompute", "distill", "evaluate"):
+            elif name in WITH_TEACHER:
                 settings["teacher"] = teacher
             if settings.get("from_student") == STUDENT:
                 if student is None:
@@ -112,17 +114,19 @@ class Runner:
                         hint="put a distill stage before it, or name a student",
                     )
                 settings["from_student"] = student
-            if name == "distill" and store is not None and "data" not in settings:
+            if name in ("prepare", "distill") and store is not None and "data" not in settings:
                 settings["data"] = store
             if name in ("sample", "evaluate") and student is not None and "student" not in settings:
                 settings["student"] = student
             output = self._output(name, number, settings)
-            if name in ("precompute", "distill", "sample", "evaluate") and output is not None:
+            if name in (*WITH_TEACHER, "sample") and output is not None:
                 settings.setdefault("out", output)
-            reads += [Path(str(settings[key])) for key in ("data", "student", "from_student") if key in settings]
+            reads += [Path(str(settings[key])) for key in INPUTS if key in settings]
             reads += [Path(source) for source in _as_list(settings.get("sources"))]
             if name == "precompute":
                 store = output
+            if name == "prepare":
+                teacher = str(output)
             if name == "distill":
                 student = output
             stages.append(Stage(name, tuple(_arguments(name, settings)), output, tuple(reads)))
@@ -201,6 +205,8 @@ class Runner:
             return (
                 root / "data" / f"{slug(Path(str(sources[0])).stem)}-{slug(str(settings['teacher']))}-{self.name}.zarr"
             )
+        if name == "prepare":
+            return self.workspace.teacher_path(str(settings["teacher"]), f"prepared-{self.name}")
         if name == "distill":
             method = slug(str(settings.get("method", "lcm")))
             return root / "students" / f"{slug(Path(str(settings['teacher'])).name)}-{method}-{self.name}"

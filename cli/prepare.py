@@ -28,8 +28,9 @@ def command(invocation: Invocation) -> int:
     from ddx.cli.console import emit, emit_json, emit_settings
     from ddx.config import to_dict
     from ddx.training.prepare import plan_preparation, prepare
+    from ddx.training.resolve import resolve_preparation
 
-    config = invocation.build(PrepareConfig)
+    config = resolve_preparation(invocation.layers)
     if invocation.dry_run:
         folder, store, estimate = plan_preparation(config, workspace=invocation.workspace)
         if invocation.as_json:

@@ -26,8 +26,9 @@ def command(invocation: Invocation, pipeline: str, again: bool) -> None:
     """Run a pipeline of stages from a YAML file, skipping what is done.
 
     Each stage is a command with its options as keys. A distill stage reads the store of the precompute stage before it,
-    and sample and evaluate draw with the student of the distill stage before them, unless they say otherwise. With
-    `from_student: "{student}"` a distill stage begins with that student's weights.
+    and sample and evaluate draw with the student of the distill stage before them, unless they say otherwise. What
+    follows a prepare stage has the prepared teacher. With `from_student: "{student}"` a distill stage begins with that
+    student's weights.
     """
     from ddx.cli.console import emit, emit_json
     from ddx.cli.pipeline import Runner, read_pipeline

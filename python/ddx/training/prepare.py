@@ -38,5 +38,5 @@ def _as_distillation(config: PrepareConfig, workspace: Workspace) -> tuple[Disti
     own = {name: values.pop(name) for name in ("qk_norm", "dense_time", "null_share")}
     values["out"] = config.out or workspace.teacher_path(config.teacher, "prepared")
     assert values.keys() <= field_types(DistillConfig).keys()
-    run = DistillConfig(method="preparation", preset="none", sample_steps=(NUM_STEPS,), **values)
+    run = DistillConfig(method="preparation", sample_steps=(NUM_STEPS,), **values)
     return run, PreparationConfig(**own)

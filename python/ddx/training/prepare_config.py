@@ -20,6 +20,7 @@ class PrepareConfig:
     out: Path | None = option(
         None, "folder of the prepared teacher (none: <workspace>/teachers/<teacher>-prepared)", metavar="PATH"
     )
+    preset: str = changed(DistillConfig, "preset", "auto")
     qk_norm: bool = changed(PreparationConfig, "qk_norm", True)
     dense_time: bool = changed(PreparationConfig, "dense_time", True)
     null_share: float = changed(PreparationConfig, "null_share", 0.1)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from ddx.config import Settings, build_many, field_types
+from ddx.config import Settings, build, build_many, field_types
 from ddx.errors import UsageError
 from ddx.methods.registry import METHODS, method_spec
+from ddx.teachers.prepared import prepared_record
 from ddx.training.config import DistillConfig
+from ddx.training.prepare_config import PrepareConfig
 from ddx.training.presets import preset_for
 
 
@@ -23,13 +26,33 @@ def resolve(layers: Sequence[Settings]) -> tuple[DistillConfig, Any]:
     """
     values = {str(key).replace("-", "_"): value for layer in layers for key, value in layer.items()}
     method = method_spec(str(values.get("method", DistillConfig.method)))
-    teacher = str(values.get("teacher", DistillConfig.teacher))
-    preset, settings = preset_for(teacher, method.name, str(values.get("preset", DistillConfig.preset)))
+    preset, settings = _preset(values, method.name)
     for layer in layers:
         _refuse_other_methods(layer, method.name, method.config)
     defaults = Settings(method.method.defaults, f"the defaults of {method.name}")
     config, method_config = build_many((DistillConfig, method.config), defaults, settings, *layers)
     return dataclasses.replace(config, preset=preset or "none"), method_config
+
+
+def resolve_preparation(layers: Sequence[Settings]) -> PrepareConfig:
+    """Return the config of a preparation; later layers win, and under all of them lies the preset.
+
+    Raises UsageError for an unknown preset or key, and for values out of their range.
+    """
+    values = {str(key).replace("-", "_"): value for layer in layers for key, value in layer.items()}
+    preset, settings = _preset(values, "preparation")
+    own = {key: value for key, value in settings.items() if key in field_types(PrepareConfig)}
+    config = build(PrepareConfig, Settings(own, settings.origin), *layers)
+    return dataclasses.replace(config, preset=preset or "none")
+
+
+def _preset(values: Mapping[str, Any], method: str) -> tuple[str | None, Settings]:
+    """Return the preset's name and settings; a prepared teacher takes those of the one that it was made of."""
+    teacher = str(values.get("teacher", DistillConfig.teacher))
+    record = prepared_record(Path(teacher).expanduser())
+    if record is not None:
+        teacher = str(record["prepared_from"])
+    return preset_for(teacher, method, str(values.get("preset", DistillConfig.preset)))
 
 
 def _refuse_other_methods(layer: Settings, method: str, own: type[Any]) -> None:

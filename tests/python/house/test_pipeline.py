@@ -48,6 +48,21 @@ def test_one_distillation_begins_with_the_student_of_another(tmp_path: Path) -> 
         Runner(Workspace(tmp_path), "mine").resolve([second])
 
 
+def test_what_follows_a_preparation_has_the_prepared_teacher_and_its_store(tmp_path: Path) -> None:
+    entries = [
+        ("precompute", {"sources": ["laion.parquet"], "teacher": "sana-tiny"}),
+        ("prepare", {"train_steps": 3}),
+        ("distill", {"method": "sana-sprint"}),
+        ("evaluate", {}),
+    ]
+    precompute, prepare, distill, evaluate = Runner(Workspace(tmp_path), "mine").resolve(entries)
+    assert prepare.output == tmp_path / "teachers/sana-tiny-prepared-mine"
+    assert {"teacher=sana-tiny", f"data={precompute.output}", f"out={prepare.output}"} <= set(prepare.arguments)
+    for stage in (distill, evaluate):
+        assert f"teacher={prepare.output}" in stage.arguments and prepare.output in stage.reads
+    assert f"data={precompute.output}" in distill.arguments and precompute.output in distill.reads
+
+
 @pytest.mark.parametrize("name", ["demo", "one-step"])
 def test_the_pipelines_that_come_along_have_settings_that_fit(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ from ddx.errors import UsageError
 from ddx.methods.lcm import LCMConfig
 from ddx.methods.registry import METHODS
 from ddx.methods.shortcut import ShortcutConfig
+from ddx.run_record import write_run
+from ddx.training.prepare_config import PrepareConfig
 from ddx.training.presets import preset_folder, preset_names
-from ddx.training.resolve import resolve
+from ddx.training.resolve import resolve, resolve_preparation
 
 
 def layers(**values: Any) -> list[Settings]:
@@ -48,6 +51,22 @@ def test_methods_that_share_a_preset_differ_in_what_is_their_own_and_not_in_the_
     sid, _ = resolve(layers(teacher="sana-tiny", method="sid"))
     assert sid.learning_rate != shortcut.learning_rate
     assert set(read_yaml(preset_folder() / "sana-tiny.yaml")["methods"]) <= set(METHODS)
+
+
+def test_a_prepared_teacher_has_the_presets_of_the_one_it_was_made_of(tmp_path: Path) -> None:
+    write_run(tmp_path, {"prepared_from": "sana-tiny"}, finished=True)
+    config, method = resolve(layers(teacher=str(tmp_path), method="sana-sprint"))
+    _, wanted = resolve(layers(teacher="sana-tiny", method="sana-sprint"))
+    assert config.preset == "sana-tiny" and config.teacher == str(tmp_path) and method == wanted
+
+
+def test_a_preparation_takes_of_a_preset_what_it_has() -> None:
+    tuned = resolve_preparation(layers(teacher="sana-tiny", batch_size=3))
+    distilled, _ = resolve(layers(teacher="sana-tiny", method="scm"))
+    assert (tuned.preset, tuned.batch_size, tuned.train_steps) == ("sana-tiny", 3, distilled.train_steps)
+    assert resolve_preparation(layers()) == PrepareConfig(preset="none")
+    with pytest.raises(UsageError, match="unknown preset"):
+        resolve_preparation(layers(teacher="sana-tiny", preset="sana-tinny"))
 
 
 def test_a_preset_may_be_named_by_its_ending() -> None:
