@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ddx.bench.mixtures.mixture import Mixture
 
+MAX_OFF_MODE, MAX_ERROR = 0.01, 0.10
+
 
 @dataclass(frozen=True)
 class Modes:
@@ -52,7 +54,7 @@ class Gate:
     @property
     def passed(self) -> bool:
         """At most 1 % of the mass off the modes, widths and shares within 10 %."""
-        return self.off_mode <= 0.01 and self.worst_std <= 0.10 and self.worst_share <= 0.10
+        return self.off_mode <= MAX_OFF_MODE and self.worst_std <= MAX_ERROR and self.worst_share <= MAX_ERROR
 
 
 def gate(points: Tensor, modes: Modes) -> Gate:

@@ -1,0 +1,53 @@
+"""The batches of a distillation: each rank's rows of the global ones, with the random numbers that are theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ddx.data.loader import Loader
+from ddx.methods.base import Batch
+from ddx.methods.draws import Draws
+from ddx.training.run import Run
+
+
+def batches(run: Run, position: int) -> Iterator[Any]:
+    """Yield this rank's rows of the global batches from `position` on, for ever."""
+    loader = Loader(
+        run.store,
+        run.config.batch_size,
+        seed=run.config.seed,
+        rank=run.ranks.rank,
+        world=run.ranks.world,
+        position=position,
+        prefetch=run.config.prefetch,
+    )
+    try:
+        yield from loader
+    finally:
+        loader.close()
+
+
+def micro_batches(run: Run, data: Any, step: int) -> Iterator[Batch]:
+    """Yield this rank's rows as batches of at most `micro_batch_size`, with the random numbers that are theirs."""
+    device, rows = run.ranks.device, len(data.latents)
+    first = run.ranks.rank * run.rows_per_rank
+    size = run.config.micro_batch_size or rows
+    x0 = run.teacher.scale(data.latents.to(device, non_blocking=True).float())
+    # float32 like the latents: on a CPU, autocast refuses to join the store's float16 to anything.
+    condition = data.condition.to(device, torch.float32)
+    noise = run.store.noise(data.rows).to(device) if run.method.reads_pairs else None
+    for start in range(0, rows, size):
+        part = slice(start, min(start + size, rows))
+        indices = range(first + part.start, first + part.stop)
+        yield Batch(
+            x0=x0[part],
+            condition=condition.index(part),
+            null=run.null,
+            draws=Draws(run.config.seed, step, indices, device),
+            step=step,
+            progress=step / run.config.train_steps,
+            noise=None if noise is None else noise[part],
+        )

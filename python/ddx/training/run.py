@@ -1,0 +1,105 @@
+"""What is fixed for a whole distillation: its teacher, method, store and folder."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ddx.config import to_dict
+from ddx.data.store import Store
+from ddx.errors import UsageError
+from ddx.methods.base import Method
+from ddx.methods.registry import load_method
+from ddx.progress import Progress
+from ddx.run_record import read_run
+from ddx.teachers.base import Teacher
+from ddx.teachers.condition import Condition
+from ddx.teachers.registry import load_teacher
+from ddx.training.config import DistillConfig
+from ddx.training.distributed import Ranks
+from ddx.training.find_store import find_store, require_pairs
+from ddx.training.student_folder import StudentFolder, choose_folder
+from ddx.training.tracking import Metrics
+from ddx.workspace import Workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What is fixed for the whole run."""
+
+    config: DistillConfig
+    method_config: Any
+    method: Method[Any]
+    teacher: Teacher
+    store: Store
+    num_samples: int
+    null: Condition
+    folder: StudentFolder
+    metrics: Metrics
+    ranks: Ranks
+    dtype: torch.dtype
+
+    @property
+    def rows_per_rank(self) -> int:
+        """Rows of each global batch that are this process's."""
+        return self.config.batch_size // self.ranks.world
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The trainer's and the method's settings in one."""
+        return {**to_dict(self.config), **to_dict(self.method_config)}
+
+
+def prepare_run(
+    config: DistillConfig, method_config: Any, workspace: Workspace, ranks: Ranks, progress: Progress
+) -> Run:
+    """Find the teacher, the store and the folder; every mistake of the user comes to light here."""
+    if config.batch_size % ranks.world:
+        raise UsageError(
+            f"batch_size = {config.batch_size} does not divide over {ranks.world} processes",
+            hint=f"--batch-size {math.ceil(config.batch_size / ranks.world) * ranks.world}",
+        )
+    dtype = _compute_dtype(config.dtype, ranks.device)
+    teacher = load_teacher(config.teacher, device=ranks.device, dtype=dtype, resolution=config.resolution)
+    method = load_method(config.method, method_config, teacher)
+    settings = {**to_dict(config), **to_dict(method_config)}
+    folder = ranks.share(
+        choose_folder(config.out, workspace, settings, {"teacher": config.teacher, "method": config.method})
+    )
+    before = read_run(folder.path) if folder.resumed else None
+    store, say = find_store(config, teacher, workspace, before, synthetic=method.reads_pairs)
+    if method.reads_pairs:
+        require_pairs(store, method.export_notes().get("guidance_range"))
+    if ranks.is_first:
+        progress.log(say)
+        if folder.resumed and not folder.finished:
+            where = folder.checkpoint.name if folder.checkpoint else "its start"
+            progress.log(f"going on with the unfinished {folder.path} from {where}")
+    num_samples = store.num_ok
+    if num_samples < config.batch_size:
+        raise UsageError(
+            f"{store.path} holds {num_samples} usable pictures, fewer than batch_size = {config.batch_size}",
+            hint=f"--batch-size {max(1, num_samples)}, or precompute more rows",
+        )
+    return Run(
+        config=config,
+        method_config=method_config,
+        method=method,
+        teacher=teacher,
+        store=store,
+        num_samples=num_samples,
+        null=store.null_condition().to(ranks.device, torch.float32),
+        folder=folder,
+        metrics=Metrics(folder.path),
+        ranks=ranks,
+        dtype=dtype,
+    )
+
+
+def _compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bf16": torch.bfloat16}[name]
