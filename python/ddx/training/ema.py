@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -97,3 +98,38 @@ class EMA:
         self.num_images = int(state["num_images"])
         for name, value in self._shadow.items():
             value.copy_(state["shadow"][name])
+
+
+class Swapped(AbstractContextManager[nn.Module]):
+    """Inside, a network has the weights of its average, and evaluates."""
+
+    def __init__(self, network: nn.Module, average: EMA | None) -> None:
+        self.network, self.average = network, average
+        self.kept: dict[str, Tensor] = {}
+
+    def __enter__(self) -> nn.Module:
+        self.training = self.network.training
+        if self.average is not None:
+            self.kept = {name: value.detach().clone() for name, value in self.network.named_parameters()}
+            self.average.copy_to(self.network)
+        return self.network.eval()
+
+    def __exit__(self, *exception: object) -> None:
+        with torch.no_grad():
+            for name, value in self.network.named_parameters():
+                if name in self.kept:
+                    value.copy_(self.kept[name])
+        self.kept = {}
+        self.network.train(self.training)
+
+
+def average_in_place(module: nn.Module, source: nn.Module, decay: float) -> EMA:
+    """Return the average of `source`, whose tensors are the parameters of `module`: no second copy is kept."""
+    average = EMA(source, decay=decay)
+    averaged = average.parameters()
+    for name, value in module.named_parameters():
+        value.requires_grad_(False)
+        if name in averaged:  # all of them, but for a frozen backbone
+            value.data = averaged[name]
+    module.eval()
+    return average

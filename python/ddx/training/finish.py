@@ -9,11 +9,11 @@ import torch
 
 from ddx.progress import Progress
 from ddx.run_record import versions, write_run
-from ddx.training.ema import EMA
+from ddx.training.ema import EMA, Swapped
 from ddx.training.export import export_student
 from ddx.training.run import Run
 from ddx.training.tracking import Clock, peak_memory_bytes
-from ddx.training.trainer import Swapped, Trainer
+from ddx.training.trainer import Trainer
 
 
 def record_run(run: Run, step: int, *, finished: bool, **more: Any) -> None:

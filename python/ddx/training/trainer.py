@@ -1,4 +1,4 @@
-"""The networks of a run, their optimisers and averages, and one step of all of them.
+"""The networks of a run, their averages, and one step of all of them.
 
 Weights, gradients and optimiser state are float32; with bf16 the forward passes run under autocast.
 """
@@ -16,15 +16,13 @@ from ddx.errors import DdxError
 from ddx.kernels.cpu_bfloat16 import wide_products
 from ddx.methods.base import STUDENT, Batch, Method, NetworkSpec, Turn
 from ddx.networks.lora import add_lora
-from ddx.training.balance import LossBalance
 from ddx.training.checkpoint import Snapshot
 from ddx.training.config import DistillConfig
-from ddx.training.distributed import Ranks, replicate, without_sync
-from ddx.training.ema import EMA
+from ddx.training.distributed import Ranks, without_sync
+from ddx.training.ema import EMA, Swapped, average_in_place
 from ddx.training.meter import Meter
 from ddx.training.optimizer import (
     guarded_step,
-    make_optimizer,
     measure_clip,
     set_learning_rate,
     warmup_constant,
@@ -32,57 +30,10 @@ from ddx.training.optimizer import (
     warmup_linear,
 )
 from ddx.training.starting_weights import start_from
+from ddx.training.trained import Trained
 
 EXPORTED = "ema"
 METHOD = "method"
-
-
-class Trained:
-    """A network with its optimiser; `replica` is the network as data parallelism sees it."""
-
-    def __init__(self, spec: NetworkSpec, module: nn.Module, config: DistillConfig, ranks: Ranks) -> None:
-        self.spec = spec
-        self.module = module.train()  # a tree around a frozen backbone comes evaluating
-        self.replica = replicate(module, ranks)
-        self.named = [(name, value) for name, value in module.named_parameters() if value.requires_grad]
-        self.parameters = [value for _, value in self.named]
-        self.learning_rate = config.learning_rate * spec.learning_rate_scale
-        self.num_steps = 0
-        self.optimizer = make_optimizer(self.parameters, self.learning_rate, config)
-        self.balance = LossBalance(self.parameters, config, ranks)
-
-    def optimizer_tensors(self) -> dict[str, Tensor]:
-        """Return the optimiser's state by parameter name and key."""
-        state = self.optimizer.state
-        return {f"{name}|{key}": value for name, p in self.named for key, value in state.get(p, {}).items()}
-
-    def load_optimizer_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Restore what `optimizer_tensors` returned."""
-        named = dict(self.named)
-        for label, value in tensors.items():
-            name, _, key = label.rpartition("|")
-            state = self.optimizer.state.setdefault(named[name], {})
-            # AdamW keeps its step counter in float32 beside the parameter, the moments in the parameter's dtype
-            state[key] = value.to(named[name].device).clone()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the weights that training moves, and the buffers: without a frozen backbone, which others hold too."""
-        frozen = {name for name, _ in self.module.named_parameters()} - {name for name, _ in self.named}
-        return {name: value for name, value in self.module.state_dict().items() if name not in frozen}
-
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `tensors` returned. RuntimeError if it is of another network."""
-        if tensors.keys() != self.tensors().keys():
-            odd = sorted(tensors.keys() ^ self.tensors().keys())
-            raise RuntimeError(f"{len(odd)} of its weights are in one of the two only, such as {odd[0]}")
-        self.module.load_state_dict(dict(tensors), strict=False)
-
-    def activate(self, active: bool) -> None:
-        """Let its weights take gradients and the network train, or neither."""
-        if self.module.training != active:
-            self.module.train(active)
-            for parameter in self.parameters:
-                parameter.requires_grad_(active)
 
 
 class Trainer:
@@ -111,7 +62,7 @@ class Trainer:
             else:
                 assert spec.average_of is not None
                 source = self.trained[spec.average_of].module
-                self.averages[spec.name] = (module, _average_in_place(module, source, spec.decay))
+                self.averages[spec.name] = (module, average_in_place(module, source, spec.decay))
         student = self.trained[STUDENT].module
         self.exported: EMA | None = None
         if config.ema_half_life > 0.0:
@@ -265,41 +216,6 @@ class Trainer:
         found = {name: average for name, (_, average) in self.averages.items()}
         found |= {f"{EXPORTED}-{name.replace(':', '-')}": average for name, average in self.more.items()}
         return found if self.exported is None else {**found, EXPORTED: self.exported}
-
-
-class Swapped(AbstractContextManager[nn.Module]):
-    """Inside, a network has the weights of its average, and evaluates."""
-
-    def __init__(self, network: nn.Module, average: EMA | None) -> None:
-        self.network, self.average = network, average
-        self.kept: dict[str, Tensor] = {}
-
-    def __enter__(self) -> nn.Module:
-        self.training = self.network.training
-        if self.average is not None:
-            self.kept = {name: value.detach().clone() for name, value in self.network.named_parameters()}
-            self.average.copy_to(self.network)
-        return self.network.eval()
-
-    def __exit__(self, *exception: object) -> None:
-        with torch.no_grad():
-            for name, value in self.network.named_parameters():
-                if name in self.kept:
-                    value.copy_(self.kept[name])
-        self.kept = {}
-        self.network.train(self.training)
-
-
-def _average_in_place(module: nn.Module, source: nn.Module, decay: float) -> EMA:
-    """Return the average of `source`, whose tensors are the parameters of `module`: no second copy is kept."""
-    average = EMA(source, decay=decay)
-    averaged = average.parameters()
-    for name, value in module.named_parameters():
-        value.requires_grad_(False)
-        if name in averaged:  # all of them, but for a frozen backbone
-            value.data = averaged[name]
-    module.eval()
-    return average
 
 
 def _copy_into(live: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
