@@ -22,7 +22,7 @@ from PIL import Image
 
 from ddx.cli.console import emit
 from ddx.sampling.grid import save_grid
-from ddx.sampling.student import StudentPipeline
+from ddx.sampling.pipeline import StudentPipeline
 from ddx.sampling.teacher import draw_with_teacher
 from ddx.teachers.registry import load_teacher
 

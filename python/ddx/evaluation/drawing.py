@@ -20,7 +20,7 @@ from ddx.progress import Progress
 from ddx.sampling.teacher import draw_with_teacher
 
 if TYPE_CHECKING:
-    from ddx.sampling.student import StudentPipeline
+    from ddx.sampling.pipeline import StudentPipeline
     from ddx.teachers.base import Teacher
     from ddx.teachers.condition import Condition
 

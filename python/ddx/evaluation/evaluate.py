@@ -26,7 +26,7 @@ from ddx.sampling.prompts import read_prompts
 from ddx.workspace import Workspace
 
 if TYPE_CHECKING:
-    from ddx.sampling.student import StudentPipeline
+    from ddx.sampling.pipeline import StudentPipeline
     from ddx.teachers.base import Teacher
 
 REFERENCES_PER_PROMPT = 4
@@ -83,7 +83,7 @@ def evaluate(
     what cannot be opened or drawn.
     """
     from ddx.evaluation.report import write_report
-    from ddx.sampling.student import StudentPipeline
+    from ddx.sampling.pipeline import StudentPipeline
 
     workspace, progress = workspace or Workspace(), progress or NullProgress()
     folder, teacher = open_both(config, workspace, progress)

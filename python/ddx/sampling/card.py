@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddx.sampling.pipeline import dtype_keyword
 from ddx.sampling.prompts import standard_prompts
-from ddx.sampling.student import StudentFolder, dtype_keyword
+from ddx.sampling.student import StudentFolder
 
 CARD_NAME = "README.md"
 SCORES_NAME = "scores.json"

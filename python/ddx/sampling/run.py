@@ -101,7 +101,8 @@ def _prompts(config: SampleConfig, record: Mapping[str, Any]) -> tuple[str, ...]
 
 def sample(config: SampleConfig, workspace: Workspace, progress: Progress | None = None) -> SampleResult:
     """Draw what `config` asks for and return where it is. Raises UsageError and DdxError for what cannot be drawn."""
-    from ddx.sampling.student import StudentFolder, StudentPipeline
+    from ddx.sampling.pipeline import StudentPipeline
+    from ddx.sampling.student import StudentFolder
 
     progress = progress or NullProgress()
     folder = choose_student(config.student, workspace)

@@ -11,7 +11,8 @@ import torch
 
 from ddx.errors import DdxError, UsageError
 from ddx.run_record import write_run
-from ddx.sampling.student import StudentFolder, StudentPipeline
+from ddx.sampling.pipeline import StudentPipeline
+from ddx.sampling.student import StudentFolder
 from ddx.teachers.registry import load_teacher
 from ddx.teachers.sana_fused import is_fused, unfuse
 from pipelines import make_sana

@@ -12,7 +12,7 @@ from torch import Tensor
 from ddx.methods.base import STUDENT
 from ddx.methods.registry import METHODS
 from ddx.run_record import write_run
-from ddx.sampling.student import StudentPipeline
+from ddx.sampling.pipeline import StudentPipeline
 from ddx.teachers.base import Teacher
 from ddx.training.export import export_student
 from ddx.training.trainer import Trainer

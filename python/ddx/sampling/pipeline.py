@@ -1,0 +1,147 @@
+"""A student that draws: its folder opened as a diffusers pipeline.
+
+Pictures are drawn one by one unless asked otherwise: batched arithmetic rounds differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddx.errors import DdxError, UsageError
+from ddx.sampling.student import StudentFolder
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+    from ddx.teachers.condition import Condition
+
+
+class StudentPipeline:
+    """A student, loaded: safetensors only, no code from the folder."""
+
+    def __init__(self, folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> None:
+        import torch
+        from diffusers import DiffusionPipeline
+
+        from ddx.device import find_device
+        from ddx.teachers.components import no_progress_bars
+        from ddx.teachers.sana_fused import fuse_if_faster
+
+        self.files = StudentFolder(folder)
+        self.device = find_device(device)
+        dtypes = {part: getattr(torch, name) for part, name in self.files.component_dtypes(dtype).items()}
+        try:
+            with no_progress_bars():
+                self.pipeline: Any = DiffusionPipeline.from_pretrained(
+                    self.files.folder,
+                    use_safetensors=True,
+                    local_files_only=True,
+                    **{dtype_keyword(): dtypes if len(dtypes) > 1 else dtypes["default"]},
+                )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DdxError(
+                f"the student in {folder} does not open: {error}", hint="distil it again, or check its files"
+            ) from error
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.pipeline.to(self.device)
+        if getattr(self.pipeline, "transformer", None) is not None:
+            fuse_if_faster(self.pipeline.transformer)
+        self.guidance = self.files.guidance
+        self._weights_of = self.files.folder.resolve()
+
+    def set_guidance(self, guidance: float) -> None:
+        """Fold another guidance scale in. DdxError when the student does not take guidance, or nothing was kept."""
+        from ddx.sampling.refold import refold_guidance
+
+        if self.guidance is None:
+            raise UsageError(
+                f"{self.files.name} does not say which guidance its weights hold", hint="leave --guidance away"
+            )
+        if abs(guidance - self.guidance) >= 1e-9:
+            denoiser = getattr(self.pipeline, self.files.denoiser_part)
+            refold_guidance(self.files, denoiser, guidance, folded=self.guidance)
+            self.guidance = guidance
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        steps: int,
+        *,
+        resolution: int | None = None,
+        together: bool = False,
+    ) -> list[Image]:
+        """Return one picture for each prompt and seed: one by one, or in one batch with a generator a picture."""
+        arguments = self._arguments(steps, resolution)
+        if together:
+            return self._call(prompt=list(prompts), generator=[_generator(seed) for seed in seeds], **arguments)
+        pictures: list[Image] = []
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            pictures += self._call(prompt=prompt, generator=_generator(seed), **arguments)
+        return pictures
+
+    def draw_conditions(
+        self, condition: Condition, seeds: Sequence[int], steps: int, *, resolution: int | None = None
+    ) -> NDArray[np.uint8]:
+        """Return pictures uint8 `[B, H, W, 3]` of encoded prompts: the same call in one batch, its text read before."""
+        import numpy as np
+
+        arguments = self._arguments(steps, resolution)
+        arguments["prompt_embeds"] = condition.tokens.to(self.device, self.pipeline.text_encoder.dtype)
+        if self.files.pipeline_class.startswith("Sana"):
+            arguments["prompt_attention_mask"] = condition.mask.to(self.device)
+        pictures = self._call(prompt=None, generator=[_generator(seed) for seed in seeds], **arguments)
+        return np.stack([np.asarray(picture) for picture in pictures])
+
+    def _load_for(self, steps: int) -> None:
+        """Take the weights that were folded for this number of steps, where they depend on it."""
+        folder = self.files.for_steps(steps)
+        if folder.resolve() == self._weights_of:
+            return
+        getattr(self.pipeline, self.files.denoiser_part).load_state_dict(self.files.weights(folder))
+        self._weights_of = folder.resolve()
+        asked, self.guidance = self.guidance, self.files.guidance
+        if asked is not None:  # these weights hold the one that was exported
+            self.set_guidance(asked)
+
+    def _arguments(self, steps: int, resolution: int | None) -> dict[str, Any]:
+        self._load_for(steps)
+        limit = self.pipeline.scheduler.config.get("original_inference_steps")
+        if limit is not None and steps > int(limit):
+            raise UsageError(
+                f"steps = {steps} is more than the {limit} noise levels that this student knows", hint="--steps 4"
+            )
+        return self.files.call_arguments(steps, resolution=resolution)
+
+    def _call(self, **arguments: Any) -> list[Image]:
+        import torch
+
+        try:
+            pictures: list[Image] = self.pipeline(**arguments).images
+        except torch.OutOfMemoryError as error:
+            raise DdxError(
+                "the device ran out of memory", hint="give a smaller --batch-size or --resolution"
+            ) from error
+        except ValueError as error:
+            raise UsageError(f"the student's pipeline refuses the call: {error}", hint="check --resolution") from error
+        return pictures
+
+
+def dtype_keyword() -> str:
+    """Return what the installed diffusers calls the dtype of `from_pretrained`: older ones know `torch_dtype` only."""
+    from importlib.metadata import version
+
+    old = tuple(int(part) for part in version("diffusers").split(".")[:2]) < (0, 42)
+    return "torch_dtype" if old else "dtype"
+
+
+def _generator(seed: int) -> torch.Generator:
+    """A generator on the CPU whatever the device, so that a seed means the same noise everywhere."""
+    import torch
+
+    return torch.Generator("cpu").manual_seed(seed)
