@@ -1,7 +1,7 @@
 """Methods on teachers that are known exactly: the share of samples off the modes, and how wrong the
 widths and shares of the worst mode are. The recipes are those of ddx.bench.mixtures.recipes.
 
-    python benchmarks/mixtures.py                            # every method on every process: over an hour on two cores
+    python benchmarks/mixtures.py                            # every method on every process: about an hour, two cores
     python benchmarks/mixtures.py --method sid --ground flow
 
 A recipe was found on flow and is taken to the other processes as it is; with guidance only where it claims to pass.

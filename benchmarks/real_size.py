@@ -28,9 +28,8 @@ from _command import measured
 from _environment import RESULTS, machine, write_result
 from _photographs import write_photographs
 
-from ddx.methods.registry import METHODS
+from ddx.methods.registry import METHODS, TRAINED
 
-WHOLE = ("student", "fake_score")  # trained networks of the teacher's size
 LORA_RANK = 64
 NUM_IMAGES = 4
 RESOLUTION = 512
@@ -61,7 +60,7 @@ def main() -> None:
         rows = _known()
         for method in arguments.method or ["lcm"]:
             shutil.rmtree(folder / "runs" / "students", ignore_errors=True)
-            several = sum(name in WHOLE for name in METHODS[method].networks) > 1
+            several = sum(name in TRAINED for name in METHODS[method].networks) > 1
             rows[method] = {
                 "lora_rank": LORA_RANK if several else 0,
                 **measured(

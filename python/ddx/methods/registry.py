@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ddx.teachers.base import Teacher
 
 
-_TRAINED = ("student", "fake_score")
+TRAINED = ("student", "fake_score")  # of the teacher's size, with an optimiser
 _AVERAGES = ("target", "first", "before")  # the others, heads and weights, are small
 
 
@@ -35,7 +35,7 @@ class MethodSpec:
 
         With whole networks in float32 and the teacher and its kind in half precision; activations come on top.
         """
-        trained = sum(name in _TRAINED for name in self.networks)
+        trained = sum(name in TRAINED for name in self.networks)
         averages = sum(name in _AVERAGES for name in self.networks)
         return 16.0 * trained + 4.0 * averages + 4.0 + 2.0
 

@@ -24,7 +24,7 @@ def resolve(layers: Sequence[Settings]) -> tuple[DistillConfig, Any]:
     The config names the preset that was taken, or "none". Raises UsageError for an unknown method, preset or key, for a
     key of another method, and for values out of their range.
     """
-    values = {str(key).replace("-", "_"): value for layer in layers for key, value in layer.items()}
+    values = _flat(layers)
     method = method_spec(str(values.get("method", DistillConfig.method)))
     preset, settings = _preset(values, method.name)
     for layer in layers:
@@ -39,11 +39,14 @@ def resolve_preparation(layers: Sequence[Settings]) -> PrepareConfig:
 
     Raises UsageError for an unknown preset or key, and for values out of their range.
     """
-    values = {str(key).replace("-", "_"): value for layer in layers for key, value in layer.items()}
-    preset, settings = _preset(values, "preparation")
+    preset, settings = _preset(_flat(layers), "preparation")
     own = {key: value for key, value in settings.items() if key in field_types(PrepareConfig)}
     config = build(PrepareConfig, Settings(own, settings.origin), *layers)
     return dataclasses.replace(config, preset=preset or "none")
+
+
+def _flat(layers: Sequence[Settings]) -> dict[str, Any]:
+    return {str(key).replace("-", "_"): value for layer in layers for key, value in layer.items()}
 
 
 def _preset(values: Mapping[str, Any], method: str) -> tuple[str | None, Settings]:
