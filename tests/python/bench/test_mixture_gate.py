@@ -7,7 +7,7 @@ import torch
 
 from ddx.bench.mixtures.gate import Modes, gate
 from ddx.bench.mixtures.mixture import Mixture, circle, scattered
-from ddx.bench.mixtures.run import wanted_modes
+from ddx.bench.mixtures.run import ode_modes
 from ddx.bench.mixtures.teacher import PROCESSES, MixtureTeacher
 from ddx.methods.flow_view import FLOW, FlowView
 
@@ -16,18 +16,21 @@ MIXTURE = circle()
 MODES = Modes.of(MIXTURE)
 
 
-def sample() -> torch.Tensor:
-    return MIXTURE.draw(torch.full((NUM,), MIXTURE.num_classes), torch.Generator().manual_seed(3))
+BOTH = pytest.mark.parametrize("mixture", [MIXTURE, scattered()], ids=["plane", "16-D"])
 
 
-def modes(points: torch.Tensor) -> torch.Tensor:
-    return torch.cdist(points.double(), MIXTURE.means).argmin(1)
+def sample(mixture: Mixture = MIXTURE) -> torch.Tensor:
+    every = torch.full((NUM,), mixture.num_classes)
+    return mixture.draw(every, torch.Generator().manual_seed(3)).double()
 
 
-@pytest.mark.parametrize("mixture", [circle(), scattered()], ids=["plane", "16-D"])
+def centres(points: torch.Tensor, mixture: Mixture) -> torch.Tensor:
+    return mixture.means[torch.cdist(points, mixture.means).argmin(1)]
+
+
+@BOTH
 def test_the_mixture_itself_passes_the_gate(mixture: Mixture) -> None:
-    points = mixture.draw(torch.full((NUM,), 1), torch.Generator().manual_seed(3))
-    assert gate(points, Modes.of(mixture)).passed
+    assert gate(sample(mixture), Modes.of(mixture)).passed
 
 
 @pytest.mark.parametrize("process", PROCESSES)
@@ -53,35 +56,51 @@ def test_eight_steps_of_the_solver_end_in_the_mixture_too(process: str) -> None:
         torch.testing.assert_close(timesteps, timesteps.round(), rtol=0.0, atol=1e-6)
 
 
-def test_blurred_modes_fail() -> None:
-    points = sample().double()
-    centre = MIXTURE.means[modes(points)]
-    assert not gate(centre + 3 * (points - centre), MODES).passed
+@BOTH
+def test_blurred_modes_fail(mixture: Mixture) -> None:
+    points = sample(mixture)
+    centre = centres(points, mixture)
+    assert not gate(centre + 3 * (points - centre), Modes.of(mixture)).passed
 
 
-def test_modes_without_width_fail() -> None:
-    assert not gate(MIXTURE.means[modes(sample())], MODES).passed
+@BOTH
+def test_modes_without_width_fail(mixture: Mixture) -> None:
+    assert not gate(centres(sample(mixture), mixture), Modes.of(mixture)).passed
 
 
-def test_mass_on_the_bridges_fails() -> None:
-    points = sample().double()
-    mode = torch.arange(NUM // 5) % 8
-    middle = (MIXTURE.means[mode] + MIXTURE.means[(mode + 1) % 8]) / 2
-    points[: NUM // 5] = middle + 0.1 * torch.randn(NUM // 5, 2, generator=torch.Generator().manual_seed(5))
-    found = gate(points, MODES)
+@BOTH
+def test_mass_on_the_bridges_fails(mixture: Mixture) -> None:
+    points, generator = sample(mixture), torch.Generator().manual_seed(5)
+    some = NUM // 5
+    mode = torch.arange(some) % 8
+    middle = (mixture.means[mode] + mixture.means[(mode + 1) % 8]) / 2
+    points[:some] = middle + mixture.std / 2 * torch.randn(points[:some].shape, generator=generator)
+    found = gate(points, Modes.of(mixture))
     assert not found.passed and found.worst_std > 0.2
 
 
-def test_a_mode_that_is_drawn_too_often_fails() -> None:
-    points = sample().double()
-    points[: NUM // 40] = MIXTURE.means[0] + 0.1 * torch.randn(NUM // 40, 2, generator=torch.Generator().manual_seed(6))
-    assert not gate(points, MODES).passed
+def test_in_sixteen_dimensions_mass_spread_over_all_bridges_fails_by_the_widths_towards_other_modes() -> None:
+    mixture, generator = scattered(), torch.Generator().manual_seed(7)
+    points = sample(mixture)
+    some = points[: NUM // 5]
+    other = mixture.means[torch.randint(8, (len(some),), generator=generator)]
+    some += torch.rand(len(some), 1, generator=generator) * (other - centres(some, mixture))
+    found = gate(points, Modes.of(mixture))
+    assert found.off_mode < 0.01 and found.worst_std > 0.1
+
+
+@BOTH
+def test_a_mode_that_is_drawn_too_often_fails(mixture: Mixture) -> None:
+    points, generator = sample(mixture), torch.Generator().manual_seed(6)
+    some = points[: NUM // 40]
+    some[:] = mixture.means[0] + mixture.std / 2 * torch.randn(some.shape, generator=generator)
+    assert not gate(points, Modes.of(mixture)).passed
 
 
 def test_guided_modes_are_those_of_the_guided_ode_and_not_the_mixture_s() -> None:
     teacher = MixtureTeacher(circle(num_classes=2), guidance=2.0)
-    found = wanted_modes(teacher)
-    again = wanted_modes(teacher, num_samples=NUM, seed=6)
+    found = ode_modes(teacher)
+    again = ode_modes(teacher, num_samples=NUM, seed=6)
     assert float((found.means - again.means).abs().max()) < 0.03
     assert float((found.stds / again.stds - 1).abs().max()) < 0.05
     assert float((found.shares - 1 / 8).abs().max()) < 0.01  # all modes are alike

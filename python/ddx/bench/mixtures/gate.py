@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddx.bench.mixtures.mixture import Mixture
 
@@ -48,7 +48,7 @@ class Gate:
     """How far a sample is from its modes: mass further than 4 std from every mode, and the worst mode's errors."""
 
     off_mode: float
-    worst_std: float  # relative
+    worst_std: float  # relative, in more than two dimensions in the worst direction
     worst_share: float  # relative
 
     @property
@@ -63,13 +63,25 @@ def gate(points: Tensor, modes: Modes) -> Gate:
     nearest, mode = torch.cdist(points, modes.means).min(dim=1)
     # in D dimensions a normal point is about sqrt(D) std away: 4 std of the plane hold as much as this
     on = nearest <= modes.stds[mode] * (4.0 + math.sqrt(dimensions) - math.sqrt(2.0))
-    stds, shares = [], []
+    stds: list[float] = []
+    shares: list[float] = []
     for index, mean in enumerate(modes.means):
-        own = points[on & (mode == index)]
+        own = points[on & (mode == index)] - mean
         shares.append(len(own) / len(points) / float(modes.shares[index]))
-        stds.append(float((own - mean).square().mean().sqrt() / modes.stds[index]) if len(own) else 0.0)
+        others = torch.cat([modes.means[:index], modes.means[index + 1 :]]) - mean
+        stds.extend((_widths(own, others) / modes.stds[index]).tolist() if len(own) else [0.0])
     return Gate(
         off_mode=float((~on).double().mean()),
         worst_std=max(abs(std - 1) for std in stds),
         worst_share=max(abs(share - 1) for share in shares),
     )
+
+
+def _widths(own: Tensor, others: Tensor) -> Tensor:
+    """Return the root mean square of a mode's points `[N, D]` over all dimensions, and in more than two towards each
+    of the other modes `[M - 1, D]` as well: what lies on a bridge to one is lost among sixteen. All are from its mean.
+    """
+    width = own.square().mean().sqrt()[None]
+    if own.shape[1] == 2:
+        return width
+    return torch.cat([width, (own @ nn.functional.normalize(others, dim=1).T).square().mean(0).sqrt()])

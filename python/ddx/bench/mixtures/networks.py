@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import cast
 
 import torch
@@ -11,12 +12,24 @@ from ddx.bench.mixtures.mixture import Mixture
 from ddx.teachers.features import as_map, outputs_of
 
 
-class Exact(nn.Module):
-    """The mixture's own denoiser: `predict` of the teacher asks it for E[x0 | x_t]."""
+class Formula(nn.Module, ABC):
+    """A network that is known: `predict` of the teacher asks it for the picture itself."""
+
+    @abstractmethod
+    def x0(self, x: Tensor, alpha: Tensor, sigma: Tensor, classes: Tensor) -> Tensor:
+        """Return E[x0 | x] float64 `[B, D]` at ``x = alpha x0 + sigma eps``; alpha, sigma float64 `[B]`."""
+
+
+class Exact(Formula):
+    """The mixture's own denoiser."""
 
     def __init__(self, mixture: Mixture) -> None:
         super().__init__()
         self.mixture = mixture
+
+    def x0(self, x: Tensor, alpha: Tensor, sigma: Tensor, classes: Tensor) -> Tensor:
+        """See :meth:`Mixture.x0`."""
+        return self.mixture.x0(x, alpha, sigma, classes)
 
 
 class MLP(nn.Module):

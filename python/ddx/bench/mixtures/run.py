@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddx.bench.mixtures.gate import Gate, Modes, gate
+from ddx.bench.mixtures.optimum import score_optimum
 from ddx.bench.mixtures.teacher import MixtureTeacher
 from ddx.config import Settings, build_many
 from ddx.methods.base import Batch, Method
 from ddx.methods.draws import Draws, mix
 from ddx.methods.flow_view import FlowView
 from ddx.methods.registry import method_spec
+from ddx.methods.score_distillation import ScoreDistillation
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks
 from ddx.training.trainer import Trainer
@@ -55,7 +58,17 @@ class Student:
 
     def gate(self, num_steps: int) -> Gate:
         """Return the gate's measures of `num_steps` steps."""
-        return gate(self.draw(num_steps), wanted_modes(self.teacher))
+        return gate(self.draw(num_steps), self.wanted_modes)
+
+    @cached_property
+    def wanted_modes(self) -> Modes:
+        """What it should draw: with guidance what the ODE or the method's own objective ends in."""
+        teacher, config = self.teacher, replace(self.trainer.config, batch_size=4 * SETTINGS["batch_size"])
+        if teacher.default_guidance == 1.0:
+            return Modes.of(teacher.mixture)
+        if isinstance(self.method, ScoreDistillation):
+            return score_optimum(self.method, partial(make_batch, teacher, config), teacher.mixture)
+        return ode_modes(teacher)
 
     @property
     def teacher(self) -> MixtureTeacher:
@@ -72,10 +85,8 @@ def asked_classes(teacher: MixtureTeacher, num_samples: int) -> Tensor:
     return torch.arange(num_samples) % num_classes
 
 
-def wanted_modes(teacher: MixtureTeacher, *, num_samples: int = 4 * NUM_SAMPLES, seed: int = 5) -> Modes:
-    """Return the modes of the mixture; with guidance those that the teacher's guided ODE ends in, which are others."""
-    if teacher.default_guidance == 1.0:
-        return Modes.of(teacher.mixture)
+def ode_modes(teacher: MixtureTeacher, *, num_samples: int = 4 * NUM_SAMPLES, seed: int = 5) -> Modes:
+    """Return the modes that the teacher's guided ODE ends in."""
     view, condition = FlowView(teacher), teacher.condition(asked_classes(teacher, num_samples))
     noise = torch.randn(num_samples, *teacher.latent_shape(), generator=torch.Generator().manual_seed(seed))
 
@@ -89,10 +100,7 @@ def wanted_modes(teacher: MixtureTeacher, *, num_samples: int = 4 * NUM_SAMPLES,
 
 def distil(name: str, teacher: MixtureTeacher, **settings: Any) -> Student:
     """Distil `teacher` with the method `name`. Settings are those of `ddx distill`, the trainer's and the method's."""
-    spec = method_spec(name)
-    layers = [Settings(spec.method.defaults, "the method"), Settings({**SETTINGS, **settings}, "the bench")]
-    config, method_config = build_many((DistillConfig, spec.config), *layers)
-    method = spec.method(method_config, teacher)
+    method, config = method_of(name, teacher, **settings)
     torch.manual_seed(config.seed)
     trainer = Trainer(method, config, Ranks(), torch.float32)
     began, history = time.perf_counter(), []
@@ -101,6 +109,14 @@ def distil(name: str, teacher: MixtureTeacher, **settings: Any) -> Student:
         if (step + 1) % 50 == 0:
             history.append(trainer.meter.read(lambda value: value))
     return Student(method, trainer, time.perf_counter() - began, tuple(history))
+
+
+def method_of(name: str, teacher: MixtureTeacher, **settings: Any) -> tuple[Method[Any], DistillConfig]:
+    """Return the method, and the settings of its trainer."""
+    spec = method_spec(name)
+    layers = [Settings(spec.method.defaults, "the method"), Settings({**SETTINGS, **settings}, "the bench")]
+    config, method_config = build_many((DistillConfig, spec.config), *layers)
+    return spec.method(method_config, teacher), config
 
 
 def make_batch(teacher: MixtureTeacher, config: DistillConfig, step: int) -> Batch:
