@@ -246,7 +246,11 @@ def _help(spec: dataclasses.Field[Any]) -> str:
         return text
     if isinstance(default, tuple):
         default = ",".join(str(item) for item in default)
-    return f"{text}  [default: {str(default).lower() if isinstance(default, bool) else default}]"
+    if isinstance(default, bool):
+        default = str(default).lower()
+    elif isinstance(default, float):
+        default = f"{default:.6g}"  # and not all digits of a logarithm
+    return f"{text}  [default: {default}]"
 
 
 def _bare(kind: Any) -> tuple[Any, bool]:

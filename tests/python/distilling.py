@@ -9,7 +9,7 @@ import torch
 
 from ddx.methods.base import Batch
 from ddx.methods.draws import Draws
-from ddx.methods.registry import method_spec
+from ddx.methods.registry import load_method, method_spec
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
 from ddx.teachers.registry import load_teacher
@@ -53,7 +53,7 @@ def make_trainer(teacher: Teacher, method_config: Any = None, *, method: str = "
     }
     spec = method_spec(method)
     config = DistillConfig(**{**spec.method.defaults, **values, **settings})
-    return Trainer(spec.method(method_config or spec.config(), teacher), config, Ranks(), torch.float32)
+    return Trainer(load_method(method, method_config or spec.config(), teacher), config, Ranks(), torch.float32)
 
 
 def assert_gradients_reach_their_networks(trainer: Trainer, *silent: str) -> None:

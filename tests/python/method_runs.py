@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ddx.methods.base import FAKE, STUDENT, Batch, Losses, Method, Turn
-from ddx.methods.registry import method_spec
+from ddx.methods.registry import load_method, method_spec
 from ddx.teachers.base import Teacher
 
 SCORE_METHODS = ("sid", "sid-lsg", "dmd2", "dmd", "diff-instruct", "dde")
@@ -32,7 +32,7 @@ class Run:
 
 def make_method(name: str, teacher: Teacher, **settings: Any) -> Any:
     spec = method_spec(name)
-    return spec.method(spec.config(**settings), teacher)
+    return load_method(name, spec.config(**settings), teacher)
 
 
 def make_run(teacher: Teacher, name: str, **settings: Any) -> Run:

@@ -12,6 +12,7 @@ second derivative of the network (Lin et al. 2025, arXiv:2501.08316).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -51,6 +52,18 @@ class AdversarialConfig:
         above_zero(self, "discriminator_rate")
         at_least(self, 1, "head_width")
         at_least(self, 0.0, "r1_weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig(AdversarialConfig):
+    """With times of its own, at which the discriminator looks."""
+
+    judge_time_mean: float = option(-0.6 + math.log(2.0), "mean of log(sigma / alpha) of the discriminator's times")
+    judge_time_std: float = option(1.0, "standard deviation of log(sigma / alpha) of the discriminator's times")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        above_zero(self, "judge_time_std")
 
 
 def discriminator_loss(kind: str, real: Tensor, fake: Tensor) -> Tensor:

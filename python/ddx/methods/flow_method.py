@@ -111,12 +111,17 @@ class FlowMethod(Method[FlowConfigT]):
         self, student: nn.Module, noises: Sequence[Tensor], condition: Condition, *, guidance: float | None = None
     ) -> Tensor:
         """See :meth:`Method.draw`: what the exported pipeline computes."""
-        scale = self.export_guidance if guidance is None else guidance
+        return self.drawn(student, noises, condition, self.export_guidance if guidance is None else guidance)
+
+    def drawn(
+        self, student: nn.Module, noises: Sequence[Tensor], condition: Condition, guidance: Tensor | float
+    ) -> Tensor:
+        """Return what :meth:`draw` does, differentiable, at a guidance of each row, `[B]`, or one of all."""
         num_steps = len(noises)
         times = self.view.times(num_steps, self.first_time).to(noises[0].device)
         x = self.view.start(noises[0], times[0])
         for step, (t, r) in enumerate(pairwise(times)):
-            v = self.step_velocity(student, x, t.expand(len(x)), condition, scale, num_steps)
+            v = self.step_velocity(student, x, t.expand(len(x)), condition, guidance, num_steps)
             if self.sampler != "consistency" or step + 1 == num_steps:
                 x = x + rows(r - t, x) * v
             else:

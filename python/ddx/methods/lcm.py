@@ -168,19 +168,17 @@ class LCM(FlowMethod[LCMConfig]):
             before = slope
         return x
 
-    @torch.no_grad()
-    def draw(
-        self, student: nn.Module, noises: Sequence[Tensor], condition: Condition, *, guidance: float | None = None
+    def drawn(
+        self, student: nn.Module, noises: Sequence[Tensor], condition: Condition, guidance: Tensor | float
     ) -> Tensor:
         """Multistep consistency sampling (Song et al. 2023, algorithm 1), at the times of the exported scheduler."""
         times = sampling_times(self.process, len(noises))
-        scale = self.export_guidance if guidance is None else guidance
         x = noises[0]
         for step, time in enumerate(times):
             t = time.expand(len(x)).to(x.device)
             if step:
                 x = self.process.add_noise(x, noises[step], t)
-            x = self.consistency(student, x, t, condition, scale)
+            x = self.consistency(student, x, t, condition, guidance)
         return x
 
     def export_notes(self) -> dict[str, Any]:

@@ -41,8 +41,11 @@ class MethodSpec:
 
     @property
     def config(self) -> type[Any]:
-        """The class of its settings; imports torch."""
-        config: type[Any] = self._load(self.implementation + "Config")
+        """The class of its settings, with those of a discriminator beside it; imports torch."""
+        from ddx.methods.judged import judged_config
+
+        own = self._load(self.implementation + "Config")
+        config: type[Any] = judged_config(own) if self.name in METHODS else own
         return config
 
     @property
@@ -174,4 +177,9 @@ def trainable_spec(name: str) -> MethodSpec:
 
 def load_method(name: str, config: Any, teacher: Teacher) -> Method[Any]:
     """Return method `name` for `teacher`; `config` is an instance of its config class."""
-    return trainable_spec(name).method(config, teacher)
+    from ddx.methods.judged import JudgedConfig, judged_method
+
+    method = trainable_spec(name).method
+    if isinstance(config, JudgedConfig) and config.gan_weight > 0.0:
+        method = judged_method(method)
+    return method(config, teacher)

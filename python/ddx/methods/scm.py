@@ -103,8 +103,8 @@ class SCM(FlowMethod[SCMConfig]):
         return *super().networks(), NetworkSpec(name=WEIGHT, learning_rate_scale=scale, lora=False)
 
     def turns(self, step: int) -> tuple[Turn, ...]:
-        """Return one update of all."""
-        return (Turn(trains=tuple(spec.name for spec in self.networks())),)
+        """Return one update of both."""
+        return (Turn(trains=(STUDENT, WEIGHT) if self.config.learned_weight else (STUDENT,)),)
 
     def build(self, spec: NetworkSpec) -> nn.Module:
         """Return the network of `spec`."""

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
+from ddx.methods.adversarial import DISCRIMINATOR
 from ddx.methods.base import Method
-from ddx.methods.registry import trainable_spec
+from ddx.methods.registry import METHODS, trainable_spec
 from ddx.teachers.base import Teacher
 from ddx.training.config import DistillConfig
 
@@ -56,7 +57,10 @@ def estimate_run(
     activations = rows * tokens * channels * 40 * (2 if config.gradient_checkpointing else layers) * size
     activations += rows * tokens * channels * layers * size if config.gradient_checkpointing else 0
     per_parameter = 16 * num_trained + 4 * num_averages + torch.finfo(teacher.dtype).bits // 8
-    passes = trainable_spec(config.method).relative_cost + (1.0 if config.gradient_checkpointing else 0.0)
+    spec = trainable_spec(config.method)
+    passes = spec.relative_cost + (1.0 if config.gradient_checkpointing else 0.0)
+    if DISCRIMINATOR not in spec.networks and DISCRIMINATOR in {network.name for network in method.networks()}:
+        passes += METHODS["ladd"].relative_cost  # one beside the method: LADD is nothing else
     operations = 2.0 * num_parameters * tokens * passes * config.batch_size / world * config.train_steps
     # networks of such sizes reach about a third of a large matrix product's speed
     seconds = 3.0 * operations / _operations_per_second(teacher.device, dtype)

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddx.methods.adversarial import DISCRIMINATOR
 from ddx.methods.base import STUDENT
+from ddx.methods.judged import JudgedConfig
 from ddx.methods.registry import METHODS
 from ddx.run_record import write_run
 from ddx.sampling.pipeline import StudentPipeline
@@ -20,6 +22,8 @@ from distilling import CAPTIONS, make_batch, make_teacher, make_trainer, read_me
 
 torch.set_num_threads(1)
 STEPS = (1, 2, 4)
+# those that have no discriminator of their own, with the weight of one beside them
+JUDGED = [(name, 0.1) for name, spec in METHODS.items() if issubclass(spec.config, JudgedConfig)]
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +46,14 @@ def copied(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("lora_rank", [0, 4], ids=["full", "lora"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("name", "gan_weight"), [*((name, None) for name in METHODS), *JUDGED])
 def test_it_moves_the_student_leaves_the_teacher_and_resumes_exactly(
-    teacher: Teacher, name: str, lora_rank: int
+    teacher: Teacher, name: str, gan_weight: float | None, lora_rank: int
 ) -> None:
+    config = METHODS[name].config(**({} if gan_weight is None else {"gan_weight": gan_weight}))
     before = {key: value.clone() for key, value in teacher.network().state_dict().items()}
-    first = make_trainer(teacher, method=name, lora_rank=lora_rank)
-    start = copied(first)[STUDENT]
+    first = make_trainer(teacher, config, method=name, lora_rank=lora_rank)
+    start, first_heads = copied(first)[STUDENT], copied(first).get(DISCRIMINATOR, {})
     train(first, teacher, range(2))
     snapshot, saved = first.snapshot(), copied(first)
     assert snapshot.state["skipped"] == 0
@@ -57,8 +62,9 @@ def test_it_moves_the_student_leaves_the_teacher_and_resumes_exactly(
     assert all(p.grad is None and not p.requires_grad for p in teacher.network().parameters())
     values = read_meter(first)
     assert all(values[key] is not None for key in values if key.endswith("loss")), values
+    assert gan_weight is None or any(not torch.equal(v, first_heads[k]) for k, v in saved[DISCRIMINATOR].items())
 
-    second = make_trainer(teacher, method=name, lora_rank=lora_rank)
+    second = make_trainer(teacher, config, method=name, lora_rank=lora_rank)
     second.restore(type(snapshot)(saved, snapshot.state))
     for trainer in (first, second):
         train(trainer, teacher, range(2, 4))

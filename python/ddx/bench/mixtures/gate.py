@@ -48,7 +48,7 @@ class Gate:
     """How far a sample is from its modes: mass further than 4 std from every mode, and the worst mode's errors."""
 
     off_mode: float
-    worst_std: float  # relative, in more than two dimensions in the worst direction
+    worst_std: float  # relative, in more than two dimensions towards the other modes too
     worst_share: float  # relative
 
     @property
@@ -78,10 +78,10 @@ def gate(points: Tensor, modes: Modes) -> Gate:
 
 
 def _widths(own: Tensor, others: Tensor) -> Tensor:
-    """Return the root mean square of a mode's points `[N, D]` over all dimensions, and in more than two towards each
-    of the other modes `[M - 1, D]` as well: what lies on a bridge to one is lost among sixteen. All are from its mean.
+    """Return the root mean square of a mode's points `[N, D]` over all dimensions, and in more than two also over the
+    directions to the other modes `[M - 1, D]`: what lies on bridges to them is lost among sixteen. All from its mean.
     """
-    width = own.square().mean().sqrt()[None]
+    width = own.square().mean().sqrt()
     if own.shape[1] == 2:
-        return width
-    return torch.cat([width, (own @ nn.functional.normalize(others, dim=1).T).square().mean(0).sqrt()])
+        return width[None]
+    return torch.stack([width, (own @ nn.functional.normalize(others, dim=1).T).square().mean().sqrt()])

@@ -35,7 +35,7 @@ class Exact(Formula):
 class MLP(nn.Module):
     """A residual MLP on (x, angle, class) whose time embedding ends in a linear, as a diffusers denoiser's does.
 
-    A few waves of x, in the plane those of its direction too, and rectified units, because the map from noise to modes
+    A few waves of x, and those of its direction, and rectified units, because the map from noise to modes
     has edges: with smooth units and plain x even regression on exact pairs leaves a quarter of the mass between the
     modes, and without the direction no student's modes came closer than 15 % to their width.
     """
@@ -47,7 +47,8 @@ class MLP(nn.Module):
         self.time_last = nn.Linear(width, width)
         self.label = nn.Embedding(num_classes + 1, width)
         self.num_directions = 12 if dimensions == 2 else 0
-        self.inside = nn.Linear(7 * dimensions + 2 * self.num_directions, width)
+        num_waves = 7 * dimensions + 2 * self.num_directions if dimensions == 2 else 13 * dimensions
+        self.inside = nn.Linear(num_waves, width)
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)) for _ in range(depth)
         )
@@ -59,23 +60,29 @@ class MLP(nn.Module):
         sign = (angle[:, None] < 0).to(x.dtype)
         features = torch.cat([wave.sin(), wave.cos(), angle[:, None].to(x.dtype), sign], dim=1)
         context = self.time_last(nn.functional.silu(self.time_hidden(features))) + self.label(classes)
-        waves = [wave(k * x) for k in (1.0, 2.0, 4.0) for wave in (torch.sin, torch.cos)]
-        hidden = self.inside(torch.cat([x, *waves, *self._directions(x)], dim=1))
+        hidden = self.inside(torch.cat([x, *_waves(x), *self._directions(x)], dim=1))
         for block in self.blocks:
             hidden = hidden + block(hidden + context)
         output: Tensor = self.outside(hidden)
         return output
 
     def _directions(self, x: Tensor) -> list[Tensor]:
-        """Return cos(k a) and sin(k a) of the angle a of x in the plane for k = 1, 2, …, each `[B, 1]`."""
+        """Return waves of the direction of x: cos(k a) and sin(k a) of its angle a in the plane for k = 1, 2, …, each
+        `[B, 1]`; in more dimensions those of x at unit root mean square.
+        """
         if not self.num_directions:
-            return []
+            return _waves(x / (x.square().mean(1, keepdim=True) + 1e-6).sqrt())
         cos, sin = (x / (x.square().sum(1, keepdim=True) + 1e-6).sqrt()).split(1, dim=1)
         found, (real, imaginary) = [cos, sin], (cos, sin)
         for _ in range(self.num_directions - 1):
             real, imaginary = real * cos - imaginary * sin, real * sin + imaginary * cos
             found += [real, imaginary]
         return found
+
+
+def _waves(x: Tensor) -> list[Tensor]:
+    """Return three waves of every coordinate, each `[B, D]`."""
+    return [wave(k * x) for k in (1.0, 2.0, 4.0) for wave in (torch.sin, torch.cos)]
 
 
 class PointEncoder(nn.Module):

@@ -17,7 +17,7 @@ from ddx.config import Settings, build_many
 from ddx.methods.base import Batch, Method
 from ddx.methods.draws import Draws, mix
 from ddx.methods.flow_view import FlowView
-from ddx.methods.registry import method_spec
+from ddx.methods.registry import load_method, method_spec
 from ddx.methods.score_distillation import ScoreDistillation
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks
@@ -116,7 +116,7 @@ def method_of(name: str, teacher: MixtureTeacher, **settings: Any) -> tuple[Meth
     spec = method_spec(name)
     layers = [Settings(spec.method.defaults, "the method"), Settings({**SETTINGS, **settings}, "the bench")]
     config, method_config = build_many((DistillConfig, spec.config), *layers)
-    return spec.method(method_config, teacher), config
+    return load_method(name, method_config, teacher), config
 
 
 def make_batch(teacher: MixtureTeacher, config: DistillConfig, step: int) -> Batch:
