@@ -249,7 +249,7 @@ def _help(spec: dataclasses.Field[Any]) -> str:
     if isinstance(default, bool):
         default = str(default).lower()
     elif isinstance(default, float):
-        default = f"{default:.6g}"  # and not all digits of a logarithm
+        default = str(default) if len(str(default)) < 8 else f"{default:.4g}"  # not all digits of a logarithm
     return f"{text}  [default: {default}]"
 
 

@@ -57,7 +57,7 @@ class Preparation(FlowMethod[PreparationConfig]):
         """Return what a reader of the folder must know to use it as a teacher."""
         teacher = self.teacher
         return {
-            "prepared_from": teacher.name,
+            "prepared_from": teacher.made_of,
             "qk_norm": self.config.qk_norm,
             "dense_time": self.config.dense_time,
             "guidance": teacher.default_guidance,

@@ -135,6 +135,11 @@ class OpenPipeline(Autoencoding):
             return bool(self._prepared["draws_scenes"])
         return self.name == "sana-tiny" or (read_run(self.folder) or {}).get("kind") == "teacher"
 
+    @property
+    def made_of(self) -> str:
+        """The name of the teacher that this one was prepared from, however often; its own if it was not."""
+        return self.name if self._prepared is None else str(self._prepared["prepared_from"])
+
     # components
 
     def _once(self, key: str, make: Callable[[], Any]) -> Any:

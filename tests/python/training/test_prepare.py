@@ -13,6 +13,8 @@ from diffusers import SanaPipeline
 import distill_runs as runs
 from ddx.cli import main
 from ddx.errors import UsageError
+from ddx.methods.preparation_config import PreparationConfig
+from ddx.methods.registry import load_method
 from ddx.run_record import read_run
 from ddx.teachers.base import Teacher
 from ddx.teachers.registry import load_teacher
@@ -56,6 +58,12 @@ def test_it_is_a_teacher_of_the_same_stores_with_another_transformer(
     record = read_run(prepared) or {}
     assert (record["kind"], record["method"], record["prepared_from"]) == ("teacher", "preparation", before.name)
     assert not (prepared / "README.md").exists()  # the card is that of a student
+
+
+def test_what_is_prepared_again_is_still_made_of_the_first_one(prepared: Path, teacher_folder: Path) -> None:
+    after = load_teacher(prepared)
+    again = load_method("preparation", PreparationConfig(), after)
+    assert after.made_of == load_teacher(teacher_folder).name == again.export_notes()["prepared_from"]
 
 
 def test_it_has_learned_to_say_what_its_teacher_says(prepared: Path, teacher_folder: Path, tmp_path: Path) -> None:

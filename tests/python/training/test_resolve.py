@@ -31,7 +31,7 @@ def test_the_preset_of_the_teacher_lies_under_what_is_given() -> None:
 
 def test_another_teacher_has_the_published_defaults() -> None:
     config, method = resolve(layers())
-    assert config.teacher == "sana-600m" and config.preset == "none" and method == LCMConfig()
+    assert config.teacher == "sana-600m" and config.preset == "none" and method == METHODS["lcm"].config()
 
 
 @pytest.mark.parametrize("name", preset_names())
