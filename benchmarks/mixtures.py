@@ -4,7 +4,7 @@ widths and shares of the worst mode are. The recipes are those of ddx.bench.mixt
     python benchmarks/mixtures.py                            # every method on every ground: about two hours, two cores
     python benchmarks/mixtures.py --method sid --ground flow
 
-A recipe was found on flow and is taken to the other grounds as it is.
+A recipe was found on flow and is taken to the other grounds as it is, but for what it says of one.
 Rows that are measured again replace those of the result file; the others stay. Exit code 1 if one of the numbers of
 steps that a recipe claims misses the gate.
 """
@@ -74,8 +74,9 @@ def measure(method: str, ground: str) -> list[dict[str, Any]]:
     """Distil one student and hold it to the gate at each number of steps; none where the method refuses the ground."""
     torch.set_num_threads(1)
     recipe, where = RECIPES[method], GROUNDS[ground]
+    settings = {**recipe.settings, **recipe.on.get(ground, {}), **where.settings}
     try:
-        student = distil(method, where.teacher(features=recipe.features), **{**recipe.settings, **where.settings})
+        student = distil(method, where.teacher(features=recipe.features), **settings)
     except UsageError as refused:
         emit(f"{method} on {ground}: {refused}")
         return []

@@ -20,8 +20,10 @@ def test_every_method_has_a_recipe_of_its_settings() -> None:
     assert RECIPES.keys() == METHODS.keys()
     for name, recipe in RECIPES.items():
         spec = METHODS[name]
-        build_many((DistillConfig, spec.config), Settings(recipe.settings, f"the recipe of {name}"))
-        assert set(recipe.passes) <= set(GROUNDS) and all(recipe.passes.values())
+        for ground in GROUNDS:
+            settings = {**recipe.settings, **recipe.on.get(ground, {})}
+            build_many((DistillConfig, spec.config), Settings(settings, f"the recipe of {name} on {ground}"))
+        assert {*recipe.passes, *recipe.on} <= set(GROUNDS) and all(recipe.passes.values())
 
 
 def test_a_student_passes_the_gate_in_one_step_and_an_untrained_one_does_not() -> None:
