@@ -33,7 +33,9 @@ class JudgedConfig(JudgeConfig):
     """What a method gets that has no discriminator of its own."""
 
     gan_weight: float = option(
-        0.0, "weight of a discriminator's loss of what the student draws in one step, beside its own; 0: none"
+        0.0,
+        "weight of a discriminator's loss of what the student draws in one step, 0: none; "
+        "--loss-balance norm holds it in proportion to the method's own",
     )
 
     def __post_init__(self) -> None:
