@@ -48,3 +48,9 @@ def test_with_guidance_it_is_not_what_the_ode_ends_in_and_another_one_for_each_o
     of_ode = ode_modes(MixtureTeacher(GUIDED, guidance=2.0))
     narrow, wide = (optimum(name, GUIDED, 2.0).stds.mean() for name in ("diff-instruct", "sid"))
     assert float(narrow / of_ode.stds.mean()) < 0.95 < 1.03 < float(wide / of_ode.stds.mean())
+
+
+def test_a_fake_score_with_guidance_of_its_own_ends_where_one_without_does() -> None:
+    found, sid = (optimum(name, GUIDED, 2.0) for name in ("sid-lsg", "sid"))
+    torch.testing.assert_close(found.means, sid.means)
+    torch.testing.assert_close(found.stds, sid.stds)

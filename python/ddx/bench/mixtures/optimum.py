@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from ddx.bench.mixtures.mixture import Mixture
 from ddx.bench.mixtures.networks import Formula
 from ddx.methods.base import Batch
 from ddx.methods.score_distillation import ScoreDistillation
+from ddx.methods.sid_lsg import SiDLSG
 
 
 class FreeModes(Formula):
@@ -79,6 +81,8 @@ def score_optimum(
 
     What a method has beside its scores, a discriminator or a regression, is left out.
     """
+    if isinstance(method, SiDLSG):  # what is known of its fake score is how it looks at the guidance of its training
+        method = SiDLSG(replace(method.config, kappa2=1.0), method.teacher)
     modes = FreeModes(mixture)
     generator, fake = Drawing(modes, seed=0), copy.deepcopy(modes).requires_grad_(False)
     optimizer = torch.optim.Adam(modes.parameters(), lr=1e-2, betas=(0.9, 0.99))

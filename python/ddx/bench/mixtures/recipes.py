@@ -208,11 +208,14 @@ RECIPES: dict[str, Recipe] = {
         passes={"flow": (1,)},
         on=dict.fromkeys(("vp-v", "vp-eps-sd", "vp-eps", "edm"), BELOW_NOISE),
     ),
-    # without guidance, which this ground has none of, it is SiD
+    # without guidance it is SiD
     "sid-lsg": Recipe(
         settings={**SID, "kappa1": 1.0, "kappa2": 1.0, "kappa4": 1.0},
         passes={"flow": (1,)},
-        on=dict.fromkeys(("vp-v", "vp-eps-sd", "vp-eps", "edm"), BELOW_NOISE),
+        on={
+            **dict.fromkeys(("vp-v", "vp-eps-sd", "vp-eps", "edm"), BELOW_NOISE),
+            "guided": {"kappa1": None, "kappa2": None, "kappa4": None},
+        },
     ),
     # score distillation: a slow student and a fake score that keeps up, or modes lose their shares; averaged for long
     "diff-instruct": Recipe(
