@@ -75,17 +75,17 @@ RECIPES: dict[str, Recipe] = {
             "guidance_min": 1.0,
             "guidance_max": 1.0,
         },
-        passes={"flow": ALL, "vp-eps": (2, 4), "guided": (1, 2)},
+        passes={"flow": ALL, "16-D": (4,), "guided": (1, 2), "vp-eps-sd": (1,), "vp-eps": (2, 4)},
     ),
     # in one and in two steps the widths stay 14 % off: twelve intervals, each of which hands its error on
     "cd": Recipe(
         settings={**FAST, "train_steps": 2000, "grid_steps": 12, "loss": "l2", "target_decay": 0.0},
-        passes={"flow": (4,), "edm": (4,)},
+        passes={"flow": (4,), "guided": (1,), "edm": (4,)},
     ),
     # five stages: the pairs' differences stay above what the small network tells apart
     "ect": Recipe(
         settings={**FAST, "train_steps": 2500, "velocity_from": "teacher", "num_stages": 5, "loss": "l2"},
-        passes={"flow": ALL, "vp-v": ALL, "edm": ALL, "guided": (2,)},
+        passes={"flow": ALL, "guided": (2,), "edm": ALL, "vp-v": ALL, "vp-eps-sd": (2, 4)},
     ),
     # times and weights of ict; from data alone 3000 steps leave 11 % off the modes
     "ct": Recipe(
@@ -102,7 +102,7 @@ RECIPES: dict[str, Recipe] = {
             "loss": "l2",
             "target_decay": 0.0,
         },
-        passes={"flow": (4,), "edm": (4,)},
+        passes={"flow": (4,), "edm": (4,), "vp-eps-sd": (4,)},
     ),
     # a short second stage: a longer one, over the noisy times alone, spoils the widths
     "tcm": Recipe(
@@ -116,7 +116,7 @@ RECIPES: dict[str, Recipe] = {
             "truncation_time": 0.3,
             "boundary_weight": 3.0,
         },
-        passes={"flow": ALL, "vp-v": (1,), "edm": (1, 4)},
+        passes={"flow": ALL, "guided": (2,), "edm": (1, 4), "vp-v": (1,)},
     ),
     # two steps stay 13 % off in their widths
     "ict": Recipe(
@@ -128,17 +128,17 @@ RECIPES: dict[str, Recipe] = {
             "grid_steps": 16,
             "loss": "l2",
         },
-        passes={"flow": (1, 4), "edm": (4,)},
+        passes={"flow": (1, 4), "edm": (4,), "vp-eps-sd": (4,)},
     ),
     # one step is 0.2 % short of the widths' limit
     "scm": Recipe(
         settings={**SCM, "train_steps": 1500},
-        passes={"flow": (2, 4), "vp-v": (2, 4), "vp-eps": (4,), "edm": (4,)},
+        passes={"flow": (2, 4), "edm": (4,), "vp-v": (2, 4), "vp-eps": (4,)},
     ),
     # as scm; one step: widths 19 to 28 % off
     "sana-sprint": Recipe(
         settings={**SCM, "train_steps": 1500},
-        passes={"flow": (2, 4), "vp-v": (2, 4), "edm": (2, 4)},
+        passes={"flow": (2, 4), "edm": (2, 4), "vp-v": (2, 4), "vp-eps-sd": (2,)},
         features=True,
     ),
     # every interval as likely, where the paper prefers equal times; one and two steps just miss
@@ -151,7 +151,7 @@ RECIPES: dict[str, Recipe] = {
             "same_time_share": 0.25,
             "error_power": 0.5,
         },
-        passes={"flow": (4,)},
+        passes={"flow": (4,), "guided": (4,)},
     ),
     # times as in meanflow; four steps are 1 % short of the widths' limit
     "imf": Recipe(
@@ -163,25 +163,25 @@ RECIPES: dict[str, Recipe] = {
             "second_time": "below",
             "same_time_share": 0.25,
         },
-        passes={"flow": (1, 2), "edm": (4,), "guided": (4,)},
+        passes={"flow": (1, 2), "guided": (4,), "edm": (4,)},
     ),
     "shortcut": Recipe(  # few doublings, each of which hands its error on
         settings={**FAST, "train_steps": 2500, "smallest_jumps": 32, "bootstrap_share": 0.5, "target_decay": 0.9},
-        passes={"flow": ALL, "vp-v": ALL, "edm": ALL, "guided": (2, 4)},
+        passes={"flow": ALL, "16-D": (4,), "guided": (2, 4), "edm": ALL, "vp-v": ALL, "vp-eps-sd": (1,)},
     ),
     # one step 12 % and four steps 15 % off in their widths
     "progressive": Recipe(
         settings={**FAST, "train_steps": 2000, "first_steps": 16},
-        passes={"flow": (2,), "vp-v": (1,), "edm": (2,)},
+        passes={"flow": (2,), "edm": (2,), "vp-v": (1,)},
     ),
     "reflow": Recipe(  # half of the rows at pure noise, where one step is asked for
         settings={**FAST, "train_steps": 1500, "solver_steps": 8, "noise_share": 0.5},
-        passes={"flow": ALL, "vp-v": ALL, "edm": ALL, "guided": ALL},
+        passes={"flow": ALL, "guided": ALL, "edm": ALL, "vp-v": ALL, "vp-eps-sd": ALL},
     ),
     # a small step of 0.03 is long, so a thousand steps teach it; four steps: shares 12 % off
     "rcgm": Recipe(
         settings={**FAST, "train_steps": 1500, "small_step": 0.03, "target_decay": 0.95, "same_time_share": 0.1},
-        passes={"flow": (1, 2), "vp-v": (1, 4), "edm": ALL, "guided": (1,)},
+        passes={"flow": (1, 2), "guided": (1,), "edm": ALL, "vp-v": (1, 4)},
     ),
     # fewer rows of fakes than the paper's quarter, and a weak rectification: with more, modes lose their shares
     "twinflow": Recipe(
@@ -196,16 +196,16 @@ RECIPES: dict[str, Recipe] = {
             "fake_share": 0.15,
             "near_share": 0.1,
         },
-        passes={"flow": (1,), "vp-v": (2, 4)},
+        passes={"flow": (1,), "guided": (2,), "vp-v": (2, 4)},
     ),
     # several steps: widths 11 to 13 % off
     "freeflow": Recipe(
         settings={**FAST, "train_steps": 2500, "learning_rate": 1e-3},
-        passes={"flow": (1,), "vp-v": (1, 2), "edm": (1, 2)},
+        passes={"flow": (1,), "guided": (2,), "edm": (1, 2), "vp-v": (1, 2)},
     ),
     "sid": Recipe(
         settings=SID,
-        passes={"flow": (1,)},
+        passes={"flow": (1,), "edm": (1,), "vp-v": (1,), "vp-eps-sd": (1,)},
         on=dict.fromkeys(("vp-v", "vp-eps-sd", "vp-eps", "edm"), BELOW_NOISE),
     ),
     # without guidance it is SiD
@@ -220,18 +220,18 @@ RECIPES: dict[str, Recipe] = {
     # score distillation: a slow student and a fake score that keeps up, or modes lose their shares; averaged for long
     "diff-instruct": Recipe(
         settings={**SCORES, "train_steps": 2000},
-        passes={"flow": (1,)},
+        passes={"flow": (1,), "vp-v": (1,)},
         on=dict.fromkeys(("vp-v", "vp-eps-sd", "vp-eps", "edm"), BELOW_NOISE),
     ),
     # one noise level, two thirds of the default one: the more noise, the less of the widths is seen through it
     "dde": Recipe(
         settings={**SCORES, "train_steps": 4000, "learning_rate": 2e-4, "fake_rate": 5.0, "time_set": (0.2,)},
-        passes={"flow": (1,), "vp-v": (1,), "edm": (1,)},
+        passes={"flow": (1,), "edm": (1,), "vp-v": (1,), "vp-eps-sd": (1,), "vp-eps": (1,)},
         on=dict.fromkeys(("vp-eps-sd", "vp-eps"), BELOW_NOISE),
     ),
     "dmd": Recipe(
         settings={**SCORES, "train_steps": 1500},
-        passes={"flow": (1,), "vp-v": (1,), "edm": (1,)},
+        passes={"flow": (1,), "guided": (1,), "edm": (1,), "vp-v": (1,)},
     ),
     "dmd2": Recipe(
         settings={
@@ -244,7 +244,7 @@ RECIPES: dict[str, Recipe] = {
             "time_shift": 0.8,
             "gan_weight": 1e-3,
         },
-        passes={"flow": (2,)},
+        passes={"flow": (2,), "guided": (2,)},
         features=True,
     ),
     # widths 12 % off; 14 and 15 % where the discriminator looked through more noise, in fewer steps
