@@ -176,7 +176,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "reflow": Recipe(  # half of the rows at pure noise, where one step is asked for
         settings={**FAST, "train_steps": 1500, "solver_steps": 8, "noise_share": 0.5},
-        passes={"flow": ALL, "guided": ALL, "edm": ALL, "vp-v": ALL, "vp-eps-sd": ALL},
+        passes={"flow": ALL, "16-D": (4,), "guided": ALL, "edm": ALL, "vp-v": ALL, "vp-eps-sd": ALL},
     ),
     # a small step of 0.03 is long, so a thousand steps teach it; four steps: shares 12 % off
     "rcgm": Recipe(
