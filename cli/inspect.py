@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ddx.cli import suggestions
 from ddx.cli.options import Invocation, config_options
 from ddx.data.config import InspectConfig
 
@@ -24,7 +25,7 @@ Example:
   ddx inspect sana-tiny --json
 """
 )
-@click.argument("what", metavar="STORE|STUDENT|TEACHER")
+@click.argument("what", metavar="STORE|STUDENT|TEACHER", shell_complete=suggestions.what)
 @config_options(InspectConfig, dry_run=False)
 def command(invocation: Invocation, what: str) -> int:
     """Show what a store holds.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import re
 import signal
 import sys
 import warnings
@@ -16,6 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from ddx import __version__
+from ddx.cli.did_you_mean import argument_hint, flag_hint, near_flag
 from ddx.cli.groups import HelpfulGroup
 from ddx.errors import DdxError, nearest
 
@@ -35,8 +37,11 @@ COMMANDS = {
     "list": "List methods, teachers, stores and students.",
     "bench": "Measure the kernels on this machine.",
     "doctor": "Check this machine: versions, devices, kernels, caches, disk.",
+    "completion": "Print the script that makes a shell complete ddx.",
     "demo": "Distil the bundled teacher and look at the pictures.",
 }
+
+COMPLETES = "_DDX_COMPLETE"  # the variable with which a shell asks for completions
 
 EPILOG = """\b
 Example:
@@ -83,11 +88,16 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; errors are printed, never raised (but for --debug)."""
     debug = "--debug" in arguments
+    if COMPLETES in os.environ:
+        importlib.import_module("ddx.cli.completion")  # what bash hands over is read there
     try:
-        code = group.main(arguments, prog_name="ddx", standalone_mode=False)
+        code = group.main(arguments, prog_name="ddx", standalone_mode=False, obj=arguments)
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as exit_request:
         return exit_request.exit_code
+    except click.exceptions.NoArgsIsHelpError as no_arguments:
+        click.echo(no_arguments.ctx.get_help())
+        return 0
     except (KeyboardInterrupt, click.Abort):
         _report("interrupted", "the same command resumes where it stopped")
         return 130
@@ -127,13 +137,23 @@ def _explain_usage(error: click.UsageError) -> tuple[str, str]:
     command = error.ctx.command_path if error.ctx else "ddx"
     see_help = f"`{command} --help` shows its arguments and options"
     if isinstance(error, click.NoSuchOption) and error.ctx is not None:
-        flags = [
-            flag
-            for option in error.ctx.command.get_params(error.ctx)
-            for flag in (*option.opts, *option.secondary_opts)
-        ]
-        near = nearest(error.option_name, tuple(flag for flag in flags if flag.startswith("--")))
-        return f"{command} has no option {error.option_name}", f"did you mean {near}?" if near else see_help
+        flag = _as_typed(error.option_name, error.ctx)
+        hint = flag_hint(command.removeprefix("ddx "), flag)
+        if hint is None:
+            near = near_flag(flag, error.ctx.command, error.ctx)
+            hint = f"did you mean {near}?" if near else see_help
+        return f"{command} has no option {flag}", hint
+    if found := re.fullmatch(r"Got unexpected extra arguments? \((.*)\)", error.message, re.DOTALL):
+        meant = argument_hint(command.removeprefix("ddx "), found[1])
+        return f"{command} does not take {found[1]!r}", meant or see_help
+    if isinstance(error, click.MissingParameter) and error.param is not None and error.ctx is not None:
+        choices = getattr(error.param.type, "choices", ())
+        message = (
+            f"{command} needs {error.param.make_metavar(error.ctx)}"
+            if not choices
+            else f"{command} needs one of {', '.join(choices)}"
+        )
+        return message, _example(error.ctx.command) or see_help
     if isinstance(error, click.BadParameter) and error.param is not None and isinstance(error.param.type, click.Choice):
         choices = tuple(str(choice) for choice in error.param.type.choices)
         given = error.message.split("'")[1] if error.message.count("'") >= 2 else ""
@@ -141,6 +161,19 @@ def _explain_usage(error: click.UsageError) -> tuple[str, str]:
         message = f"{given!r} is not one of {', '.join(choices)}"
         return message, f"did you mean `{command} {near}`?" if near else see_help
     return error.format_message().rstrip("."), see_help
+
+
+def _example(command: click.Command) -> str | None:
+    """Return the first example of a command's help, as a hint."""
+    lines = (line.strip() for line in (command.epilog or "").splitlines())
+    example = next((line for line in lines if line.startswith("ddx ")), None)
+    return f"for example `{example}`" if example else None
+
+
+def _as_typed(flag: str, context: click.Context) -> str:
+    """Return the whole of a flag with one dash, of which click names the first letter."""
+    typed = (word.partition("=")[0] for word in context.find_root().obj or ())
+    return next((word for word in typed if word[0:2] == flag and word != flag), flag) if flag[1] != "-" else flag
 
 
 def _report(message: str, hint: str) -> None:

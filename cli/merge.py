@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ddx.cli import suggestions
 from ddx.cli.options import Invocation, config_options
 from ddx.data.config import MergeConfig
 
@@ -16,7 +17,9 @@ Example:
   ddx merge runs/data/a.zarr runs/data/b.zarr --out runs/data/both.zarr
 """
 )
-@click.argument("stores", nargs=-1, metavar="STORE...", type=click.Path(path_type=Path))
+@click.argument(
+    "stores", nargs=-1, metavar="STORE...", type=click.Path(path_type=Path), shell_complete=suggestions.stores
+)
 @config_options(MergeConfig)
 def command(invocation: Invocation, stores: tuple[Path, ...]) -> None:
     """Make one store of several, without encoding anything.

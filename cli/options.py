@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,8 +23,11 @@ from typing import Any, TypeVar
 import click
 
 import ddx
-from ddx.config import Settings, build_many, field_types, parse_sets, read_yaml
+from ddx.cli.did_you_mean import flag_hint, key_hint
+from ddx.cli.suggestions import configs, folders, suggest_keys, suggestions
+from ddx.config import Settings, UnknownKeyError, build_many, field_types, parse_sets, read_yaml
 from ddx.errors import UsageError, nearest
+from ddx.values import FLAGS
 from ddx.workspace import Workspace
 
 if typing.TYPE_CHECKING:
@@ -90,10 +93,15 @@ def config_options(*config_classes: type[Any], dry_run: bool = True) -> Callable
             more = click.get_current_context().meta.get(MORE, ())
             asked = [*names, *(option.name for option in more if option.name)]
             flags = {name: arguments.pop(name) for name in asked if name in arguments}
-            return function(invocation=_invocation(flags, arguments), **arguments)
+            invocation = _invocation(flags, arguments)
+            try:
+                return function(invocation=invocation, **arguments)
+            except UnknownKeyError as error:
+                error.hint = key_hint(invocation.command, error.key, error.names) or error.hint
+                raise
 
         decorated: Any = wrapper
-        for option in reversed(_shared_options(bool(config_classes), dry_run)):
+        for option in reversed(_shared_options(names, dry_run)):
             decorated = option(decorated)
         for name in reversed(names):
             cls = next(cls for cls in config_classes if name in field_types(cls))
@@ -121,7 +129,8 @@ class ExtendedCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Find the further flags, then parse."""
-        title, classes = self.more_settings(args)
+        # the shell asks at every key: what needs torch is left out then
+        title, classes = ("", ()) if ctx.resilient_parsing else self.more_settings(args)
         known = {option.name for option in self.params}
         made = {name: _flag(cls, name) for cls in classes for name in field_types(cls) if name not in known}
         ctx.meta[MORE] = [_made(decorator) for decorator in made.values() if decorator is not None]
@@ -130,6 +139,8 @@ class ExtendedCommand(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
+            if flag_hint(_command_name(ctx), error.option_name):
+                raise
             raise self.unknown_flag(error.option_name, given) or error from None
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -168,7 +179,7 @@ def _invocation(flags: Mapping[str, Any], arguments: dict[str, Any]) -> Invocati
         layers.append(read_yaml(find_config(config)))
     layers.append(parse_sets(sets))
     given = {key: value for key, value in flags.items() if value is not None and value != ()}
-    layers.append(Settings(given, "the flags"))
+    layers.append(Settings(given, FLAGS))
     return Invocation(
         command=name,
         workspace=workspace,
@@ -201,14 +212,31 @@ def find_config(name: str) -> Path:
     return preset
 
 
-def _shared_options(has_config: bool, dry_run: bool) -> list[Callable[[Any], Any]]:
+def _shared_options(names: Sequence[str], dry_run: bool) -> list[Callable[[Any], Any]]:
     config = [
-        click.option("--config", metavar="FILE", help="YAML file of settings, or the name of a preset."),
-        click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="One setting; may be repeated."),
+        click.option(
+            "--config",
+            metavar="FILE",
+            help="YAML file of settings, or the name of a preset.",
+            shell_complete=configs,
+        ),
+        click.option(
+            "--set",
+            "sets",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="One setting; may be repeated.",
+            shell_complete=suggest_keys(names),
+        ),
     ]
     run = [click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")]
     shared = [
-        click.option("--workspace", metavar="DIR", help="Where outputs live.  [default: $DDX_WORKSPACE or ./runs]"),
+        click.option(
+            "--workspace",
+            metavar="DIR",
+            help="Where outputs live.  [default: $DDX_WORKSPACE or ./runs]",
+            shell_complete=folders,
+        ),
         click.option(
             "--json",
             "as_json",
@@ -218,7 +246,7 @@ def _shared_options(has_config: bool, dry_run: bool) -> list[Callable[[Any], Any
         click.option("--quiet", is_flag=True, help="No progress on stderr."),
         click.option("--debug", is_flag=True, help="Show a traceback for every error."),
     ]
-    return (config if has_config else []) + (run if dry_run else []) + shared
+    return (config if names else []) + (run if dry_run else []) + shared
 
 
 def _flag(cls: type[Any], name: str) -> Callable[[Any], Any] | None:
@@ -235,7 +263,15 @@ def _flag(cls: type[Any], name: str) -> Callable[[Any], Any] | None:
     choices = spec.metadata.get("choices")
     metavar = spec.metadata.get("metavar") or _metavar(kind, choices)
     # Values stay text here: `build` converts flags, --set and YAML by the same rules and with the same errors.
-    return click.option(flag, name, default=None, multiple=many, metavar=metavar, help=help_text)
+    return click.option(
+        flag,
+        name,
+        default=None,
+        multiple=many,
+        metavar=metavar,
+        help=help_text,
+        shell_complete=suggestions(name, kind, choices),
+    )
 
 
 def _help(spec: dataclasses.Field[Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from ddx.cli import suggestions
 from ddx.cli.options import Invocation, config_options
 from ddx.data.config import PrecomputeConfig
 
@@ -18,7 +19,7 @@ Example:
   ddx precompute more.parquet --out runs/data/laion-sana-600m-512.zarr --append
 """
 )
-@click.argument("sources", nargs=-1, metavar="SOURCE...")
+@click.argument("sources", nargs=-1, metavar="SOURCE...", shell_complete=suggestions.files)
 @config_options(PrecomputeConfig)
 def command(invocation: Invocation, sources: tuple[str, ...]) -> int:
     """Encode images and captions into a store of latents and embeddings.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from ddx.cli import suggestions
 from ddx.cli.options import Invocation, config_options, find_config
 
 
@@ -19,7 +20,7 @@ Example, with a pipeline.yaml such as
   ddx run pipeline.yaml --dry-run
 """
 )
-@click.argument("pipeline", metavar="PIPELINE.yaml")
+@click.argument("pipeline", metavar="PIPELINE.yaml", shell_complete=suggestions.configs)
 @click.option("--again", is_flag=True, help="Run every stage, also those that are done.")
 @config_options()
 def command(invocation: Invocation, pipeline: str, again: bool) -> None:

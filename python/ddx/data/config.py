@@ -30,7 +30,7 @@ class PrecomputeConfig:
 
     teacher: str = option("sana-600m", "teacher: a name, a folder or a hub id", metavar="NAME|PATH")
     out: Path | None = option(None, "the store (none: a place in the workspace)", metavar="PATH")
-    resolution: int | None = option(None, "picture size in pixels (none: the teacher's own)")
+    resolution: int | None = option(None, "picture size in pixels (none: the teacher's own)", example=512)
     batch_size: int = option(8, "pictures that the autoencoder sees at a time (it shapes the last bits)")
     part_rows: int = option(1024, "rows of one shard, which is what a stopped run may lose")
     url_column: str | None = option(None, "column of image URLs (none: found by its name)", metavar="NAME")
@@ -46,7 +46,7 @@ class PrecomputeConfig:
         "take the first of rows with the same URL or path, or with the same bytes",
         choices=("none", "url", "content"),
     )
-    limit: int | None = option(None, "rows to take at most, the first ones (none: all)")
+    limit: int | None = option(None, "rows to take at most, the first ones (none: all)", example=10_000)
     shuffle: int | None = option(None, "a seed: --limit takes random rows and not the first", metavar="SEED")
     synthetic: bool = option(
         False, "let the teacher draw the pictures: of tables and lists the captions alone are read, which is enough"

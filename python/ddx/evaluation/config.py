@@ -29,7 +29,7 @@ class EvaluateConfig:
     neighbours: int = option(3, "k of the manifolds that precision and recall are counted on")
     page_prompts: int = option(12, "prompts shown side by side in the report")
     seed: int = option(0, "seed of the prompts and of the noise")
-    resolution: int | None = option(None, "side of a picture in pixels (none: the student's)")
+    resolution: int | None = option(None, "side of a picture in pixels (none: the student's)", example=512)
     batch_size: int = option(50, "pictures drawn together")
     out: Path | None = option(None, "folder of the report (none: one in the workspace)", metavar="PATH")
     device: str = option("auto", "where to compute (auto: the GPU if there is one)", metavar="DEVICE")

@@ -21,8 +21,12 @@ class SampleConfig:
     )
     num_images: int = option(1, "pictures of each prompt; the seed rises by one from picture to picture")
     seed: int = option(0, "seed of the first picture of each prompt")
-    guidance: float | None = option(None, "guidance scale to fold into the student (none: the one that it ships with)")
-    resolution: int | None = option(None, "side of a picture in pixels (none: what the student was trained at)")
+    guidance: float | None = option(
+        None, "guidance scale to fold into the student (none: the one that it ships with)", example=4.5
+    )
+    resolution: int | None = option(
+        None, "side of a picture in pixels (none: what the student was trained at)", example=512
+    )
     batch_size: int | None = option(None, "pictures drawn together (none: one by one, exactly as the model card does)")
     out: Path | None = option(None, "folder of the pictures (none: one in the workspace)", metavar="PATH")
     device: str = option("auto", "where to compute (auto: the GPU if there is one)", metavar="DEVICE")

@@ -33,7 +33,7 @@ class DistillConfig:
     from_student: Path | None = option(
         None, "student whose weights this one starts with (none: the teacher's)", metavar="STUDENT"
     )
-    resolution: int | None = option(None, "picture size in pixels (none: the teacher's own)")
+    resolution: int | None = option(None, "picture size in pixels (none: the teacher's own)", example=512)
     train_steps: int = option(4000, "optimiser steps of the student")
     batch_size: int = option(64, "pictures a step, over all devices")
     micro_batch_size: int | None = option(8, "pictures a forward pass; the rest is accumulated (none: all)")

@@ -33,6 +33,7 @@ RANK = {
     "page": 0,
     "progress": 0,
     "run_record": 0,
+    "values": 0,
     "version": 0,
 }
 SIDEWAYS = {
@@ -50,6 +51,8 @@ SIDEWAYS = {
     ("bench", "training"),
     ("networks", "teachers"),
     ("config", "errors"),
+    ("config", "values"),
+    ("values", "errors"),
     ("run_record", "errors"),
     ("run_record", "config"),
     ("scenes", "errors"),

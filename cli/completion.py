@@ -1,0 +1,51 @@
+"""`ddx completion`: the script with which a shell completes commands, flags and their values."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import BashComplete, add_completion_class, get_completion_class
+
+from ddx.cli.options import Invocation, config_options
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+class Bash(BashComplete):
+    """Completion in bash, which hands over `--flag=value` as three words."""
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        """Return the words before the cursor's one, and that."""
+        words, incomplete = super().get_completion_args()
+        joined = [word for before, word in zip(["", *words], words, strict=False) if word != "=" or before[:2] != "--"]
+        return joined, "" if incomplete == "=" and joined and joined[-1].startswith("--") else incomplete
+
+
+add_completion_class(Bash)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ddx completion bash >> ~/.bashrc
+  ddx completion zsh >> ~/.zshrc
+  ddx completion fish > ~/.config/fish/completions/ddx.fish
+"""
+)
+@click.argument("shell", type=click.Choice(SHELLS))
+@config_options(dry_run=False)
+def command(invocation: Invocation, shell: str) -> None:
+    """Print the script that makes a shell complete ddx.
+
+    It completes commands, flags, and the values of --method, --teacher, --student, --data and others: names that ddx
+    knows, stores and students of the workspace, and paths.
+    """
+    from ddx.cli.console import emit, emit_json
+    from ddx.cli.main import COMPLETES, group
+
+    found = get_completion_class(shell)
+    assert found is not None
+    script = found(group, {}, "ddx", COMPLETES).source()
+    if invocation.as_json:
+        emit_json({"shell": shell, "script": script})
+    else:
+        emit(script)
