@@ -69,9 +69,12 @@ def use_triton(*tensors: Tensor | None) -> bool:
     return chosen == "triton"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _backend_while_traced(device_type: str) -> Backend:
     return backend(device_type)
+
+
+# `torch.compiler.assume_constant_result` sets this mark and nothing else, but imports all of torch._dynamo to do so.
+_backend_while_traced._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def in_forward_ad() -> bool:

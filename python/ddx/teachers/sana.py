@@ -16,7 +16,6 @@ from ddx.teachers.base import Sampler, Teacher
 from ddx.teachers.components import parameter_dtype
 from ddx.teachers.condition import Condition
 from ddx.teachers.hub import read_json
-from ddx.teachers.sana_dual import dual_forward
 from ddx.teachers.sana_fused import fuse_if_faster
 from ddx.teachers.sana_text import PromptEncoder, pipeline_defaults
 
@@ -106,6 +105,8 @@ class SanaTeacher(Teacher):
         self, network: nn.Module, x_t: Tensor, dx_t: Tensor, t: Tensor, dt: Tensor, condition: Condition
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Teacher.predict_dual`: by the dual-number forward of the whole transformer."""
+        from ddx.teachers.sana_dual import dual_forward  # with Triton, which few commands need
+
         dtype = parameter_dtype(network)
         with self._products(dtype):
             output, tangent = dual_forward(

@@ -5,7 +5,8 @@
 
 What is replaced are the processors of the attentions and the `forward` of blocks and feed-forwards, on the instances:
 parameters, their names, state dicts, hooks on modules, gradient checkpointing and `torch.compile` are as before. Each
-kernel's file says what it computes and how it is wired.
+kernel's file says what it computes and how it is wired. They are imported where they are put in: importing Triton takes
+part of a second, which a machine without a GPU need not spend.
 """
 
 from __future__ import annotations
@@ -18,10 +19,6 @@ import torch
 from torch import nn
 
 from ddx.kernels import dispatch
-from ddx.kernels.cross_attention import CrossAttentionProcessor
-from ddx.kernels.glumbconv import glumbconv_forward
-from ddx.kernels.linear_attention import ReluLinearAttentionProcessor
-from ddx.kernels.sana_block import sana_block_forward
 
 MODEL = "SanaTransformer2DModel"
 
@@ -42,6 +39,11 @@ def fuse(network: nn.Module) -> None:
     from diffusers.models.attention_processor import SanaLinearAttnProcessor2_0
     from diffusers.models.transformers.sana_transformer import SanaAttnProcessor2_0
 
+    from ddx.kernels.cross_attention import CrossAttentionProcessor
+    from ddx.kernels.glumbconv import glumbconv_forward
+    from ddx.kernels.linear_attention import ReluLinearAttentionProcessor
+    from ddx.kernels.sana_block import sana_block_forward
+
     for block in _blocks(network):
         if type(block.attn1.processor) is SanaLinearAttnProcessor2_0:
             block.attn1.set_processor(ReluLinearAttentionProcessor())
@@ -55,6 +57,9 @@ def unfuse(network: nn.Module) -> None:
     """Take the kernels out again, in place. Raises TypeError for another network."""
     from diffusers.models.attention_processor import SanaLinearAttnProcessor2_0
     from diffusers.models.transformers.sana_transformer import SanaAttnProcessor2_0
+
+    from ddx.kernels.cross_attention import CrossAttentionProcessor
+    from ddx.kernels.linear_attention import ReluLinearAttentionProcessor
 
     for block in _blocks(network):
         if isinstance(block.attn1.processor, ReluLinearAttentionProcessor):
