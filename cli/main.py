@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import sys
-import warnings
 from typing import Any, NoReturn
 
 import click
@@ -19,6 +18,7 @@ import click
 from ddx import __version__
 from ddx.cli.did_you_mean import argument_hint, flag_hint, near_flag
 from ddx.cli.groups import HelpfulGroup
+from ddx.cli.third_party import quiet_libraries
 from ddx.errors import DdxError, nearest
 
 # The module of each command is ddx.cli.<name> and holds it as `command`. The line repeats its docstring's first line
@@ -80,8 +80,7 @@ def group() -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
-    # torch deprecates itself when it first takes a forward-mode derivative
-    warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.jit.script.*")
+    quiet_libraries()
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 

@@ -7,9 +7,14 @@ once, and only a caption's own tokens run. Padding comes after the real tokens, 
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import copy
+import functools
+import importlib.util
 import inspect
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,13 +28,35 @@ ROWS = 8
 LENGTH_STEP = 8
 
 
+@functools.cache
 def pipeline_defaults() -> tuple[str, int]:
-    """The instruction (one string) and the maximal caption length that ``SanaPipeline.__call__`` uses by default."""
-    from diffusers import SanaPipeline
+    """The instruction (one string) and the maximal caption length that ``SanaPipeline.__call__`` uses by default.
 
-    parameters = inspect.signature(SanaPipeline.__call__).parameters
-    instruction: list[str] = parameters["complex_human_instruction"].default
-    return "\n".join(instruction), int(parameters["max_sequence_length"].default)
+    They are read off the source of the installed pipeline: importing it takes seconds, for two constants.
+    """
+    diffusers = importlib.util.find_spec("diffusers")  # of a submodule it would import what is around it
+    assert diffusers is not None and diffusers.origin is not None
+    source = Path(diffusers.origin).parent / "pipelines" / "sana" / "pipeline_sana.py"
+    defaults = _defaults_of_call(source, "SanaPipeline")
+    return "\n".join(defaults["complex_human_instruction"]), int(defaults["max_sequence_length"])
+
+
+def _defaults_of_call(source: Path, class_name: str) -> dict[str, Any]:
+    """The defaults of a class's ``__call__`` that are literals, by parameter, without importing its module."""
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    (pipeline,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name)
+    (call,) = (node for node in pipeline.body if isinstance(node, ast.FunctionDef) and node.name == "__call__")
+    named = [argument.arg for argument in call.args.args][-len(call.args.defaults) :]
+    literals = {}
+    for name, value in zip(named, call.args.defaults, strict=True):
+        with contextlib.suppress(ValueError):
+            literals[name] = ast.literal_eval(value)
+    return literals
+
+
+def cache_argument(text_encoder: nn.Module) -> str:
+    """The name of the forward's argument for a key-value cache: transformers ends the older one with 5.40."""
+    return "cache" if "cache" in inspect.signature(text_encoder.forward).parameters else "past_key_values"
 
 
 class PromptEncoder:
@@ -45,6 +72,7 @@ class PromptEncoder:
         self.prefix_ids: list[int] = instruction_ids[:-1]
         self.max_total = len(instruction_ids) + self.max_length - 2
         self._prefix: tuple[Any, Tensor] | None = None
+        self._cache_argument = cache_argument(text_encoder)
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> list[Condition]:
@@ -80,8 +108,11 @@ class PromptEncoder:
     def _prefix_state(self) -> tuple[Any, Tensor]:
         """The instruction's key-value cache (one row) and the hidden state of its first token ``[1, D]``."""
         if self._prefix is None:
-            output = self.text_encoder(self._tensor([self.prefix_ids]), use_cache=True)
-            self._prefix = output.past_key_values, output[0][0, :1].clone()
+            from transformers import DynamicCache
+
+            cache = DynamicCache(config=self.text_encoder.config)
+            states = self._run(self._tensor([self.prefix_ids]), cache)
+            self._prefix = cache, states[0, :1].clone()
         return self._prefix
 
     def _hidden_states(self, ids: list[list[int]], after_prefix: bool) -> list[Tensor]:
@@ -96,18 +127,21 @@ class PromptEncoder:
                 chosen = members[start : start + ROWS]
                 rows = [ids[index] + [pad] * (length - len(ids[index])) for index in chosen]
                 rows += [rows[-1]] * (ROWS - len(rows))
-                states = self._run(self._tensor(rows), after_prefix)
+                states = self._run(self._tensor(rows), self._prefix_cache() if after_prefix else None)
                 for index, state in zip(chosen, states, strict=False):
                     results[index] = state[: len(ids[index])].clone()
         return [results[index] for index in range(len(ids))]
 
-    def _run(self, ids: Tensor, after_prefix: bool) -> Tensor:
-        if not after_prefix:
-            states: Tensor = self.text_encoder(ids, use_cache=False)[0]
-            return states
-        cache = copy.deepcopy(self._prefix_state()[0])  # a forward appends to its cache
-        cache.batch_repeat_interleave(len(ids))
-        states = self.text_encoder(ids, past_key_values=cache, use_cache=True)[0]
+    def _prefix_cache(self) -> Any:
+        """A copy of the instruction's cache for a batch: a forward appends to the one that it is given."""
+        cache = copy.deepcopy(self._prefix_state()[0])
+        cache.batch_repeat_interleave(ROWS)
+        return cache
+
+    def _run(self, ids: Tensor, cache: Any | None) -> Tensor:
+        """Last hidden states of `ids`, behind what the cache holds; their keys and values are appended to it."""
+        behind = {} if cache is None else {self._cache_argument: cache}
+        states: Tensor = self.text_encoder(ids, use_cache=cache is not None, **behind)[0]
         return states
 
     def _tensor(self, ids: list[list[int]]) -> Tensor:
@@ -117,10 +151,7 @@ class PromptEncoder:
 
 def _preprocess(captions: Sequence[str]) -> list[str]:
     """What the pipeline does to a caption before it is tokenised (``clean_caption`` off)."""
-    from diffusers import SanaPipeline
-
-    processed: list[str] = SanaPipeline._text_preprocessing(None, list(captions), clean_caption=False)
-    return processed
+    return [caption.lower().strip() for caption in captions]
 
 
 def _condition(states: Tensor) -> Condition:

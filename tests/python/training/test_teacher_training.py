@@ -13,6 +13,7 @@ from ddx.config import build, read_yaml
 from ddx.errors import UsageError
 from ddx.run_record import read_run
 from ddx.scenes.captions import parse_caption, sample_captions, sample_scenes
+from ddx.teachers.sana_text import pipeline_defaults
 from ddx.training.interruption import Interrupted
 from ddx.training.teacher import train as train_module
 from ddx.training.teacher.autoencoder import whitening_loss
@@ -21,7 +22,7 @@ from ddx.training.teacher.flow import new_transformer, sample
 from ddx.training.teacher.muon import Muon, orthogonalise, split_parameters
 from ddx.training.teacher.reading import CLASSES, NOT_ASKED, ROLES, new_reader, reading_loss, scene_labels
 from ddx.training.teacher.stages import flow_schedule
-from ddx.training.teacher.text import default_instruction, encode_captions, new_text_encoder, new_tokenizer, tokenise
+from ddx.training.teacher.text import encode_captions, new_text_encoder, new_tokenizer, tokenise
 from ddx.training.teacher.train import train_teacher
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -133,7 +134,7 @@ def test_training_encodes_captions_as_the_pipeline_does(trained: Path) -> None:
     pipeline = SanaPipeline.from_pretrained(trained)
     captions = sample_captions(6, seed=1)
     expected, mask, null, null_mask = pipeline.encode_prompt(
-        captions, True, device=torch.device("cpu"), complex_human_instruction=[default_instruction()]
+        captions, True, device=torch.device("cpu"), complex_human_instruction=[pipeline_defaults()[0]]
     )
     tokens = tokenise(pipeline.tokenizer, captions)
     with torch.no_grad():

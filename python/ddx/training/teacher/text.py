@@ -7,9 +7,9 @@ are the same for all rows: they are computed once a step and shared.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -17,15 +17,9 @@ from torch import Tensor
 from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 from transformers.cache_utils import DynamicCache
 
+from ddx.teachers.sana_text import cache_argument, pipeline_defaults
+
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
-
-
-def default_instruction() -> str:
-    """Return the instruction that SanaPipeline puts before a prompt when its caller names none."""
-    from diffusers import SanaPipeline
-
-    parameter = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"]
-    return "\n".join(parameter.default)
 
 
 def new_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -39,7 +33,7 @@ def new_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    instruction = default_instruction()
+    instruction = pipeline_defaults()[0]
     # The captions come with the instruction's end before them, as the encoder meets them.
     tokenizer.train_from_iterator([*(f"User Prompt: {caption}" for caption in captions), instruction], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -101,7 +95,7 @@ class TokenisedCaptions:
 
 def tokenise(tokenizer: PreTrainedTokenizerFast, captions: Sequence[str]) -> TokenisedCaptions:
     """Split instruction + caption as the pipeline does: what it drops (but <bos>) is the prefix, the rest is kept."""
-    instruction = default_instruction()
+    instruction = pipeline_defaults()[0]
     # The pipeline keeps <bos> and the positions from this one on; a space at the end joins the caption's first word.
     first_kept = len(tokenizer.encode(instruction)) - 1
     rows = tokenizer([instruction + caption for caption in captions])["input_ids"]
@@ -125,7 +119,8 @@ def encode_captions(encoder: Gemma2Model, prefix: Tensor, ids: Tensor, mask: Ten
     """
     rows = len(ids)
     cache = DynamicCache()
-    head = encoder(input_ids=prefix[None], past_key_values=cache, use_cache=True)
+    behind: dict[str, Any] = {cache_argument(encoder): cache, "use_cache": True}
+    head = encoder(input_ids=prefix[None], **behind)
     for layer in cache.layers:
         layer.keys = layer.keys.expand(rows, -1, -1, -1)
         layer.values = layer.values.expand(rows, -1, -1, -1)
@@ -133,8 +128,7 @@ def encode_captions(encoder: Gemma2Model, prefix: Tensor, ids: Tensor, mask: Ten
     body = encoder(
         input_ids=ids,
         attention_mask=torch.cat([ones, mask], dim=1).long(),
-        past_key_values=cache,
-        use_cache=True,
+        **behind,
     )
     first = head.last_hidden_state[:, :1].expand(rows, -1, -1)
     tokens = torch.cat([first, body.last_hidden_state], dim=1)
