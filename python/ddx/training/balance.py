@@ -1,15 +1,18 @@
 """How two losses of one network meet: added as they are, held at a ratio of gradient norms, or the second yielding.
 
-    norm      total = L1 + w L2,  w = ratio * EMA |grad L1| / EMA |grad L2|, norms taken on the last layer with a matrix
+    norm      g = g1 + w g2,  w = ratio * EMA |g1| / EMA |g2|
     project   g = g1 + g2 - min(0, <g1, g2>) / |g1|^2 g1: what of the second opposes the first is taken out of it
 
 The first is the balance of Esser et al. 2021 (VQGAN's adaptive weight), with averaged norms; the second the primary and
-secondary form of Yu et al. 2020 (gradient surgery), over all weights of the network.
+secondary form of Yu et al. 2020 (gradient surgery). g1 and g2 are the gradients of the global batch, by all weights of
+the network, so what a step does depends neither on its micro-batches nor on the number of ranks. Both must be there
+whole before they meet, which takes the memory of a second gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -26,51 +29,69 @@ class LossBalance:
     def __init__(self, parameters: Sequence[nn.Parameter], config: DistillConfig, ranks: Ranks) -> None:
         self.parameters = list(parameters)
         self.kind, self.ratio, self.ranks = config.loss_balance, config.balance_ratio, ranks
-        matrices = [p for p in self.parameters if p.ndim >= 2]
-        self.shared = (matrices or self.parameters)[-1:]
-        self.norms = torch.zeros(2, device=self.shared[0].device if self.shared else None)
-        self._second: list[Tensor] | None = None
+        self.norms = torch.zeros(2, device=ranks.device)
+        self._second: list[Tensor | None] | None = None
 
-    def join(self, first: Tensor, second: Tensor) -> Tensor:
-        """Return what the backward pass starts from, for the two losses of a micro-batch (0-d)."""
-        match self.kind:
-            case "norm":
-                return first + self._weight(first, second) * second
-            case "project":
-                found = torch.autograd.grad(second, self.parameters, retain_graph=True, allow_unused=True)
-                dense = [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, found, strict=True)]
-                if self._second is None:
-                    self._second = dense
-                else:
-                    torch._foreach_add_(self._second, dense)
-                return first
-        return first + second
+    @property
+    def separates(self) -> bool:
+        """Whether the second loss has a backward pass of its own, in :meth:`second`, after the first one's."""
+        return self.kind != "none"
+
+    @contextmanager
+    def second(self) -> Iterator[None]:
+        """Let the backward pass inside add to the gradient of the second loss, and leave the first one's as it is.
+
+        That of the first loss must be through: then no data-parallel wrapper waits for a gradient any more.
+        """
+        first = [parameter.grad for parameter in self.parameters]
+        self._set_gradients(self._second or [None] * len(first))
+        yield
+        self._second = [parameter.grad for parameter in self.parameters]
+        self._set_gradients(first)
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Add the second loss's gradient to those of the first, when all micro-batches are through."""
+        """Join the second loss's gradient to that of the first, when all micro-batches are through."""
         if self._second is None:
             return
-        second = [self.ranks.mean(gradient) for gradient in self._second]
-        self._second = None
-        first = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        along = torch.stack([(a * b).sum() for a, b in zip(first, second, strict=True)]).sum()
-        size = torch.stack([a.square().sum() for a in first]).sum()
-        opposed = along.clamp(max=0.0) / size.clamp(min=1e-20)
-        for parameter, a, b in zip(self.parameters, first, second, strict=True):
-            parameter.grad = a + b - opposed * a
+        first = _dense([p.grad for p in self.parameters], self.parameters)
+        second, self._second = _dense(self._second, self.parameters), None
+        for index, gradient in enumerate(second):  # of every weight, whichever a rank's own rows reach
+            second[index] = self.ranks.mean(gradient)
+        if self.kind == "norm":
+            torch._foreach_mul_(second, self._weight(first, second))
+        else:
+            torch._foreach_mul_(first, 1.0 - _opposed(first, second))
+        torch._foreach_add_(first, second)
+        self._set_gradients(first)
 
     def state(self) -> dict[str, Tensor]:
         """Return what a checkpoint must keep, the live tensors."""
         return {"norms": self.norms} if self.kind == "norm" else {}
 
-    def _weight(self, first: Tensor, second: Tensor) -> Tensor:
-        sizes = []
-        for loss in (first, second):
-            found = torch.autograd.grad(loss, self.shared, retain_graph=True, allow_unused=True)
-            sizes.append(torch.stack([g.norm() if g is not None else loss.new_zeros(()) for g in found]).sum())
-        now = self.ranks.mean(torch.stack(sizes).detach().float())
+    def _set_gradients(self, gradients: Sequence[Tensor | None]) -> None:
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+
+    def _weight(self, first: list[Tensor], second: list[Tensor]) -> Tensor:
+        """Return w, after the averages have taken one step."""
+        now = torch.stack([_norm(first), _norm(second)])
         known = torch.where(self.norms > 0.0, torch.lerp(now, self.norms, DECAY), now)
         self.norms.copy_(torch.where(torch.isfinite(known), known, self.norms))
         weight = self.ratio * self.norms[0] / self.norms[1].clamp(min=1e-12)
         return torch.where(self.norms[1] > 0.0, weight, torch.ones_like(weight))
+
+
+def _dense(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return norm
+
+
+def _opposed(first: list[Tensor], second: list[Tensor]) -> Tensor:
+    """Return ``min(0, <g1, g2>) / |g1|^2``."""
+    along = torch.stack([(a * b).sum() for a, b in zip(first, second, strict=True)]).sum()
+    return along.clamp(max=0.0) / _norm(first).square().clamp(min=1e-20)

@@ -38,17 +38,18 @@ def estimate_run(
 ) -> Estimate:
     """Return the estimate.
 
-    Memory: per network 16 bytes a parameter (weight, gradient, two moments), 4 for an average, the teacher's own, and
-    about 40 activations of the network's width a token and layer. Time: 2 operations a parameter, token and forward
+    Memory: per network 16 bytes a parameter (weight, gradient, two moments), 4 for an average and for the gradient of a
+    second loss that is balanced, the teacher's own, and about 40 activations of the network's width a token and layer.
+    Time: 2 operations a parameter, token and forward
     pass, at the speed of a matrix product measured now.
     """
     num_parameters = count_parameters(teacher.folder / teacher.denoiser_part)
     # heads are small, and so is what low-rank networks add to the backbone that they share with the teacher
     whole = [] if config.lora_rank else [spec for spec in method.networks() if spec.lora]
     num_trained = sum(spec.trained for spec in whole)
-    num_averages = len(whole) - num_trained
+    num_copies = len(whole) - num_trained
     if not config.lora_rank:
-        num_averages += (config.ema_half_life > 0) + len(config.ema_more)
+        num_copies += (config.ema_half_life > 0) + len(config.ema_more) + (config.loss_balance != "none")
     _, height, width = teacher.latent_shape(config.resolution)
     tokens = height * width // int(teacher.denoiser_config.get("patch_size", 1)) ** 2
     rows = min(config.micro_batch_size or config.batch_size, math.ceil(config.batch_size / world))
@@ -56,7 +57,7 @@ def estimate_run(
     layers, channels = _depth_and_width(teacher)
     activations = rows * tokens * channels * 40 * (2 if config.gradient_checkpointing else layers) * size
     activations += rows * tokens * channels * layers * size if config.gradient_checkpointing else 0
-    per_parameter = 16 * num_trained + 4 * num_averages + torch.finfo(teacher.dtype).bits // 8
+    per_parameter = 16 * num_trained + 4 * num_copies + torch.finfo(teacher.dtype).bits // 8
     spec = trainable_spec(config.method)
     passes = spec.relative_cost + (1.0 if config.gradient_checkpointing else 0.0)
     if DISCRIMINATOR not in spec.networks and DISCRIMINATOR in {network.name for network in method.networks()}:

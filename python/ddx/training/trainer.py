@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ddx.errors import DdxError
 from ddx.kernels.cpu_bfloat16 import wide_products
-from ddx.methods.base import STUDENT, Batch, Method, NetworkSpec, Turn
+from ddx.methods.base import STUDENT, Batch, Losses, Method, NetworkSpec, Turn
 from ddx.networks.lora import add_lora
 from ddx.training.checkpoint import Snapshot
 from ddx.training.config import DistillConfig
@@ -131,15 +131,27 @@ class Trainer:
                     stack.enter_context(without_sync(networks[name], accumulate_only))
                 with self.autocast():
                     losses = self.method.losses(turn, batch, networks)
-                totals = []
-                for name in turn.trains:
-                    primary = losses.by_network[name].sum() / num_rows
-                    second = losses.secondary.get(name)
-                    if second is not None:
-                        primary = self.trained[name].balance.join(primary, second.sum() / num_rows)
-                    totals.append(primary)
-                torch.stack(totals).sum().backward()
+                self._backward(turn, losses, num_rows)
             self.meter.add(losses)
+
+    def _backward(self, turn: Turn, losses: Losses, num_rows: int) -> None:
+        """Add a micro-batch's gradients; a second loss that is balanced adds its own apart, see `LossBalance`."""
+        together, apart, balances = [], [], []
+        for name in turn.trains:
+            together.append(losses.by_network[name].sum() / num_rows)
+            if name in losses.secondary:
+                second, balance = losses.secondary[name].sum() / num_rows, self.trained[name].balance
+                if balance.separates:
+                    apart.append(second)
+                    balances.append(balance)
+                else:
+                    together.append(second)
+        torch.stack(together).sum().backward(retain_graph=bool(apart))
+        if apart:
+            with ExitStack() as stack:
+                for balance in balances:
+                    stack.enter_context(balance.second())
+                torch.stack(apart).sum().backward()
 
     def _update(self, trained: Trained, factor: float) -> None:
         trained.balance.finish()

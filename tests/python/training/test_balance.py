@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ddx.training.balance import LossBalance
+from ddx.training.balance import DECAY, LossBalance
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks
 
@@ -29,7 +29,13 @@ def make(kind: str) -> tuple[nn.Linear, LossBalance, list[Tensor]]:
 def step(layer: nn.Linear, balance: LossBalance, batches: list[Tensor]) -> Tensor:
     layer.zero_grad()
     for x in batches:
-        balance.join(*losses(layer, x)).backward()
+        first, second = losses(layer, x)
+        if not balance.separates:
+            (first + second).backward()
+            continue
+        first.backward(retain_graph=True)
+        with balance.second():
+            second.backward()
     balance.finish()
     return torch.cat([p.grad.flatten() for p in layer.parameters() if p.grad is not None])
 
@@ -44,14 +50,27 @@ def test_without_balance_they_are_added() -> None:
     torch.testing.assert_close(step(layer, balance, batches), expected)
 
 
-def test_the_second_gradient_has_the_asked_share_of_the_first_s_norm() -> None:
+def test_the_second_gradient_has_the_asked_share_of_the_first_s_norm_over_all_micro_batches() -> None:
     layer, balance, batches = make("norm")
-    x = batches[0]
-    first, second = losses(layer, x)
-    g1, g2 = gradients(layer, first), gradients(layer, second)
-    weight = 0.25 * g1[0].norm() / g2[0].norm()  # on the last matrix
-    torch.testing.assert_close(step(layer, balance, [x]), flat(g1) + weight * flat(g2))
-    torch.testing.assert_close(balance.state()["norms"], torch.stack([g1[0].norm(), g2[0].norm()]))
+    whole = torch.cat(batches)
+    g1, g2 = (flat(gradients(layer, loss)) for loss in losses(layer, whole))
+    norms = torch.stack([g1.norm(), g2.norm()])
+    torch.testing.assert_close(step(layer, balance, batches), g1 + 0.25 * norms[0] / norms[1] * g2)
+    torch.testing.assert_close(balance.state()["norms"], norms)
+
+    again = batches[0]  # the averages take one step more, however many micro-batches it has
+    g1, g2 = (flat(gradients(layer, loss)) for loss in losses(layer, again))
+    norms = DECAY * norms + (1.0 - DECAY) * torch.stack([g1.norm(), g2.norm()])
+    torch.testing.assert_close(step(layer, balance, list(again.split(1))), g1 + 0.25 * norms[0] / norms[1] * g2)
+    torch.testing.assert_close(balance.state()["norms"], norms)
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_averages_as_they_are() -> None:
+    layer, balance, batches = make("norm")
+    step(layer, balance, batches)
+    before = balance.state()["norms"].clone()
+    assert not step(layer, balance, [batches[0] * float("inf")]).isfinite().all()
+    assert torch.equal(balance.state()["norms"], before) and (before > 0.0).all()
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
