@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,24 @@ def make_teacher(kind: str, folder: Path) -> Teacher:
     return load_teacher(folder)
 
 
+@functools.cache
+def captions_of(teacher: Teacher) -> tuple[Condition, Condition]:
+    """The captions, and the null condition."""
+    return Condition.cat(teacher.encode_text(CAPTIONS)), teacher.null_condition()
+
+
 def make_batch(teacher: Teacher, step: int = 0, *, rows: slice = slice(0, 4), seed: int = 0) -> Batch:
     """The same four latents and captions at every step, with that step's noise."""
     x0 = torch.randn(4, *teacher.latent_shape(), generator=torch.Generator().manual_seed(7))
-    condition = Condition.cat(teacher.encode_text(CAPTIONS))
+    condition, null = captions_of(teacher)
     indices = range(rows.start, rows.stop)
     return Batch(
         x0=x0[rows],
         condition=condition.index(rows),
-        null=teacher.null_condition(),
+        null=null,
         draws=Draws(seed, step, indices),
         step=step,
+        neighbour=x0.roll(1, 0)[rows],
     )
 
 

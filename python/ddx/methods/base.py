@@ -75,7 +75,8 @@ class Batch:
 
     x0: scaled latents float32 `[B, C, h, w]` (a method that needs captions only reads nothing but its shape);
     null: the unguided condition, one row; progress: the share of the run that is done, in [0, 1); noise: the unit noise
-    that the teacher drew x0 from, float32 like x0, for a method that reads pairs.
+    that the teacher drew x0 from, float32 like x0, for a method that reads pairs; neighbour: the x0 of the row before
+    in the global batch, the first row's is the last one, for a method that reads neighbours.
     """
 
     x0: Tensor
@@ -85,6 +86,7 @@ class Batch:
     step: int = 0
     progress: float = 0.0
     noise: Tensor | None = None
+    neighbour: Tensor | None = None
 
     def __len__(self) -> int:
         return self.x0.shape[0]
@@ -127,6 +129,11 @@ class Method(ABC, Generic[ConfigT]):
     @property
     def reads_pairs(self) -> bool:
         """Whether its batches must bring the noise that the teacher drew their latents from."""
+        return False
+
+    @property
+    def reads_neighbours(self) -> bool:
+        """Whether its batches must bring the latents of another row with each row: micro-batches may be of one row."""
         return False
 
     @abstractmethod

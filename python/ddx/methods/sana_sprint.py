@@ -46,6 +46,11 @@ class SanaSprint(Judged, SCM):
     config: SanaSprintConfig
     defaults: ClassVar[Mapping[str, Any]] = {**SCM.defaults, "clip_norm": 0.1}
 
+    @property
+    def reads_neighbours(self) -> bool:
+        """See :meth:`Method.reads_neighbours`."""
+        return self.config.misaligned
+
     def usual_guidance(self) -> tuple[float, float]:
         """Return the published range."""
         return 4.0, 5.0
@@ -60,7 +65,8 @@ class SanaSprint(Judged, SCM):
         return self.predict_x0(student, x, torch.where(from_noise, self.first_time, tau), batch.condition, guidance)
 
     def misaligned(self, batch: Batch, s: Tensor) -> Tensor | None:
-        """Return stored latents under another row's caption, noised anew to s."""
+        """Return another row's stored latents, noised anew to s; they meet this row's caption."""
         noise = self.draw_noise(batch)
-        # a row alone has no other one to take the caption of
-        return self.noisy(batch.x0.roll(1, 0), noise, s) if self.config.misaligned and len(batch) > 1 else None
+        if batch.neighbour is None or not self.config.misaligned:
+            return None
+        return self.noisy(batch.neighbour, noise, s)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ddx.data.loader import Loader
 from ddx.methods.base import Batch
@@ -39,6 +40,9 @@ def micro_batches(run: Run, data: Any, step: int) -> Iterator[Batch]:
     # float32 like the latents: on a CPU, autocast refuses to join the store's float16 to anything.
     condition = data.condition.to(device, torch.float32)
     noise = run.store.noise(data.rows).to(device) if run.method.reads_pairs else None
+    neighbour: Tensor | None = None
+    if run.method.reads_neighbours and run.config.batch_size > 1:  # a row alone has no other one
+        neighbour = run.ranks.rolled(x0)
     for start in range(0, rows, size):
         part = slice(start, min(start + size, rows))
         indices = range(first + part.start, first + part.stop)
@@ -50,4 +54,5 @@ def micro_batches(run: Run, data: Any, step: int) -> Iterator[Batch]:
             step=step,
             progress=step / run.config.train_steps,
             noise=None if noise is None else noise[part],
+            neighbour=None if neighbour is None else neighbour[part],
         )

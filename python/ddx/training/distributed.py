@@ -37,6 +37,17 @@ class Ranks:
         dist.all_reduce(total)
         return total / self.world
 
+    def rolled(self, value: Tensor) -> Tensor:
+        """Return for each row `[B, ...]` the one before it among those of all ranks, for the first one the last.
+
+        Every rank has as many rows.
+        """
+        if self.world == 1:
+            return value.roll(1, 0)
+        last = [torch.empty_like(value[-1:]) for _ in range(self.world)]
+        dist.all_gather(last, value[-1:].contiguous())
+        return torch.cat([last[self.rank - 1], value[:-1]])
+
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank; on the CPU, so no device waits for it."""
         if self.world == 1:

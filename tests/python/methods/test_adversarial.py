@@ -219,7 +219,11 @@ def test_sana_sprint_is_scm_with_a_second_loss_and_wrong_captions_for_fakes(tmp_
 
     torch.testing.assert_close(found.secondary[STUDENT], -0.5 * logits(fake).mean(1), rtol=1e-4, atol=1e-5)
     arguments = (networks[DISCRIMINATOR], teacher.network(), real, fake.detach(), s, batch.condition, z)
-    wrong = real.roll(1, 0)
+    judged = make_batch(teacher)
+    wrong = method.misaligned(judged, s)
+    draws = make_batch(teacher).draws
+    assert wrong is not None
+    torch.testing.assert_close(wrong, (1 - s4) * batch.x0[[3, 0, 1, 2]] + s4 * draws.normal(*batch.x0.shape[1:]))
     loss = method.judge.discriminator_loss(*arguments, misaligned=wrong)
     by_hand = torch.relu(1 - logits(real)) + 0.5 * (torch.relu(1 + logits(fake)) + torch.relu(1 + logits(wrong)))
     torch.testing.assert_close(loss, by_hand.mean(1))

@@ -177,7 +177,8 @@ def test_sana_sprint(name: str) -> None:
             uniforms=[guidance, t, t, at],
             normals=[data[key] for key in ("noise", "real_noise", "fake_noise", "noise", "misaligned_noise")],
         )
-        batch = toy_batch(teacher, data["latents"], data["classes"], draws)
+        latents = data["latents"]
+        batch = toy_batch(teacher, latents, data["classes"], draws, neighbour=latents.roll(1, 0))
         loss = 0.5 * loss_of(DISCRIMINATOR, method, batch, networks).mean()  # half of the hinge's two terms
         case.agrees(loss, "loss")
         case.agrees(torch.autograd.grad(loss, heads.weight)[0], "head_gradient")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -8,40 +9,43 @@ from pathlib import Path
 import pytest
 
 import distill_runs as runs
+import two_ranks
 from ddx.device import find_device
 from ddx.errors import UsageError
+from pipelines import make_sana
 
-# A derivative is taken of the bare network, beside the wrapped one whose gradients are exchanged; several networks take
-# turns; the times of all ranks are drawn from one histogram.
-CASES = {
-    "lcm": {},
-    "meanflow": {},
-    "scm": {"time_adaptive": True},
-    "dmd2": {"fake_updates": 2, "num_steps": 2},
-}
+# two losses that are balanced, times of all rows from one histogram, a derivative beside what is trained, and fakes
+# with the caption of another row, which may be another rank's
+RUN = {"method": "sana-sprint", "loss_balance": "norm", "time_adaptive": True}
 
 
-@pytest.mark.parametrize("method", CASES)
-def test_two_ranks_train_as_one_at_the_same_global_batch(
-    method: str, teacher_folder: Path, store: Path, tmp_path: Path
-) -> None:
-    settings = {"method": method, **CASES[method]}
-    alone = runs.run(teacher_folder, store, tmp_path / "alone", **settings)
+def test_two_ranks_and_micro_batches_train_as_one_batch_does(teacher_folder: Path, store: Path, tmp_path: Path) -> None:
+    """Every method, alone, with a discriminator and with each balance; and a run of the command, through its store."""
+    folder, out = make_sana(tmp_path / "tiny", layers=1, width=16), tmp_path / "out"
+    out.mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "ddx.cli.main", *runs.flags(teacher_folder, store, tmp_path / "together", **settings)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr
-    (together,) = (tmp_path / "together" / "students").iterdir()
+    command += [two_ranks.__file__, str(folder), str(out), "--"]
+    command += runs.flags(teacher_folder, store, tmp_path / "together", **RUN, micro_batch_size=1)
+    path = os.pathsep.join([str(Path(two_ranks.__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr[-8000:]
 
+    found = {key: value for rank in (0, 1) for key, value in json.loads((out / f"{rank}.json").read_text()).items()}
+    assert found.keys() == {str(case) for case in two_ranks.cases()}
+    assert {case: gaps for case, gaps in found.items() if not all(gap <= 1e-3 for gap in gaps.values())} == {}
+
+    alone = runs.run(teacher_folder, store, tmp_path / "alone", **RUN)
+    (together,) = (tmp_path / "together" / "students").iterdir()
     losses = [[line["loss"] for line in runs.lines(student)] for student in (alone, together)]
     norms = [[line["grad_norm"] for line in runs.lines(student)] for student in (alone, together)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert norms[1] == pytest.approx(norms[0], rel=1e-3)
-    for name, value in runs.tensors(alone).items():
-        if name.startswith("student/"):
-            gap = (runs.tensors(together)[name] - value).norm()
-            assert gap <= 1e-3 * value.norm() + 1e-5, name
+    ours, theirs = runs.tensors(together), runs.tensors(alone)
+    assert "discriminator/heads.0.inside.weight" in theirs
+    for name, value in theirs.items():
+        if name.startswith(("student/", "discriminator/")):
+            assert (ours[name] - value).norm() <= 1e-3 * value.norm() + 1e-5, name
 
 
 def test_a_device_that_is_not_there_is_named() -> None:

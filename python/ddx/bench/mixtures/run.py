@@ -131,6 +131,7 @@ def make_batch(teacher: MixtureTeacher, config: DistillConfig, step: int) -> Bat
         draws=FastDraws(mix(config.seed, step, 2), config.batch_size),
         step=step,
         progress=step / config.train_steps,
+        neighbour=x0.roll(1, 0),
     )
 
 

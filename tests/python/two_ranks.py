@@ -1,0 +1,126 @@
+"""What two processes under `torchrun` do for `training/test_two_ranks.py`: every method's update, and one real run.
+
+    torchrun --nproc-per-node 2 two_ranks.py TEACHER OUT -- the arguments of ddx
+
+Both take a step of every case together, each on its rows and in micro-batches of one. The same step alone, of all rows
+at once, is taken by one of them. OUT/<rank>.json has the relative difference of the update by case and network.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ddx.cli.main import run
+from ddx.methods.judged import JudgedConfig
+from ddx.methods.registry import METHODS, load_method
+from ddx.teachers.base import Teacher
+from ddx.teachers.registry import load_teacher
+from ddx.training.config import DistillConfig
+from ddx.training.distributed import Ranks
+from ddx.training.trainer import Trainer
+from distilling import make_batch
+
+BALANCES = ("none", "norm", "project")
+# methods whose student has a second loss by itself; the correction of so few rows must be there
+SECOND: Mapping[str, Mapping[str, Any]] = {
+    "dmd": {},
+    "dmd2": {"num_steps": 2},
+    "add": {},
+    "sana-sprint": {},
+    "freeflow": {"correction_share": 0.5},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method with what is beside its own loss."""
+
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    balance: str = "none"
+    lora_rank: int = 0
+
+    def __str__(self) -> str:
+        beside = "with a discriminator" if "gan_weight" in self.settings else "alone"
+        return f"{self.method} {beside}, balance {self.balance}, rank {self.lora_rank}"
+
+
+def cases() -> Iterator[Case]:
+    """Yield every method alone and with a discriminator that is balanced; with each balance where a loss is its own."""
+    for name, spec in METHODS.items():
+        own = SECOND.get(name, {})
+        yield from (Case(name, own, balance) for balance in (BALANCES if name in SECOND else BALANCES[:1]))
+        if issubclass(spec.config, JudgedConfig):
+            yield Case(name, {**own, "gan_weight": 0.1}, "norm")
+    yield from (Case("lcm", {"gan_weight": 0.1}, balance, lora_rank=4) for balance in BALANCES)
+
+
+def update(case: Case, teacher: Teacher, ranks: Ranks, rows: list[slice]) -> dict[str, Tensor]:
+    """Return what a step of a fresh trainer adds to each network's weights, and what it carries to the next one."""
+    spec = METHODS[case.method]
+    # steps that are nearly in proportion to the gradient: Adam's own magnify roundings of what is next to zero
+    steady = {"learning_rate": 0.3, "adam_epsilon": 1.0, "weight_decay": 0.0, "clip_norm": 1e9, "warmup_steps": 0}
+    given = {
+        "batch_size": 4,
+        "loss_balance": case.balance,
+        "lora_rank": case.lora_rank,
+        "gradient_checkpointing": False,
+    }
+    config = DistillConfig(**{**spec.method.defaults, **steady, **given, "ema_half_life": 0.0})
+    trainer = Trainer(load_method(case.method, spec.config(**case.settings), teacher), config, ranks, torch.float32)
+    before = {name: [p.detach().clone() for p in trained.parameters] for name, trained in trainer.trained.items()}
+    trainer.step(0, [make_batch(teacher, rows=part) for part in rows])
+    found = {
+        name: torch.cat([(p.detach() - old).flatten() for p, old in zip(trained.parameters, before[name], strict=True)])
+        for name, trained in trainer.trained.items()
+    }
+    if case.balance == "norm":
+        norms = trainer.trained["student"].balance.norms
+        assert (norms > 0.0).all(), case
+        found["norms"] = norms
+    return found
+
+
+def compare(teacher: Teacher, rank: int, world: int) -> dict[str, dict[str, float]]:
+    """Return how far an update together is from the one alone, for this rank's share of the cases."""
+    together, alone = Ranks(rank, world), Ranks()
+    found: dict[str, dict[str, float]] = {}
+    every = list(cases())
+    for group in (every[start : start + world] for start in range(0, len(every), world)):
+        ours = [
+            update(case, teacher, together, [slice(2 * rank + k, 2 * rank + k + 1) for k in (0, 1)]) for case in group
+        ]
+        if rank < len(group):  # the others' meanwhile
+            case, values = group[rank], ours[rank]
+            expected = update(case, teacher, alone, [slice(0, 4)])
+            assert all(bool(value.any()) for value in expected.values()), case
+            found[str(case)] = {
+                name: float((values[name] - value).norm() / value.norm()) for name, value in expected.items()
+            }
+    return found
+
+
+def main(teacher: Path, out: Path, command: list[str]) -> int:
+    """Write the differences, then do what the command line says."""
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    torch.set_num_threads(1)
+    # a group of its own: that of the run is the run's to begin and to end
+    dist.init_process_group("gloo", init_method=(out / "group").as_uri(), rank=rank, world_size=world)
+    found = compare(load_teacher(teacher, device="cpu"), rank, world)
+    dist.destroy_process_group()
+    (out / f"{rank}.json").write_text(json.dumps(found))
+    return run(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[4:]))
