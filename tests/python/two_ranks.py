@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ddx.cli.main import run
 from ddx.methods.judged import JudgedConfig
-from ddx.methods.registry import METHODS, load_method
+from ddx.methods.registry import METHODS, load_method, trainable_spec
 from ddx.teachers.base import Teacher
 from ddx.teachers.registry import load_teacher
 from ddx.training.config import DistillConfig
@@ -57,17 +57,18 @@ class Case:
 
 def cases() -> Iterator[Case]:
     """Yield every method alone and with a discriminator that is balanced; with each balance where a loss is its own."""
-    for name, spec in METHODS.items():
+    for name, spec in {**METHODS, "preparation": trainable_spec("preparation")}.items():
         own = SECOND.get(name, {})
         yield from (Case(name, own, balance) for balance in (BALANCES if name in SECOND else BALANCES[:1]))
         if issubclass(spec.config, JudgedConfig):
             yield Case(name, {**own, "gan_weight": 0.1}, "norm")
-    yield from (Case("lcm", {"gan_weight": 0.1}, balance, lora_rank=4) for balance in BALANCES)
+    judge = {"gan_weight": 0.1, "heads": "attention", "gan_loss": "relativistic", "r1_weight": 0.1}
+    yield from (Case("lcm", judge, balance, lora_rank=4) for balance in BALANCES)
 
 
 def update(case: Case, teacher: Teacher, ranks: Ranks, rows: list[slice]) -> dict[str, Tensor]:
     """Return what a step of a fresh trainer adds to each network's weights, and what it carries to the next one."""
-    spec = METHODS[case.method]
+    spec = trainable_spec(case.method)
     # steps that are nearly in proportion to the gradient: Adam's own magnify roundings of what is next to zero
     steady = {"learning_rate": 0.3, "adam_epsilon": 1.0, "weight_decay": 0.0, "clip_norm": 1e9, "warmup_steps": 0}
     given = {

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ddx.errors import DdxError
 from ddx.kernels.cpu_bfloat16 import wide_products
 from ddx.methods.base import STUDENT, Batch, Losses, Method, NetworkSpec, Turn
+from ddx.methods.draws import mix
 from ddx.networks.lora import add_lora
 from ddx.training.checkpoint import Snapshot
 from ddx.training.config import DistillConfig
@@ -100,6 +101,8 @@ class Trainer:
 
     def step(self, step: int, batches: Sequence[Batch]) -> None:
         """Take all turns of `step` on this rank's rows, given as micro-batches."""
+        # what networks drop out, the one thing drawn by process and not by row: the same after a restore
+        torch.manual_seed(mix(self.config.seed, step, self.ranks.rank))
         factor = self.learning_rate_factor(step)
         for name in self.method.renewed(step):
             self.averages[name][1].renew()

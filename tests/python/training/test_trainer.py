@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from ddx.methods.base import STUDENT
 from ddx.methods.lcm import LCMConfig
@@ -13,7 +14,7 @@ from ddx.teachers.registry import load_teacher
 from ddx.teachers.sana_fused import is_fused, unfuse
 from ddx.training.distributed import Ranks
 from ddx.training.trainer import Trainer
-from distilling import make_batch, make_trainer, read_meter
+from distilling import make_batch, make_teacher, make_trainer, read_meter
 from pipelines import make_sana
 
 
@@ -95,6 +96,19 @@ def test_a_restored_trainer_goes_on_exactly(teacher: Teacher) -> None:
         trainer.step(1, [make_batch(teacher, 1)])
     ours, theirs = first.snapshot().tensors, second.snapshot().tensors
     assert all(torch.equal(ours[group][name], theirs[group][name]) for group in ours for name in ours[group])
+
+
+def test_what_drops_out_is_the_same_after_a_restore(tmp_path: Path) -> None:
+    teacher = make_teacher("v", tmp_path / "pipeline")
+    trainers = [make_trainer(teacher, method="ect") for _ in range(2)]
+    for trainer in trainers:
+        for module in trainer.student.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.5
+        trainer.step(0, [make_batch(teacher)])
+        torch.rand(7)  # anyone else who draws
+    ours, theirs = (trainer.snapshot().tensors[STUDENT] for trainer in trainers)
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
 def test_the_exported_weights_are_lent_and_given_back(teacher: Teacher) -> None:
