@@ -8,6 +8,7 @@ recomputes the right forward, and several trained networks take the memory of ab
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,18 @@ from torch import Tensor, nn
 from ddx.errors import UsageError
 
 ADAPTER = "default"
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What is added to a layer: `up @ down` to its weight, which needs no further scale, and `bias` to its bias.
+
+    `[rank, in]` and `[out, rank]`, or `[rank, in, 1, 1]` and `[out, rank, 1, 1]` of a convolution; bias `[out]`.
+    """
+
+    down: Tensor
+    up: Tensor
+    bias: Tensor | None = None
 
 
 def shared_copy(network: nn.Module) -> nn.Module:
@@ -79,9 +92,13 @@ def plain_state(network: nn.Module) -> dict[str, Tensor]:
     return plain
 
 
-def lora_state(network: nn.Module) -> dict[str, Tensor]:
-    """Return the low-rank matrices in peft's format, as diffusers' `load_lora_weights` reads them."""
-    from peft import get_peft_model_state_dict
-
-    found: dict[str, Tensor] = get_peft_model_state_dict(network, adapter_name=ADAPTER)
-    return found
+@torch.no_grad()
+def low_rank_products(network: nn.Module) -> dict[str, LowRank]:
+    """Return what low-rank matrices add to the network, by the name of the layer, in the order of its modules."""
+    products: dict[str, LowRank] = {}
+    for name, module in network.named_modules():
+        layer: Any = module
+        if ADAPTER in getattr(layer, "lora_A", ()):
+            down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+            products[name] = LowRank(down=down, up=layer.scaling[ADAPTER] * up)
+    return products

@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddx.sampling.pipeline import dtype_keyword
 from ddx.sampling.prompts import standard_prompts
+from ddx.sampling.snippet import SNIPPET_SEED, literal, lora_snippet, snippet
 from ddx.sampling.student import StudentFolder
 
 CARD_NAME = "README.md"
 SCORES_NAME = "scores.json"
-SNIPPET_SEED = 0
+KERNEL_DECIBELS = 60  # between a picture of our kernels and diffusers' own, in float32; a test holds it
 
 SCORE_COLUMNS = (
     ("overall", "overall"),
@@ -54,33 +54,6 @@ def card_prompt(student: StudentFolder) -> str:
     return standard_prompts(student.record)[0]
 
 
-def snippet(student: StudentFolder, prompt: str, *, steps: int = 1, seed: int = SNIPPET_SEED) -> str:
-    """Return a Python program that needs diffusers alone, is run inside the student's folder, and writes `out.png`.
-
-    Its picture is bit for bit that of `ddx sample` with the same prompt, steps and seed on the same device.
-    """
-    dtypes = student.component_dtypes()
-    dtype = f"torch.{dtypes['default']}"
-    if len(dtypes) > 1:
-        dtype = "{" + ", ".join(f'"{part}": torch.{name}' for part, name in dtypes.items()) + "}"
-    arguments = {"prompt": prompt, **student.call_arguments(steps)}
-    lines = [f"    {name}={_literal(value)}," for name, value in arguments.items()]
-    return "\n".join(
-        [
-            "import torch",
-            "from diffusers import DiffusionPipeline",
-            "",
-            f'pipeline = DiffusionPipeline.from_pretrained(".", {dtype_keyword()}={dtype}, use_safetensors=True)',
-            'pipeline.to("cuda" if torch.cuda.is_available() else "cpu")',
-            "image = pipeline(",
-            *lines,
-            f'    generator=torch.Generator("cpu").manual_seed({seed}),',
-            ").images[0]",
-            'image.save("out.png")',
-        ]
-    )
-
-
 def card_text(student: StudentFolder, scores: Sequence[Mapping[str, Any]] = ()) -> str:
     """Return the card: YAML front matter, then Markdown."""
     record = student.record
@@ -96,8 +69,9 @@ def card_text(student: StudentFolder, scores: Sequence[Mapping[str, Any]] = ()) 
         f"Run inside this folder. One step, seed {SNIPPET_SEED}, for the prompt “{prompt}”; it writes `out.png`:",
         f"```python\n{snippet(student, prompt)}\n```",
         f"`ddx sample --student . --steps 1 --seed {SNIPPET_SEED} --prompt {_shell(prompt)}` draws the same picture, "
-        "bit for bit on the same device.",
+        + _how_equal(student),
         _more_steps(student),
+        _low_rank(student, prompt),
         "## What it was made from",
         _facts(student),
         "## Scores",
@@ -118,7 +92,7 @@ def format_score(name: str, value: Any) -> str:
 def _more_steps(student: StudentFolder) -> str:
     called = {n: student.call_arguments(n) for n in (2, 4)}
     key = next((key for key in ("sigmas", "timesteps") if key in called[2]), None)
-    more = {n: "" if key is None else f", {key}={_literal(arguments[key])}" for n, arguments in called.items()}
+    more = {n: "" if key is None else f", {key}={literal(arguments[key])}" for n, arguments in called.items()}
     lines = [f"`num_inference_steps={n}{text}`" for n, text in more.items()]
     folders = student.record.get("step_folders", {})
     if folders:  # the weights are others: a folder each
@@ -127,6 +101,45 @@ def _more_steps(student: StudentFolder) -> str:
         "For two or four steps: " + " or ".join(lines) + ". Keep `guidance_scale=1.0`, which means no second pass: "
         "guidance is in the weights."
     )
+
+
+def _how_equal(student: StudentFolder) -> str:
+    if not student.pipeline_class.startswith("Sana"):
+        return "bit for bit on the same device."
+    return (
+        "bit for bit on a processor, and on a GPU with `DDX_KERNELS=torch`. Without that ddx runs kernels of its own "
+        f"on a GPU, which round differently: in float32 the two agree to {KERNEL_DECIBELS} dB or better."
+    )
+
+
+def _low_rank(student: StudentFolder, prompt: str) -> str:
+    """Return the section on the files for other programs, empty for a student without low-rank matrices."""
+    from ddx.networks.lora_files import COMFYUI_FILE, DIFFUSERS_FILE, diffusers_config
+
+    config = diffusers_config(student.folder)
+    if config is None:
+        return ""
+    scale, trained = student.guidance, student.record.get("guidance_range")
+    held = "" if scale is None else f", at guidance {scale:g}"
+    if scale is not None and trained and trained[0] < trained[1]:
+        held += f" of the {trained[0]:g} to {trained[1]:g} that were trained"
+    sentences = [
+        f"`{DIFFUSERS_FILE}` holds what the student adds to its teacher, in rank {config['r']}{held}. "
+        "Put onto that teacher, and no other, it draws the same picture but for rounding:",
+        f"```python\n{lora_snippet(student, prompt)}\n```",
+    ]
+    notes = []
+    folders = [f"`{name}`" for name in student.record.get("step_folders", {}).values() if name != "."]
+    if folders:
+        notes.append(f"The files for more steps lie in {' and '.join(folders)}.")
+    if config["lora_bias"]:
+        notes.append(
+            "A part of it is a bias, which peft adds but does not merge: instead of `fuse_lora()` open this folder, "
+            "whose pipeline is the merged one."
+        )
+    loaders = "ComfyUI's SANA nodes" if student.pipeline_class.startswith("Sana") else "ComfyUI and A1111"
+    notes.append(f"`{COMFYUI_FILE}` is the same for {loaders}; draw with a guidance (cfg) of 1.")
+    return "\n\n".join(["## Onto the teacher", *sentences, " ".join(notes)])
 
 
 def _facts(student: StudentFolder) -> str:
@@ -211,12 +224,6 @@ def _thousands(number: Any) -> str | None:
 
 def _seconds(seconds: Any) -> str | None:
     return None if seconds is None else f"{float(seconds):,.0f} s"
-
-
-def _literal(value: Any) -> str:
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    return repr(value)
 
 
 def _shell(text: str) -> str:

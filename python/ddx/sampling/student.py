@@ -57,10 +57,11 @@ class StudentFolder:
     @property
     def takes_sigmas(self) -> bool:
         """Whether the noise levels are passed as `sigmas` (flow matching) and not chosen by the scheduler (VP)."""
-        return self._scheduler.startswith("FlowMatch")
+        return self.scheduler_class.startswith("FlowMatch")
 
     @property
-    def _scheduler(self) -> str:
+    def scheduler_class(self) -> str:
+        """The name of the scheduler's class in diffusers."""
         return str((self.index.get("scheduler") or [None, ""])[1])
 
     def for_steps(self, steps: int) -> Path:
@@ -133,7 +134,7 @@ class StudentFolder:
         if self.takes_sigmas:
             first = float(self.record.get("first_sigma", 1.0))
             arguments["sigmas"] = [first * share for share in shares]
-        elif "first_timestep" in self.record and self._scheduler == "LCMScheduler":
+        elif "first_timestep" in self.record and self.scheduler_class == "LCMScheduler":
             arguments["timesteps"] = [round((self.record["first_timestep"] + 1) * share - 1) for share in shares]
         arguments |= {"guidance_scale": 1.0, "height": side, "width": side}
         if self.pipeline_class == "SanaPipeline":

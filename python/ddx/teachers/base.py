@@ -97,6 +97,13 @@ class Teacher(OpenPipeline):
 
     lora_targets: ClassVar[tuple[str, ...]]  # the layers that low-rank students train, by the ends of their names
 
+    def comfyui_layer(self, name: str) -> tuple[str, int]:
+        """The layer of a ComfyUI LoRA file that the denoiser's layer ``name`` is in, and which part of its outputs.
+
+        Part 0 where the two are one. By default the name that ComfyUI and A1111 give to a UNet's layers.
+        """
+        return f"lora_unet_{name.replace('.', '_')}", 0
+
     @abstractmethod
     def feature_layers(self, network: nn.Module) -> list[nn.Module]:
         """The layers of the denoiser whose outputs a discriminator looks at, from early to late."""

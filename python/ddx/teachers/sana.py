@@ -17,6 +17,7 @@ from ddx.teachers.components import parameter_dtype
 from ddx.teachers.condition import Condition
 from ddx.teachers.hub import read_json
 from ddx.teachers.sana_fused import fuse_if_faster
+from ddx.teachers.sana_names import published_layer
 from ddx.teachers.sana_text import PromptEncoder, pipeline_defaults
 
 
@@ -179,6 +180,10 @@ class SanaTeacher(Teacher):
         return scheduler, scheduler.timesteps.double() / self.process.num_train_timesteps
 
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "conv_inverted", "conv_point")
+
+    def comfyui_layer(self, name: str) -> tuple[str, int]:
+        """See :meth:`Teacher.comfyui_layer`: the published checkpoints' own layers, which ComfyUI's SANA nodes have."""
+        return published_layer(name)
 
     def feature_layers(self, network: nn.Module) -> list[nn.Module]:
         """Every fourth transformer block and the last one."""

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -70,12 +68,3 @@ def test_merged_it_is_a_plain_network_that_draws_the_same(teacher: Teacher) -> N
 def test_names_that_no_layer_has_are_refused(teacher: Teacher) -> None:
     with pytest.raises(UsageError, match="nowhere"):
         add_lora(shared_copy(teacher.network()), ("nowhere",), rank=2, alpha=2.0)
-
-
-def test_the_file_is_in_peft_s_format(teacher: Teacher, tmp_path: Path) -> None:
-    from ddx.networks.lora import lora_state
-
-    network = low_rank(teacher)
-    shake(network)
-    state = lora_state(network)
-    assert state and all(name.endswith(("lora_A.weight", "lora_B.weight")) for name in state)
