@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ from pipelines import make_sana, make_stable_diffusion
 
 CAPTIONS = ("a red circle", "a cat and a dog", "two small green squares", "a house below the light")
 KINDS = ("flow", "eps", "v")
+
+
+def in_turns(names: Iterable[str], others: Sequence[str] = KINDS, *, first: int = 0) -> list[tuple[str, str]]:
+    """Each name once, with the others in turns from number `first` on.
+
+    Tests of one file that begin with different numbers show each name to each of the others between them.
+    """
+    return [(name, others[(number + first) % len(others)]) for number, name in enumerate(names)]
 
 
 def make_teacher(kind: str, folder: Path) -> Teacher:

@@ -106,9 +106,9 @@ def violations(path: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_downwards(path: Path) -> None:
-    assert violations(path) == []
+def test_imports_point_downwards() -> None:
+    found = {str(path.relative_to(PACKAGE)): violations(path) for path in modules()}
+    assert len(found) > 100 and {name: wrong for name, wrong in found.items() if wrong} == {}
 
 
 def test_every_piece_has_a_rank() -> None:

@@ -23,7 +23,7 @@ from ddx.methods.registry import METHODS
 from ddx.methods.tcm import FIRST, TCMConfig
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
-from distilling import make_batch, make_teacher, make_trainer
+from distilling import in_turns, make_batch, make_teacher, make_trainer
 
 torch.set_num_threads(1)
 TURN = Turn(trains=(STUDENT,))
@@ -172,7 +172,7 @@ def test_loss_equals_the_formula_in_float64(name: str, process: str) -> None:
         assert float(found[row]) == pytest.approx(weight * distance, rel=rel, abs=1e-12), (name, row, t, r)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "teacher"), in_turns(NAMES), indirect=["teacher"])
 def test_the_loss_reaches_every_parameter_of_the_student_and_nothing_else(teacher: Teacher, name: str) -> None:
     method = make_method(name, teacher, guidance_min=2.0, guidance_max=4.0)
     networks = build(method)

@@ -105,7 +105,9 @@ def test_shortcut_is_its_formula(teacher: Teacher) -> None:
     compare(found, expected)
 
 
-@pytest.mark.parametrize("latents_from", ["data", "student"])
+@pytest.mark.parametrize(
+    ("latents_from", "teacher"), [("data", "flow"), ("student", "eps"), ("data", "v")], indirect=["teacher"]
+)
 def test_twinflow_is_its_formula(teacher: Teacher, latents_from: str) -> None:
     shares = {"full_share": 0.4, "near_share": 0.1, "fake_share": 0.25, "same_time_share": 0.0}
     settings = {**shares, **FIXED, "rectify_weight": 0.75, "small_step": 0.02, "latents_from": latents_from}

@@ -19,7 +19,7 @@ from ddx.methods.progressive import Progressive, ProgressiveConfig
 from ddx.methods.rcgm import map_error
 from ddx.methods.registry import method_spec
 from ddx.teachers.base import Teacher
-from distilling import make_batch, make_teacher
+from distilling import in_turns, make_batch, make_teacher
 from method_runs import make_run
 
 torch.set_num_threads(1)
@@ -31,7 +31,7 @@ FIXED = {"guidance_min": GUIDANCE, "guidance_max": GUIDANCE}
 # what every one of them does
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "teacher"), in_turns(NAMES), indirect=["teacher"])
 def test_the_gradient_reaches_every_parameter_of_the_student_and_nothing_else(teacher: Teacher, name: str) -> None:
     run = make_run(teacher, name, guidance_min=2.0, guidance_max=6.0)
     found = run.losses(make_batch(teacher, 1))
@@ -45,7 +45,7 @@ def test_the_gradient_reaches_every_parameter_of_the_student_and_nothing_else(te
     assert all(p.grad is None for network in others for p in network.parameters())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "teacher"), in_turns(NAMES, first=1), indirect=["teacher"])
 def test_guidance_reaches_the_student_s_output_when_a_range_is_trained(teacher: Teacher, name: str) -> None:
     run = make_run(teacher, name, guidance_min=2.0, guidance_max=6.0)
     batch, noises = make_batch(teacher), [torch.randn(4, *teacher.latent_shape())]

@@ -13,7 +13,7 @@ from ddx.methods.base import STUDENT, Turn
 from ddx.methods.judged import JudgedConfig
 from ddx.methods.registry import METHODS, load_method
 from ddx.teachers.base import Teacher
-from distilling import assert_gradients_reach_their_networks, make_batch, make_trainer
+from distilling import assert_gradients_reach_their_networks, in_turns, make_batch, make_trainer
 
 torch.set_num_threads(1)
 JUDGED = [name for name, spec in METHODS.items() if issubclass(spec.config, JudgedConfig)]
@@ -26,7 +26,7 @@ def test_every_method_has_its_own_discriminator_or_may_get_one() -> None:
     assert all(issubclass(spec.config, AdversarialConfig) for spec in METHODS.values())
 
 
-@pytest.mark.parametrize("name", JUDGED)
+@pytest.mark.parametrize(("name", "teacher"), in_turns(JUDGED), indirect=["teacher"])
 def test_what_is_judged_is_what_the_student_draws_in_one_step(teacher: Teacher, name: str) -> None:
     method = load_method(name, METHODS[name].config(gan_weight=0.3, **GUIDANCE), teacher)
     method.train_steps = 4

@@ -105,7 +105,11 @@ def test_at_one_time_the_target_is_the_velocity_itself() -> None:
     assert exact.by_network[STUDENT].abs().max() < 1e-10
 
 
-@pytest.mark.parametrize("source", ["teacher", "data"])
+@pytest.mark.parametrize(
+    ("source", "teacher"),
+    [("teacher", "flow"), ("data", "eps"), ("teacher", "v"), ("data", "flow")],
+    indirect=["teacher"],
+)
 def test_the_loss_reaches_every_parameter_of_the_student_and_nothing_else(teacher: Teacher, source: str) -> None:
     config = MeanFlowConfig(guidance_min=2.0, guidance_max=4.0, same_time_share=0.25, velocity_from=source)
     method = MeanFlow(config, teacher)

@@ -13,7 +13,7 @@ from ddx.errors import UsageError
 from ddx.methods.base import FAKE, STUDENT
 from ddx.methods.registry import method_spec
 from ddx.teachers.base import Teacher
-from distilling import assert_gradients_reach_their_networks, make_batch, make_teacher, make_trainer
+from distilling import assert_gradients_reach_their_networks, in_turns, make_batch, make_teacher, make_trainer
 from method_runs import FAKES_TURN, SCORE_METHODS, STUDENTS_TURN, make_method
 
 torch.set_num_threads(1)
@@ -92,7 +92,7 @@ def test_losses_equal_the_formulas_by_hand(teacher: Teacher) -> None:
         torch.testing.assert_close(of_fake.double(), expected, rtol=2e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", SCORE_METHODS)
+@pytest.mark.parametrize(("name", "teacher"), in_turns(SCORE_METHODS), indirect=["teacher"])
 def test_a_turn_s_loss_reaches_all_of_what_it_trains_and_nothing_else(teacher: Teacher, name: str) -> None:
     trainer = make_trainer(teacher, method=name)
     # attention over keys is blind to one constant added to all of them
