@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import re
@@ -19,7 +18,7 @@ from ddx import __version__
 from ddx.cli.did_you_mean import argument_hint, flag_hint, near_flag
 from ddx.cli.groups import HelpfulGroup
 from ddx.cli.third_party import quiet_libraries
-from ddx.errors import DdxError, nearest
+from ddx.errors import DdxError, cure_of, nearest
 
 # The module of each command is ddx.cli.<name> and holds it as `command`. The line repeats its docstring's first line
 # (a test compares them), so that `ddx --help` imports none of them.
@@ -97,8 +96,8 @@ def run(arguments: list[str]) -> int:
     except click.exceptions.NoArgsIsHelpError as no_arguments:
         click.echo(no_arguments.ctx.get_help())
         return 0
-    except (KeyboardInterrupt, click.Abort):
-        _report("interrupted", "the same command resumes where it stopped")
+    except (KeyboardInterrupt, click.Abort) as error:
+        _report("interrupted", getattr(error.__cause__ or error, "hint", "run the same command again"))
         return 130
     except BrokenPipeError:
         # The reader of stdout has gone (`ddx list | head`): stop as quietly as other tools do.
@@ -122,11 +121,9 @@ def _explain(error: Exception) -> tuple[str | None, str, int]:
         return *_explain_usage(error), 2
     if isinstance(error, click.ClickException):
         return error.format_message(), "`ddx --help` lists the commands", error.exit_code
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f" at {error.filename}" if error.filename else ""
-        return f"no space left on the disk{where}", "free some space, then run the same command: it resumes", 1
-    if isinstance(error, PermissionError):
-        return f"no permission for {error.filename}", "choose another folder with --workspace or --out", 1
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}", cure_of(error), 1
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out of memory", "try a smaller --batch-size or --resolution", 1
     return None, "", 1

@@ -23,6 +23,7 @@ from ddx.run_record import read_run
 
 DEFAULT_ROOT = "runs"
 SETTINGS_FILE = "ddx.yaml"
+LOCKS = "_ddx"  # of a store also what else is its own
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Workspace:
         """Return a folder for a new student: `<teacher>-<method>`, or `…-2`, `…-3` when that one is taken."""
         base = self.root / "students" / f"{slug(_stem(teacher))}-{slug(method)}"
         path, number = base, 2
-        while path.exists() and any(path.iterdir()):
+        while not is_vacant(path):
             path = base.with_name(f"{base.name}-{number}")
             number += 1
         return path
@@ -106,6 +107,13 @@ class Workspace:
     def newest_student(self, match: Callable[[Artefact], bool] | None = None) -> Path | None:
         """Return the newest finished student that `match` accepts, or None."""
         return next((a.path for a in self.students() if a.finished and (match is None or match(a))), None)
+
+
+def is_vacant(folder: Path) -> bool:
+    """Return whether a run may begin in `folder`: nothing is there, but for the lock of one that wrote nothing."""
+    if not folder.is_dir():
+        return not folder.exists()
+    return all(path.name == LOCKS for path in folder.iterdir())
 
 
 def slug(name: str) -> str:

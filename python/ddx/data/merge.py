@@ -17,11 +17,11 @@ from ddx.data.layout import Array
 from ddx.data.merge_plan import first_parts, merged_attributes
 from ddx.data.precompute.dedup import renumber_duplicates
 from ddx.data.precompute.part_writer import raw
-from ddx.data.ranks import COMPLETE, READERS, already_written, cannot_write, claim, share_lock
+from ddx.data.ranks import COMPLETE, READERS, already_written, claim, share_lock
 from ddx.data.rows import errors_path, is_joined, join, piece_path, read_rows
 from ddx.data.segments import num_row_places, read_attributes, record_path, segments_of
 from ddx.data.store import Store, tally
-from ddx.errors import DdxError, UsageError
+from ddx.errors import DdxError, UsageError, cannot_write
 from ddx.progress import NullProgress
 from ddx.run_record import versions, write_run
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -10,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddx.errors import DdxError
+from ddx.errors import DdxError, cannot_write
+from ddx.workspace import LOCKS
 
 READERS = "readers"  # the lock that whoever reads a store's shards holds, shared
 COMPLETE = "complete"  # the lock of whoever declares a store complete, or no longer so
@@ -43,7 +43,7 @@ def claim(store: Path, name: str, *, shared: bool = False, wait: bool = False) -
     Any number of processes may hold it `shared`. `wait`: until whoever has it is done. On a file system without locks,
     or one that is read only, it counts as held: atomic writes still keep every file whole.
     """
-    path = store / "_ddx" / f"{name}.lock"
+    path = store / LOCKS / f"{name}.lock"
     mode = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,14 +72,3 @@ def share_lock(rank: int) -> str:
 def already_written(store: Path) -> DdxError:
     """The error for two equal commands at once."""
     return DdxError(f"another process is writing {store}", hint="wait for it, or stop it")
-
-
-def cannot_write(store: Path, error: OSError) -> DdxError:
-    """The error for a disk that refuses."""
-    cures = {
-        errno.ENOSPC: "free some space, then run the same command: it goes on",
-        errno.EDQUOT: "free some space, then run the same command: it goes on",
-        errno.EFBIG: "raise the limit on the size of files (`ulimit -f`), then run the same command: it goes on",
-    }
-    cure = cures.get(error.errno or 0, "give a folder that you may write to with --out or --workspace")
-    return DdxError(f"cannot write {store}: {error.strerror or error}", hint=cure)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddx.errors import DdxError
+from ddx.errors import cannot_write
 from ddx.sampling.card import format_score
 
 if TYPE_CHECKING:
@@ -71,9 +71,7 @@ def write_report(
         if result.student is not None:
             write_card(result.student, result.rows)
     except OSError as error:
-        raise DdxError(
-            f"cannot write the report to {folder}: {error}", hint="check --out and the free space"
-        ) from error
+        raise cannot_write(error.filename or folder, error) from error
     return final
 
 

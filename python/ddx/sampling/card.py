@@ -154,6 +154,7 @@ def _facts(student: StudentFolder) -> str:
         ("resolution", f"{student.resolution} × {student.resolution} pixels"),
         ("data", record.get("source") or _data_name(record)),
         ("images seen", _thousands(record.get("images_seen"))),
+        ("skipped steps", _skipped(record)),
         ("training time", _seconds(record.get("seconds"))),
         ("seed", record.get("seed")),
         ("saved in", student.component_dtypes()[next(reversed(student.component_dtypes()))]),
@@ -220,6 +221,11 @@ def _data_name(record: Mapping[str, Any]) -> str | None:
 
 def _thousands(number: Any) -> str | None:
     return None if number is None else f"{int(number):,}"
+
+
+def _skipped(record: Mapping[str, Any]) -> str | None:
+    skipped, steps = record.get("skipped_steps"), record.get("config", {}).get("train_steps")
+    return f"{skipped} of {steps}: their gradient was not finite" if skipped else None
 
 
 def _seconds(seconds: Any) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddx.config import to_dict
-from ddx.errors import DdxError
+from ddx.errors import DdxError, cannot_write
 from ddx.progress import NullProgress, Progress
 from ddx.run_record import versions, write_run
 from ddx.sampling.config import SampleConfig
@@ -194,6 +194,4 @@ def _save(picture: Image, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
     except OSError as error:
-        raise DdxError(
-            f"cannot write {path}: {error.strerror or error}", hint="check --out and the free space"
-        ) from error
+        raise cannot_write(path, error) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from ddx.errors import DdxError, UsageError
+from ddx.errors import UsageError, cannot_write
 from ddx.progress import NullProgress, Progress
 from ddx.scenes.captions import Split, sample_scenes
 from ddx.scenes.render import render
@@ -63,9 +64,10 @@ def write_parquet(
                 progress.advance(len(chosen))
         os.replace(temporary, path)
     except OSError as error:
-        raise DdxError(f"cannot write {path}: {error}", hint="choose another place") from error
+        raise cannot_write(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be written nothing can be deleted
+            temporary.unlink(missing_ok=True)
     progress.finish()
     return path
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddx.errors import DdxError
+from ddx.errors import cannot_write
 from ddx.teachers.hub import Source, variant_of, weight_files
 
 SHARED_PARTS = ("vae", "text_encoder", "tokenizer", "feature_extractor")
@@ -40,7 +40,7 @@ def write_pipeline(
         index = _student_index(source, folder, scheduler)
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise DdxError(f"cannot write the student to {folder}: {error}", hint="is there space left?") from error
+        raise cannot_write(error.filename or folder, error) from error
 
 
 def _student_index(source: Source, folder: Path, scheduler: Any) -> dict[str, Any]:

@@ -8,7 +8,6 @@ complete checkpoints and hidden rubbish, which the next one to write removes.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -22,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ddx.errors import DdxError
+from ddx.errors import DdxError, cannot_write
 
 _NAME = re.compile(r"step-(\d{6,})")
 STATE_FILE = "state.json"
@@ -58,9 +57,10 @@ def save_checkpoint(folder: Path, step: int, snapshot: Snapshot, *, keep: int) -
         _flush(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(hidden, ignore_errors=True)
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-        hint = "free some space and run the same command again: it resumes" if full else f"check {folder}"
-        raise DdxError(f"cannot write the checkpoint {target}: {error}", hint=hint) from error
+        if not isinstance(error, OSError):  # safetensors puts the system's error into words
+            number = re.search(r"os error (\d+)", str(error))
+            error = OSError(int(number[1]) if number else 0, str(error))
+        raise cannot_write(f"the checkpoint {target}", error) from error
     for old in list_checkpoints(folder)[:-keep]:
         _remove(old)
     return target

@@ -12,7 +12,7 @@ from ddx.errors import UsageError
 RESUMABLE_CHANGES = frozenset(
     (
         *("out", "data", "device", "micro_batch_size", "gradient_checkpointing", "prefetch"),
-        *("checkpoint_every", "keep_checkpoints", "log_every"),
+        *("checkpoint_every", "keep_checkpoints", "log_every", "max_lost_steps"),
         *("sample_every", "sample_prompts", "sample_steps", "reference_steps"),
     )
 )
@@ -74,6 +74,7 @@ class DistillConfig:
     sample_prompts: int = option(8, "validation prompts in a grid")
     sample_steps: tuple[int, ...] = option((1, 2, 4), "step counts of the student in a grid", metavar="N,N,…")
     reference_steps: int = option(20, "steps of the teacher's pictures in a grid, to which `ode_distance` is measured")
+    max_lost_steps: int = option(20, "steps in a row without a finite gradient after which the run is given up")
     seed: int = option(0, "seed of the order of the data, the noise and the times")
 
     def __post_init__(self) -> None:
@@ -127,6 +128,7 @@ _LEAST = {
     "prefetch": 1,
     "log_every": 1,
     "checkpoint_every": 0,
+    "max_lost_steps": 1,
     "keep_checkpoints": 1,
     "sample_every": 0,
     "sample_prompts": 1,

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ddx.data.ranks import already_written
 from ddx.errors import DdxError
 from ddx.progress import NullProgress, Progress
 from ddx.run_record import versions
 from ddx.training.batches import batches, micro_batches
-from ddx.training.checkpoint import Snapshot, load_checkpoint, save_checkpoint
+from ddx.training.checkpoint import Snapshot, latest_checkpoint, load_checkpoint, save_checkpoint
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import join
+from ddx.training.divergence import diverged
 from ddx.training.estimate import Estimate, estimate_run
 from ddx.training.finish import finish_run, record_run
 from ddx.training.grids import SampleGrid
-from ddx.training.interruption import Interrupted, StopSignal
+from ddx.training.interruption import StopSignal, tells_what_is_saved
 from ddx.training.run import Run, prepare_run
+from ddx.training.sole_writer import sole_writer
 from ddx.training.starting_weights import starting_weights
 from ddx.training.student_folder import StudentFolder
 from ddx.training.tracking import Clock, peak_memory_bytes
@@ -35,16 +39,21 @@ def distill(
 ) -> Path:
     """Distil a student and return its folder, a plain diffusers pipeline; the same call goes on with an unfinished one.
 
-    Raises UsageError for settings that do not fit together, DdxError for weights or data that are not there, and
-    Interrupted (a KeyboardInterrupt), with the state saved, when the process is asked to stop.
+    Raises UsageError for settings that do not fit together, DdxError for weights or data that are not there, for a
+    folder that another process writes to and for a run that diverges, and Interrupted (a KeyboardInterrupt), with the
+    state saved, when the process is asked to stop.
     """
-    with join(config.device) as ranks, StopSignal() as stop:
+    with join(config.device) as ranks, ExitStack() as opened:
         progress = progress if progress is not None and ranks.is_first else NullProgress()
         workspace = workspace or Workspace()
         run = prepare_run(config, method_config, workspace, ranks, progress)
         if run.folder.finished:
             progress.log(f"{run.folder.path} is finished already")
             return run.folder.path
+        opened.enter_context(sole_writer(run.folder.path, ranks))
+        if ranks.share(latest_checkpoint(run.checkpoints) != run.folder.checkpoint):
+            raise already_written(run.folder.path)  # it went on between our look and our lock
+        opened.enter_context(tells_what_is_saved(run.checkpoints))
         trainer = Trainer(run.method, config, ranks, run.dtype, _start(run, workspace))
         start = _resume(run, trainer)
         record_run(run, start, finished=False)
@@ -53,19 +62,42 @@ def distill(
         progress.advance(start)
         if start == 0:
             _draw_grid(run, trainer, grid, clock, 0)
-        for step, data in zip(range(start, config.train_steps), batches(run, start), strict=False):
-            trainer.step(step, list(micro_batches(run, data, step)))
-            _log(run, trainer, clock, step + 1, progress)
-            stopping = ranks.any(stop.requested)
-            if stopping or _due(step + 1, config.checkpoint_every, config.train_steps):
-                _save(run, trainer, clock, step + 1)
-            if stopping and step + 1 < config.train_steps:
-                progress.log(f"stopped after step {step + 1}; the same command goes on from there")
-                raise Interrupted
-            if _grid_due(config, step + 1):
-                _draw_grid(run, trainer, grid, clock, step + 1)
+        with StopSignal(progress.log) as stop:
+            _train(run, trainer, range(start, config.train_steps), stop, grid, clock, progress)
         finish_run(run, trainer, clock, progress)
         return run.folder.path
+
+
+def _train(
+    run: Run,
+    trainer: Trainer,
+    steps: range,
+    stop: StopSignal,
+    grid: SampleGrid | None,
+    clock: Clock,
+    progress: Progress,
+) -> None:
+    """Take these steps. A checkpoint that is due in a series of lost steps waits for the first that is not."""
+    config, due = run.config, False
+    limit = min(config.max_lost_steps, config.train_steps)
+    for step, data in zip(steps, batches(run, steps.start), strict=False):
+        trainer.step(step, list(micro_batches(run, data, step)))
+        done = step + 1
+        _log(run, trainer, clock, done, progress)
+        stopping, last = run.ranks.any(stop.requested), done == config.train_steps
+        due = due or stopping or _due(done, config.checkpoint_every, config.train_steps)
+        if due or done % config.log_every == 0 or done % limit == 0:  # where the host waits for the device anyway
+            lost = trainer.lost_in_a_row()
+            if lost >= limit:
+                rate = f"--out {run.folder.path} --set learning_rate={config.learning_rate / 4:.2g}"
+                raise diverged(done, lost, run.checkpoints, f"the same command with a lower rate, {rate},")
+            if due and (last or not lost):
+                _save(run, trainer, clock, done)
+                due = False
+        if stopping and not last:
+            raise KeyboardInterrupt
+        if _grid_due(config, done):
+            _draw_grid(run, trainer, grid, clock, done)
 
 
 def plan(
@@ -141,8 +173,7 @@ def _save(run: Run, trainer: Trainer, clock: Clock, step: int) -> None:
         "versions": versions(),
         **snapshot.state,
     }
-    folder = run.folder.path / "checkpoints"
-    save_checkpoint(folder, step, Snapshot(snapshot.tensors, state), keep=run.config.keep_checkpoints)
+    save_checkpoint(run.checkpoints, step, Snapshot(snapshot.tensors, state), keep=run.config.keep_checkpoints)
 
 
 def _sample_grid(run: Run) -> SampleGrid | None:

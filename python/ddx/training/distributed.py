@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddx.device import find_device
+from ddx.errors import DdxError
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,21 @@ class Ranks:
         dist.all_reduce(votes, op=dist.ReduceOp.MAX)
         return bool(votes.item())
 
+    def first(self, work: Callable[[], Result]) -> Result:
+        """Return on every rank what `work` returns on the first one, the only one to do it; raise its DdxError too."""
+        if self.world == 1:
+            return work()
+        outcome: Result | DdxError | None = None
+        if self.is_first:
+            try:
+                outcome = work()
+            except DdxError as error:
+                outcome = error
+        outcome = self.share(outcome)
+        if isinstance(outcome, DdxError):
+            raise outcome
+        return cast(Result, outcome)
+
     def share(self, value: Any) -> Any:
         """Return the first rank's `value` on every rank."""
         if self.world == 1:
@@ -63,6 +81,12 @@ class Ranks:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def smallest(self, value: Tensor) -> Tensor:
+        """Return the smallest of each element of `value` over all ranks."""
+        if self.world > 1:
+            dist.all_reduce(value, op=dist.ReduceOp.MIN)
+        return value
 
     def wait(self) -> None:
         """Wait until every rank is here."""

@@ -49,10 +49,16 @@ def finish_run(run: Run, trainer: Trainer, clock: Clock, progress: Progress) -> 
         for name, average in trainer.more.items():
             _export_average(run, student, name, average)
         notes = export_student(run.method, student, run.folder.path, run.config.export_dtype, run.dtype)
+        skipped = int(trainer.skipped)
+        if skipped:
+            progress.log(
+                f"warning: {skipped} updates in {run.config.train_steps} steps were skipped, their gradient was not "
+                "finite; a lower learning rate may help"
+            )
         costs = {
             **notes,
             "seconds": round(clock.seconds(), 1),
-            "skipped_steps": int(trainer.skipped),
+            "skipped_steps": skipped,
             "peak_memory_bytes": peak_memory_bytes(run.ranks.device),
         }
         record_run(run, run.config.train_steps, finished=True, **costs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from ddx.teachers.registry import load_teacher
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks
 from ddx.training.find_store import find_store, require_pairs
-from ddx.training.student_folder import StudentFolder, choose_folder
+from ddx.training.student_folder import CHECKPOINTS, StudentFolder, choose_folder
 from ddx.training.tracking import Metrics
 from ddx.workspace import Workspace
 
@@ -46,6 +47,11 @@ class Run:
     def rows_per_rank(self) -> int:
         """Rows of each global batch that are this process's."""
         return self.config.batch_size // self.ranks.world
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of its checkpoints."""
+        return self.folder.path / CHECKPOINTS
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from ddx.errors import UsageError
 from ddx.run_record import read_run
 from ddx.training.checkpoint import latest_checkpoint
 from ddx.training.config import RESUMABLE_CHANGES
-from ddx.workspace import Workspace
+from ddx.workspace import Workspace, is_vacant
+
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def choose_folder(
         path = out
         record = read_run(path)
         if record is None:
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if not is_vacant(path):
                 raise UsageError(f"{path} exists and is not a student", hint="give another --out, or delete it")
             return StudentFolder(path)
         if record.get("finished"):
@@ -49,7 +51,7 @@ def choose_folder(
             return StudentFolder(path, finished=True)
     record = read_run(path) or {}
     _refuse_changes(path, record, settings, identity, "is unfinished")
-    return StudentFolder(path, latest_checkpoint(path / "checkpoints"), resumed=True)
+    return StudentFolder(path, latest_checkpoint(path / CHECKPOINTS), resumed=True)
 
 
 def _unfinished(workspace: Workspace, identity: Mapping[str, Any]) -> Path | None:

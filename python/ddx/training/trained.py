@@ -10,6 +10,7 @@ from ddx.methods.base import NetworkSpec
 from ddx.training.balance import LossBalance
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks, replicate
+from ddx.training.divergence import LostSteps
 from ddx.training.optimizer import make_optimizer
 
 
@@ -25,6 +26,7 @@ class Trained:
         self.learning_rate = config.learning_rate * spec.learning_rate_scale
         self.num_steps = 0
         self.optimizer = make_optimizer(self.parameters, self.learning_rate, config)
+        self.lost = LostSteps(ranks.device)
         self.balance = LossBalance(self.parameters, config, ranks)
 
     def optimizer_tensors(self) -> dict[str, Tensor]:

@@ -136,6 +136,8 @@ class Trainer:
                     losses = self.method.losses(turn, batch, networks)
                 self._backward(turn, losses, num_rows)
             self.meter.add(losses)
+            for name in turn.trains:
+                self.trained[name].lost.add(losses.dropped.get(name))
 
     def _backward(self, turn: Turn, losses: Losses, num_rows: int) -> None:
         """Add a micro-batch's gradients; a second loss that is balanced adds its own apart, see `LossBalance`."""
@@ -161,12 +163,18 @@ class Trainer:
         clip = measure_clip((p.grad for p in trained.parameters), self.config.clip_norm)
         set_learning_rate(trained.optimizer, trained.learning_rate, factor)
         guarded_step(trained.optimizer, clip, self.skipped)
+        trained.lost.end_step(clip.found_inf)
         trained.optimizer.zero_grad(set_to_none=True)
         trained.num_steps += 1
         self.meter.add_norm(trained.spec.name, clip.norm)
         for name, (_, average) in self.averages.items():
             if self.specs[name].average_of == trained.spec.name:
                 average.update(self.config.batch_size)
+
+    def lost_in_a_row(self) -> int:
+        """Return how many steps in a row the network that is worst off has lost, the same on every rank; it waits."""
+        counts = torch.stack([trained.lost.in_a_row for trained in self.trained.values()])
+        return int(self.ranks.smallest(counts).max())
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context that forward passes run in."""

@@ -164,7 +164,7 @@ def test_interrupt_and_bugs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert last_lines(capsys)[0] == "error: interrupted"
     raising(OSError(28, "No space left on device", "/data/x"))
     assert main.run(["list"]) == 1
-    assert "no space left on the disk at /data/x" in last_lines(capsys)[0]
+    assert "/data/x: No space left on device" in last_lines(capsys)[0]
     raising(ZeroDivisionError("ours"))
     with pytest.raises(ZeroDivisionError):
         main.run(["list"])

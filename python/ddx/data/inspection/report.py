@@ -11,7 +11,7 @@ from ddx import __version__
 from ddx.data.inspection.ledger import cure
 from ddx.data.inspection.plots import Plot, failure_plot, latent_plots, picture_plots, token_plot
 from ddx.data.inspection.statistics import COLUMNS, count_pictures, latent_moments
-from ddx.errors import DdxError
+from ddx.errors import cannot_write
 from ddx.page import Table, scores, write_page
 
 if TYPE_CHECKING:
@@ -38,9 +38,7 @@ def write_report(store: Store, found: Mapping[str, Any], folder: Path, progress:
             plot.image.save(folder / f"{plot.name}.png", optimize=True)
         return write_page(folder / "index.html", store.path.absolute().name, _lead(found), body, _facts(store))
     except OSError as error:
-        raise DdxError(
-            f"cannot write the report to {folder}: {error}", hint="check --out and the free space"
-        ) from error
+        raise cannot_write(error.filename or folder, error) from error
 
 
 def _contents(store: Store, progress: Progress) -> dict[str, list[Plot]]:

@@ -18,10 +18,9 @@ import pyarrow.parquet as pq
 
 from ddx.data.precompute.pictures import End, Pictures, fetch
 from ddx.data.precompute.plan import Plan
-from ddx.data.ranks import cannot_write
 from ddx.data.rows import read_rows, sync_folder
 from ddx.data.segments import record_path
-from ddx.errors import DdxError, UsageError
+from ddx.errors import DdxError, UsageError, cannot_write
 
 if TYPE_CHECKING:
     from ddx.progress import Progress

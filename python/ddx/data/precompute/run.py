@@ -24,9 +24,9 @@ from ddx.data.precompute.pictures import fetch
 from ddx.data.precompute.plan import Plan, make_plan
 from ddx.data.precompute.repair import discard_damaged
 from ddx.data.precompute.retry import any_retries, retry_rows
-from ddx.data.ranks import COMPLETE, already_written, cannot_write, claim, share_lock
+from ddx.data.ranks import COMPLETE, already_written, claim, share_lock
 from ddx.data.store import Store, tally
-from ddx.errors import DdxError
+from ddx.errors import DdxError, cannot_write
 from ddx.progress import NullProgress
 from ddx.run_record import versions, write_run
 

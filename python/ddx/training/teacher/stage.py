@@ -12,12 +12,14 @@ from torch.optim import Optimizer
 
 from ddx.progress import Progress
 from ddx.training.checkpoint import Snapshot, latest_checkpoint, load_checkpoint, save_checkpoint
+from ddx.training.divergence import LostSteps, diverged
 from ddx.training.ema import EMA
-from ddx.training.interruption import Interrupted, StopSignal
+from ddx.training.interruption import StopSignal, tells_what_is_saved
 from ddx.training.optimizer import guarded_step, measure_clip, set_learning_rate
 from ddx.training.tracking import Clock, Metrics
 
 KEEP_CHECKPOINTS = 2
+MAX_LOST_STEPS = 20  # in a row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +60,14 @@ def run_stage(stage: Stage, folder: Path, progress: Progress) -> float:
     progress.start(stage.name, stage.steps, "steps")
     progress.advance(step)
     losses: list[Tensor] = []
-    with StopSignal() as stop:
+    due = False
+    lost, limit = LostSteps(skipped.device), min(MAX_LOST_STEPS, stage.steps)
+    with StopSignal(progress.log) as stop, tells_what_is_saved(folder / "checkpoints"):
         while step < stage.steps:
+            before = skipped.clone()
             loss, parts, norm = take_step(stage, step, skipped)
+            lost.add(None)
+            lost.end_step(skipped - before)
             losses.append(loss)
             step += 1
             progress.advance(1)
@@ -74,10 +81,16 @@ def run_stage(stage: Stage, folder: Path, progress: Progress) -> float:
                 metrics.write(line)
                 progress.advance(0, loss=line["loss"])
                 losses.clear()
-            if stop.requested or step % stage.checkpoint_every == 0 or step == stage.steps:
+            due = due or stop.requested or step % stage.checkpoint_every == 0 or step == stage.steps
+            if due or step % limit == 0:
+                in_a_row = int(lost.in_a_row)
+                if in_a_row >= limit:
+                    raise diverged(step, in_a_row, folder / "checkpoints", "the same command")
+            if due and (step == stage.steps or not in_a_row):
+                due = False
                 save_checkpoint(folder / "checkpoints", step, _snapshot(stage, step, skipped), keep=KEEP_CHECKPOINTS)
             if stop.requested:
-                raise Interrupted
+                raise KeyboardInterrupt
             if stage.evaluate is not None and stage.evaluate_every and step % stage.evaluate_every == 0:
                 scores = stage.evaluate()
                 metrics.write({"step": step, **scores, "seconds": clock.seconds()})

@@ -17,6 +17,8 @@ from ddx.run_record import read_run, versions, write_run
 from ddx.scenes.captions import SceneSpec, sample_scenes
 from ddx.scenes.render import render
 from ddx.teachers.sana_fused import fuse_if_faster
+from ddx.training.distributed import Ranks
+from ddx.training.sole_writer import sole_writer
 from ddx.training.teacher.autoencoder import encode_pictures, new_autoencoder
 from ddx.training.teacher.config import TeacherConfig
 from ddx.training.teacher.export import export_pipeline
@@ -40,9 +42,15 @@ def train_teacher(config: TeacherConfig, out: Path, *, resume: bool = True, prog
     """Train autoencoder, text encoder, flow and decoder, and write a complete SanaPipeline to `out`; return `out`.
 
     Checkpoints and metrics lie in `out`/training. The same call goes on where a stopped one ended, and exactly.
-    Raises UsageError when `out` holds a run with other settings, or a finished one and `resume` is false.
+    Raises UsageError when `out` holds a run with other settings, or a finished one and `resume` is false, and DdxError
+    when another process writes to it.
     """
     progress = progress or NullProgress()
+    with sole_writer(out, Ranks()):
+        return _train(config, out, resume, progress)
+
+
+def _train(config: TeacherConfig, out: Path, resume: bool, progress: Progress) -> Path:
     work = out / "training"
     record = {"kind": "teacher", "config": to_dict(config), "versions": versions()}
     _check_record(out, config, resume)
