@@ -55,6 +55,7 @@ def kernels(invocation: Invocation) -> int:
 
 
 def _measure(invocation: Invocation, config: KernelsConfig) -> int:
+    invocation.loading("torch and the kernels")
     from ddx.bench.kernels import run
     from ddx.cli.bench_table import print_result
     from ddx.cli.console import emit_json
@@ -91,11 +92,12 @@ def step(invocation: Invocation) -> int:
     peak memory and, of ours, how many of its steps fit into one of the others; what share each kind of GPU kernel has
     is in the file. Without a GPU it is a tiny model on the torch path.
     """
+    config = invocation.build(StepConfig)
+    invocation.loading("torch, diffusers and the kernels")
     from ddx.bench.step import run
     from ddx.cli.console import emit, emit_json, emit_table
     from ddx.run_record import write_json
 
-    config = invocation.build(StepConfig)
     path: list[Path] = []
 
     def save(result: dict[str, Any]) -> None:
@@ -125,6 +127,7 @@ def _step_line(row: dict[str, Any]) -> list[Any]:
 
 
 def _ahead(invocation: Invocation, config: KernelsConfig) -> int:
+    invocation.loading("torch and the kernels")
     from ddx.bench.compile_table import compile_table
     from ddx.cli.console import emit_json, emit_table
     from ddx.run_record import write_json
@@ -140,6 +143,7 @@ def _ahead(invocation: Invocation, config: KernelsConfig) -> int:
 
 
 def _tune(invocation: Invocation, config: KernelsConfig) -> int:
+    invocation.loading("torch and the kernels")
     import torch
 
     from ddx.cli.console import emit, emit_json, emit_table

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+LONG_LIST = 16  # of a longer one the ends are shown
+
 
 def emit(text: str) -> None:
     """Print a result on stdout."""
@@ -28,7 +30,14 @@ def _as_set(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
-    return ",".join(str(item) for item in value) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={_as_set(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        texts = [f"{item:g}" if isinstance(item, float) else str(item) for item in value]
+        if len(texts) > LONG_LIST:
+            texts = [*texts[:3], "…", f"{texts[-1]} ({len(texts)} in all)"]
+        return ",".join(texts)
+    return str(value)
 
 
 def emit_json(value: Any) -> None:

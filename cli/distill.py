@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ddx.cli.displays import make_progress
 from ddx.cli.options import ExtendedCommand, Invocation, config_options, find_config
 from ddx.config import parse_sets, read_yaml
 from ddx.errors import UsageError
@@ -22,11 +23,13 @@ class DistillCommand(ExtendedCommand):
         """Return the settings of the method; none for help without one, which then needs no torch."""
         from ddx.methods.registry import method_spec
 
-        name = _method(arguments)
+        name, helps = _method(arguments), "--help" in arguments or "-h" in arguments
         if name is None:
-            if "--help" in arguments or "-h" in arguments:
+            if helps:
                 return "", ()
             name = DistillConfig.method
+        if not helps:
+            _say_loading(name, arguments)
         return f"Settings of {name}", (method_spec(name).config,)
 
     def unknown_flag(self, flag: str, arguments: list[str]) -> UsageError | None:
@@ -35,6 +38,13 @@ class DistillCommand(ExtendedCommand):
 
         owners = owners_of(flag.removeprefix("--").replace("-", "_"))
         return of_another_method(flag, owners, _method(arguments) or DistillConfig.method) if owners else None
+
+
+def _say_loading(method: str, arguments: list[str]) -> None:
+    """Say what takes the next seconds: a method's settings need torch, before the line is parsed."""
+    if os.environ.get("RANK", "0") == "0":
+        progress = make_progress(quiet="--quiet" in arguments, as_json="--json" in arguments)
+        progress.log(f"loading the method {method} …")
 
 
 def _method(arguments: list[str]) -> str | None:
@@ -80,6 +90,7 @@ def command(invocation: Invocation) -> int:
     from ddx.training.resolve import resolve
 
     config, method_config = resolve(invocation.layers)
+    invocation.loading(f"the teacher {config.teacher}")
     if invocation.dry_run:
         return _dry_run(invocation, config, method_config)
     from ddx.training.distill import distill

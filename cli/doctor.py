@@ -41,6 +41,7 @@ def command(invocation: Invocation) -> int:
     """Check this machine: versions, devices, kernels, caches, disk."""
     from ddx.cli.console import emit, emit_json
 
+    invocation.loading("torch")
     findings = examine(invocation.workspace)
     if invocation.as_json:
         emit_json({"ok": all(f.ok for f in findings), "findings": [asdict(f) for f in findings]})

@@ -30,6 +30,13 @@ def command(invocation: Invocation) -> int:
     config = invocation.build(EvaluateConfig)
     if invocation.dry_run:
         return _dry_run(invocation, config)
+    invocation.loading(
+        f"the student {config.student}"
+        if config.student
+        else f"the teacher {config.teacher}"
+        if config.teacher
+        else "the newest student"
+    )
     from ddx.evaluation.evaluate import evaluate
 
     result = evaluate(config, invocation.workspace, invocation.progress)

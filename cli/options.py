@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -68,6 +69,11 @@ class Invocation:
         """Return one config a class from keys that share one namespace."""
         given = Settings({key: value for key, value in more.items() if value is not None}, "the arguments")
         return build_many(config_classes, *self.layers, given)
+
+    def loading(self, what: str) -> None:
+        """Say what takes the next seconds, before torch is imported; of several processes the first one says it."""
+        if os.environ.get("RANK", "0") == "0":
+            self.progress.log(f"loading {what} …")
 
     @property
     def progress(self) -> Progress:

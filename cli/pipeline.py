@@ -18,6 +18,7 @@ from ddx.cli.displays import make_progress, progress_for_people
 from ddx.config import parse_sets, read_yaml
 from ddx.errors import DdxError, UsageError, nearest
 from ddx.run_record import FILE_NAME, read_run, write_run
+from ddx.teachers.registry import teacher_key
 from ddx.workspace import Workspace, slug
 
 KEPT = ("train", "precompute", "prepare", "distill")  # their commands go on with what is there
@@ -35,6 +36,12 @@ class Stage:
     arguments: tuple[str, ...]
     output: Path | None
     reads: tuple[Path, ...] = field(default=())
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> list[str]:
+        """What a precompute stage reads."""
+        return [str(source) for source in _as_list(self.settings.get("sources"))]
 
     def command_line(self) -> str:
         """Return what a user would type."""
@@ -99,7 +106,9 @@ class Runner:
     def resolve(self, entries: Sequence[tuple[str, dict[str, Any]]]) -> list[Stage]:
         """Return the stages with their outputs chosen and their inputs taken from the stages before them."""
         stages: list[Stage] = []
-        store = student = None
+        student = None
+        stores: dict[str, Path] = {}  # by teacher, and so are the students
+        students: dict[str, Path] = {}
         teacher = "sana-600m"
         for number, (name, given) in enumerate(entries, start=1):
             settings, reads = dict(given), list[Path]()
@@ -114,22 +123,33 @@ class Runner:
                         hint="put a distill stage before it, or name a student",
                     )
                 settings["from_student"] = student
-            if name in ("prepare", "distill") and store is not None and "data" not in settings:
-                settings["data"] = store
+            key = teacher_key(settings.get("teacher", teacher))
+            if name in ("prepare", "distill") and stores and "data" not in settings:
+                if key not in stores:
+                    raise UsageError(
+                        f"stage {number} (`{name}`) has the teacher {settings['teacher']}, and the stages before it "
+                        f"make stores of {', '.join(stores)}",
+                        hint="put a precompute stage of that teacher before it, or name a store: `data: PATH`",
+                    )
+                settings["data"] = stores[key]
             if name in ("sample", "evaluate") and student is not None and "student" not in settings:
-                settings["student"] = student
+                settings["student"] = students.get(key, student) if name == "evaluate" else student
             output = self._output(name, number, settings)
+            if "out" not in settings:
+                output = _untaken(output, [stage.output for stage in stages])
             if name in (*WITH_TEACHER, "sample") and output is not None:
                 settings.setdefault("out", output)
             reads += [Path(str(settings[key])) for key in INPUTS if key in settings]
             reads += [Path(source) for source in _as_list(settings.get("sources"))]
-            if name == "precompute":
-                store = output
+            if name == "precompute" and output is not None:
+                stores[key] = output
             if name == "prepare":
                 teacher = str(output)
-            if name == "distill":
-                student = output
-            stages.append(Stage(name, tuple(_arguments(name, settings)), output, tuple(reads)))
+                if key in stores:
+                    stores[teacher_key(teacher)] = stores[key]
+            if name == "distill" and output is not None:
+                student = students[key] = output
+            stages.append(Stage(name, tuple(_arguments(name, settings)), output, tuple(reads), settings))
         return stages
 
     def is_done(self, stage: Stage) -> bool:
@@ -205,6 +225,8 @@ class Runner:
             return (
                 root / "data" / f"{slug(Path(str(sources[0])).stem)}-{slug(str(settings['teacher']))}-{self.name}.zarr"
             )
+        if name == "train":
+            return self.workspace.teacher_path("sana-tiny")
         if name == "prepare":
             return self.workspace.teacher_path(str(settings["teacher"]), f"prepared-{self.name}")
         if name == "distill":
@@ -222,6 +244,14 @@ class Runner:
 
     def _say(self, message: str) -> None:
         make_progress(quiet=self.quiet, as_json=self.as_json).log(message)
+
+
+def _untaken(path: Path | None, taken: Sequence[Path | None]) -> Path | None:
+    """Return the path, with a number where a stage before writes it already."""
+    number, free = 2, path
+    while free is not None and path is not None and free in taken:
+        number, free = number + 1, path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return free
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -33,6 +33,7 @@ def command(invocation: Invocation, sources: tuple[str, ...]) -> int:
     from ddx.cli.console import emit, emit_json, emit_settings
 
     config = invocation.build(PrecomputeConfig)
+    invocation.loading(f"the teacher {config.teacher}")
     if invocation.dry_run:
         from ddx.data.precompute.estimate import estimate
 

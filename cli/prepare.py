@@ -27,6 +27,8 @@ def command(invocation: Invocation) -> int:
     """
     from ddx.cli.console import emit, emit_json, emit_settings
     from ddx.config import to_dict
+
+    invocation.loading(f"the teacher {invocation.get('teacher', PrepareConfig.teacher)}")
     from ddx.training.prepare import plan_preparation, prepare
     from ddx.training.resolve import resolve_preparation
 

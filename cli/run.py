@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from ddx.cli import suggestions
@@ -33,6 +36,7 @@ def command(invocation: Invocation, pipeline: str, again: bool) -> None:
     """
     from ddx.cli.console import emit, emit_json
     from ddx.cli.pipeline import Runner, read_pipeline
+    from ddx.cli.pipeline_check import check
 
     path = find_config(pipeline)
     runner = Runner(
@@ -44,6 +48,7 @@ def command(invocation: Invocation, pipeline: str, again: bool) -> None:
         again=again,
     )
     stages = runner.resolve(read_pipeline(path, workspace=invocation.workspace.root))
+    check(stages, invocation.workspace)
     if invocation.dry_run:
         lines = [{"stage": s.name, "done": runner.is_done(s), "command": s.command_line()} for s in stages]
         if invocation.as_json:
@@ -55,3 +60,19 @@ def command(invocation: Invocation, pipeline: str, again: bool) -> None:
     results = runner.run(stages)
     if invocation.as_json:
         emit_json({"stages": results})
+        return
+    for result in results:
+        emit(f"{result['stage']:<10}  {made(result)}{'  (done before)' if result['skipped'] else ''}")
+
+
+# What each command's JSON calls the thing that one opens next.
+MADE = {
+    **{"scenes": "path", "train": "teacher", "precompute": "store", "prepare": "teacher", "distill": "student"},
+    **{"sample": "page", "evaluate": "page"},
+}
+
+
+def made(result: Mapping[str, Any]) -> str:
+    """Return the file or folder that a stage made: a store, a student, a page of pictures or of scores."""
+    answer = result.get("result") or {}
+    return str(answer.get(MADE[result["stage"]]) or result.get("output"))

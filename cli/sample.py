@@ -24,12 +24,13 @@ def command(invocation: Invocation) -> int:
     student's model card draws with diffusers alone; with --batch-size it is equal up to rounding.
     """
     from ddx.cli.console import emit, emit_json, emit_settings
-    from ddx.sampling.run import plan, sample
+    from ddx.sampling.run import choose_student, plan, sample
 
     config = invocation.build(SampleConfig)
     if invocation.dry_run:
         emit_settings(plan(config, invocation.workspace), as_json=invocation.as_json)
         return 0
+    invocation.loading(f"the student {choose_student(config.student, invocation.workspace)}")
     result = sample(config, invocation.workspace, invocation.progress)
     if invocation.as_json:
         emit_json(result.to_dict())

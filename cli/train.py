@@ -25,6 +25,7 @@ def command(invocation: Invocation) -> None:
     if invocation.dry_run:
         _dry_run(invocation, config, out)
         return
+    invocation.loading("torch and diffusers")
     from ddx.run_record import read_run
     from ddx.training.teacher.train import train_teacher
 
@@ -39,6 +40,8 @@ def command(invocation: Invocation) -> None:
 def _dry_run(invocation: Invocation, config: TeacherConfig, out: Path) -> None:
     from ddx.cli.console import emit, emit_json, emit_settings
     from ddx.config import to_dict
+
+    invocation.loading("torch and diffusers")
     from ddx.training.teacher.estimate import estimate_training
 
     estimate = estimate_training(config)

@@ -28,6 +28,22 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 1 << 20
 
 
+# What `ddx precompute` reads, by the end of its name.
+TABLES_AND_LISTS = (".parquet", ".tar", ".csv", ".tsv", ".jsonl", ".ndjson", ".ffr", ".txt", ".zip")
+
+
+def _no_store(path: Path) -> UsageError:
+    """Return the error for a path without a store; a source of pictures is to be precomputed first."""
+    if path.is_file() or path.name.lower().endswith(TABLES_AND_LISTS):
+        return UsageError(f"{path} is not a store", hint=f"precompute it first: `ddx precompute {path} --teacher NAME`")
+    if path.is_dir():
+        return UsageError(
+            f"{path} is a folder and not a store: it has no zarr.json",
+            hint=f"if it holds pictures, precompute them first: `ddx precompute {path} --teacher NAME`",
+        )
+    return UsageError(f"there is no store at {path}", hint="`ddx list stores` shows those of the workspace")
+
+
 class Store:
     """An opened store. Raises UsageError when there is none at `path`."""
 
@@ -35,7 +51,7 @@ class Store:
         self.path = Path(path)
         attributes = read_attributes(self.path)
         if attributes is None:
-            raise UsageError(f"there is no store at {path}", hint="`ddx list stores` shows those of the workspace")
+            raise _no_store(self.path)
         self.attributes = attributes
 
     def __repr__(self) -> str:

@@ -84,6 +84,7 @@ def evaluate(
     """
     from ddx.evaluation.report import write_report
     from ddx.sampling.pipeline import StudentPipeline
+    from ddx.teachers.truncation import cut
 
     workspace, progress = workspace or Workspace(), progress or NullProgress()
     folder, teacher = open_both(config, workspace, progress)
@@ -92,6 +93,9 @@ def evaluate(
     tests = make_test_set(config, teacher, resolution)
     prompts = (*tests.prompts, *tests.diversity_prompts)
     unique = list(dict.fromkeys(prompts))
+    for number, prompt in enumerate(unique if config.prompts is not None else (), start=1):
+        if (too_long := cut(teacher.tokenizer(), teacher.source_info.pipeline, prompt)) is not None:
+            progress.log(f"prompt {number} is too long: {too_long}")
     conditions = dict(zip(unique, teacher.encode_text(unique), strict=True))
     requests = Requests(
         prompts=prompts,
@@ -133,13 +137,14 @@ def open_both(config: EvaluateConfig, workspace: Workspace, progress: Progress) 
     """Return the student's folder (None when only a teacher is there to be scored) and its teacher."""
     from ddx.sampling.run import choose_student
     from ddx.sampling.student import StudentFolder
-    from ddx.teachers.registry import load_teacher
+    from ddx.teachers.registry import load_teacher, teacher_key
 
     folder: Path | None = None
     if config.student is not None or config.teacher is None:
         folder = choose_student(config.student, workspace)
     else:
-        folder = workspace.newest_student(lambda found: found.record.get("teacher") == config.teacher)
+        wanted = teacher_key(config.teacher)
+        folder = workspace.newest_student(lambda found: teacher_key(found.record.get("teacher", "")) == wanted)
     if config.student is None:
         progress.log(f"student: {folder} (the newest)" if folder else "no student of this teacher: scoring it alone")
     record = StudentFolder(folder).record if folder else {}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ddx.teachers.condition import Condition
+    from ddx.teachers.truncation import Cut
 
 
 class StudentPipeline:
@@ -67,6 +68,12 @@ class StudentPipeline:
             refold_guidance(self.files, denoiser, guidance, folded=self.guidance)
             self.guidance = guidance
 
+    def cut(self, prompt: str) -> Cut | None:
+        """Return what the pipeline leaves out of a prompt that is too long for it."""
+        from ddx.teachers.truncation import cut
+
+        return cut(self.pipeline.tokenizer, self.files.pipeline_class, prompt)
+
     def draw(
         self,
         prompts: Sequence[str],
@@ -111,11 +118,6 @@ class StudentPipeline:
 
     def _arguments(self, steps: int, resolution: int | None) -> dict[str, Any]:
         self._load_for(steps)
-        limit = self.pipeline.scheduler.config.get("original_inference_steps")
-        if limit is not None and steps > int(limit):
-            raise UsageError(
-                f"steps = {steps} is more than the {limit} noise levels that this student knows", hint="--steps 4"
-            )
         return self.files.call_arguments(steps, resolution=resolution)
 
     def _call(self, **arguments: Any) -> list[Image]:

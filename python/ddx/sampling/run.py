@@ -80,6 +80,7 @@ def plan(config: SampleConfig, workspace: Workspace) -> dict[str, Any]:
 
     folder = choose_student(config.student, workspace)
     files = StudentFolder(folder)
+    files.for_steps(config.steps)
     weights = sum(file.stat().st_size for file in folder.glob("*/*.safetensors"))
     return {
         "student": str(folder),
@@ -115,6 +116,11 @@ def sample(config: SampleConfig, workspace: Workspace, progress: Progress | None
     student = StudentPipeline(folder, device=config.device, dtype=config.dtype)
     if config.guidance is not None:
         student.set_guidance(config.guidance)
+    for number, prompt in enumerate(prompts, start=1):
+        if not prompt.strip():
+            progress.log(f"prompt {number} is empty: it is drawn without a text")
+        elif (cut := student.cut(prompt)) is not None:
+            progress.log(f"prompt {number} is too long: {cut}")
 
     out = config.out or workspace.sample_path(folder.resolve())
     requests = [(prompt, config.seed + i) for prompt in prompts for i in range(config.num_images)]

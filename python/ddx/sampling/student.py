@@ -130,6 +130,7 @@ class StudentFolder:
         """
         side = resolution or self.resolution
         arguments: dict[str, Any] = {"num_inference_steps": steps}
+        self._check_steps(steps)
         shares = [(steps - step) / steps for step in range(steps)]
         if self.takes_sigmas:
             first = float(self.record.get("first_sigma", 1.0))
@@ -140,6 +141,15 @@ class StudentFolder:
         if self.pipeline_class == "SanaPipeline":
             arguments["use_resolution_binning"] = False
         return arguments
+
+    def _check_steps(self, steps: int) -> None:
+        """Raise UsageError for more steps than the scheduler has noise levels."""
+        config = self.folder / "scheduler" / "scheduler_config.json"
+        limit = _read_json(config).get("original_inference_steps") if config.is_file() else None
+        if limit is not None and steps > int(limit):
+            raise UsageError(
+                f"steps = {steps} is more than the {limit} noise levels that this student knows", hint="--steps 4"
+            )
 
     def _saved_dtype(self) -> str:
         for file in sorted((self.folder / self.denoiser_part).glob("*.safetensors")):

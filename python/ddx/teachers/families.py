@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ddx.errors import DdxError
 from ddx.teachers.base import Teacher
 from ddx.teachers.components import parse_dtype
-from ddx.teachers.hub import Source
+from ddx.teachers.hub import Source, no_adapter
 
 
 def open_teacher(
@@ -19,7 +18,7 @@ def open_teacher(
     default_resolution: int | None = None,
     default_guidance: float | None = None,
 ) -> Teacher:
-    """The teacher of a pipeline folder; a DdxError lists the supported families when it is none of them."""
+    """The teacher of a pipeline folder; a UsageError lists the supported families when it is none of them."""
     from ddx.teachers.sana import SanaTeacher
     from ddx.teachers.stable_diffusion import StableDiffusionTeacher
 
@@ -29,10 +28,7 @@ def open_teacher(
     }
     pipeline = source.index.get("_class_name")
     if pipeline not in adapters:
-        raise DdxError(
-            f"{source.name} is a {pipeline}; ddx has no adapter for it",
-            hint=f"supported pipelines: {', '.join(adapters)}",
-        )
+        raise no_adapter(source.name, pipeline)
     place = torch.device(device)
     return adapters[pipeline](
         source,

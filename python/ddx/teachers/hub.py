@@ -9,11 +9,17 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddx.errors import DdxError, UsageError
+from ddx.teachers.unknown import alias_of
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
 
 log = logging.getLogger("ddx.teachers")
+
+PIPELINES = ("SanaPipeline", "StableDiffusionPipeline")  # the classes that have an adapter
 
 # A pipeline's own files, one folder down: no single-file checkpoints, no pickles, no Python.
 ALLOW_PATTERNS = ("model_index.json", "README.md", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model")
@@ -34,6 +40,11 @@ class Source:
     def index(self) -> dict[str, Any]:
         """The content of ``model_index.json``."""
         return read_json(self.folder / "model_index.json")
+
+    @property
+    def pipeline(self) -> str:
+        """The class of the pipeline."""
+        return str(self.index.get("_class_name"))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -128,7 +139,10 @@ def _download(repo: str, revision: str) -> Path:
         raise DdxError(f"the weights of {repo} are not cached, and HF_HUB_OFFLINE is set", hint=cure)
     log.info("downloading %s", repo)
     try:
-        HfApi().model_info(repo, revision=revision, timeout=10)  # says at once, without retries, that nobody answers
+        info = HfApi().model_info(
+            repo, revision=revision, timeout=10
+        )  # says at once, without retries, that nobody answers
+        _refuse_other_pipelines(repo, info)
         folder = Path(
             snapshot_download(
                 repo,
@@ -143,9 +157,14 @@ def _download(repo: str, revision: str) -> Path:
             hint=f"accept it on https://huggingface.co/{repo}, then `hf auth login`",
         ) from error
     except RepositoryNotFoundError as error:
-        raise DdxError(f"the hub has no public repository {repo}", hint="see `ddx list teachers`") from error
+        raise DdxError(
+            f"the hub has no public repository {repo}, and there is no folder of that name",
+            hint=_other_name(repo),
+        ) from error
     except RevisionNotFoundError as error:
         raise DdxError(f"{repo} has no revision {revision}", hint=f"`hf download {repo}` fetches its newest") from error
+    except UsageError:
+        raise
     except Exception as error:  # no route, a proxy, TLS, a full disk: each transport raises its own
         reached = isinstance(error, HfHubHTTPError) or (isinstance(error, OSError) and not _is_connection(error))
         problem = f"could not be downloaded: {error}" if reached else "are not cached, and the hub is not reachable"
@@ -157,6 +176,31 @@ def _download(repo: str, revision: str) -> Path:
             hint="pickled weights are never loaded; convert the pipeline with save_pretrained(safe_serialization=True)",
         )
     return folder
+
+
+def _refuse_other_pipelines(repo: str, info: ModelInfo) -> None:
+    """Raise UsageError, before anything is downloaded, for a repository that no adapter could open."""
+    names = [file.rfilename for file in info.siblings or ()]
+    if names and "model_index.json" not in names:
+        raise UsageError(
+            f"{repo} is not a diffusers pipeline: it has no model_index.json",
+            hint=_other_name(repo),
+        )
+    found = ((info.config or {}).get("diffusers") or {}).get("_class_name")
+    if found is not None and found not in PIPELINES:
+        raise no_adapter(repo, found)
+
+
+def _other_name(repo: str) -> str:
+    alias = alias_of(repo)
+    return f"did you mean --teacher {alias}?" if alias else "see `ddx list teachers`"
+
+
+def no_adapter(name: str, pipeline: object) -> UsageError:
+    """Return the error for a pipeline of another class."""
+    return UsageError(
+        f"{name} is a {pipeline}; ddx has no adapter for it", hint=f"supported pipelines: {', '.join(PIPELINES)}"
+    )
 
 
 def _is_connection(error: OSError) -> bool:

@@ -5,14 +5,13 @@ This module imports neither torch nor diffusers, so that listing teachers is qui
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ddx.errors import UsageError
+from ddx.teachers.unknown import is_single_file, unknown_teacher
 
 if TYPE_CHECKING:
     import torch
@@ -113,6 +112,13 @@ def bundled_folder(name: str) -> Path:
     return Path(str(resources.files("ddx.teachers"))) / "data" / name
 
 
+def teacher_key(name_or_path: str | Path) -> str:
+    """Return the one text by which a teacher is recorded and compared: of a folder, its absolute path."""
+    text = str(name_or_path)
+    path = Path(text).expanduser()
+    return str(path.resolve()) if text not in TEACHERS and path.is_dir() else text
+
+
 def load_teacher(
     name_or_path: str | Path,
     *,
@@ -138,17 +144,10 @@ def load_teacher(
         source = hub.hub_source(spec.source, spec.revision, name=spec.name, licence=spec.licence)
     elif Path(text).expanduser().is_dir():
         source = hub.local_source(Path(text).expanduser())
-    elif _HUB_ID.fullmatch(text) and not text.startswith("runs/"):
+    elif _HUB_ID.fullmatch(text) and not text.startswith("runs/") and not is_single_file(text):
         source = hub.hub_source(text, "main")
-    elif "/" in text or text.startswith((".", "~")):
-        raise UsageError(f"no teacher at {text}: there is no such folder", hint="see `ddx list teachers`")
     else:
-        near = difflib.get_close_matches(text, TEACHERS, n=1, cutoff=0.4)
-        meant = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(
-            f"unknown teacher {text!r}{meant}",
-            hint="see `ddx list teachers`; a folder with a diffusers pipeline and a hub id work as well",
-        )
+        raise unknown_teacher(text, tuple(TEACHERS))
     return open_teacher(
         source,
         device=device,

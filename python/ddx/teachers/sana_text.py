@@ -77,7 +77,7 @@ class PromptEncoder:
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> list[Condition]:
         """Conditions of the captions with the instruction: the first token, then the caption's own."""
-        texts = [self.instruction + caption for caption in _preprocess(captions)]
+        texts = [self.instruction + caption for caption in preprocess(captions)]
         ids = self._tokenize(texts, self.max_total)
         num_prefix = len(self.prefix_ids)
         shared = [row[:num_prefix] == self.prefix_ids and len(row) > num_prefix for row in ids]
@@ -96,7 +96,7 @@ class PromptEncoder:
     @torch.no_grad()
     def encode_negative(self, text: str = "") -> Condition:
         """The condition of a negative prompt, which the pipeline encodes without the instruction."""
-        ids = self._tokenize(_preprocess([text]), self.max_length)
+        ids = self._tokenize(preprocess([text]), self.max_length)
         return _condition(self._hidden_states(ids, False)[0])
 
     def _tokenize(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
@@ -149,7 +149,7 @@ class PromptEncoder:
         return torch.tensor(ids, dtype=torch.long, device=device)
 
 
-def _preprocess(captions: Sequence[str]) -> list[str]:
+def preprocess(captions: Sequence[str]) -> list[str]:
     """What the pipeline does to a caption before it is tokenised (``clean_caption`` off)."""
     return [caption.lower().strip() for caption in captions]
 

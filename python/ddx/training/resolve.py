@@ -11,6 +11,7 @@ from ddx.config import Settings, build, build_many, field_types
 from ddx.errors import UsageError
 from ddx.methods.registry import METHODS, method_spec
 from ddx.teachers.prepared import prepared_record
+from ddx.teachers.registry import teacher_key
 from ddx.training.config import DistillConfig
 from ddx.training.prepare_config import PrepareConfig
 from ddx.training.presets import preset_for
@@ -31,7 +32,8 @@ def resolve(layers: Sequence[Settings]) -> tuple[DistillConfig, Any]:
         _refuse_other_methods(layer, method.name, method.config)
     defaults = Settings(method.method.defaults, f"the defaults of {method.name}")
     config, method_config = build_many((DistillConfig, method.config), defaults, settings, *layers)
-    return dataclasses.replace(config, preset=preset or "none"), method_config
+    config = dataclasses.replace(config, preset=preset or "none", teacher=teacher_key(config.teacher))
+    return config, method_config
 
 
 def resolve_preparation(layers: Sequence[Settings]) -> PrepareConfig:
@@ -42,7 +44,7 @@ def resolve_preparation(layers: Sequence[Settings]) -> PrepareConfig:
     preset, settings = _preset(_flat(layers), "preparation")
     own = {key: value for key, value in settings.items() if key in field_types(PrepareConfig)}
     config = build(PrepareConfig, Settings(own, settings.origin), *layers)
-    return dataclasses.replace(config, preset=preset or "none")
+    return dataclasses.replace(config, preset=preset or "none", teacher=teacher_key(config.teacher))
 
 
 def _flat(layers: Sequence[Settings]) -> dict[str, Any]:

@@ -122,6 +122,12 @@ def test_distill_without_a_store(fails: Run, teacher: Path) -> None:
     assert "ddx precompute" in hint
 
 
+def test_distill_from_what_is_not_precomputed(fails: Run, teacher: Path, pairs: Path) -> None:
+    for source in (pairs, pairs.parent, "pairs-*.parquet"):
+        error, hint = fails("distill", "--teacher", teacher, "--data", source, code=2)
+        assert str(source) in error and f"precompute {source} --teacher" in hint.replace("them", "it")
+
+
 def test_sample_without_a_student(fails: Run) -> None:
     _, hint = fails("sample", code=1)
     assert "ddx distill" in hint

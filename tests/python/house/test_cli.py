@@ -14,6 +14,7 @@ import pytest
 
 from ddx.cli import main
 from ddx.cli.main import COMMANDS, group
+from ddx.run_record import write_run
 
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "pyarrow", "zarr", "rich", "yaml")
 
@@ -189,3 +190,49 @@ def test_a_method_that_is_named_anywhere_shows_its_settings(
     assert "Settings of sid:" in shown and "--alpha" in shown and "--solver-steps" not in shown
     assert main.run(["distill", "--help"]) == 0
     assert "--alpha" not in capsys.readouterr().out
+
+
+def test_a_command_says_what_it_loads_before_torch_is_imported(tmp_path: Path) -> None:
+    """Nothing else is on the screen for the seconds that it takes; --quiet keeps it silent."""
+    folder = tmp_path / "students/mine"
+    write_run(folder, {"kind": "student", "resolution": 64}, finished=True)
+    (folder / "model_index.json").write_text("{}")
+    (folder / "transformer").mkdir()
+    commands = {
+        "sample": f"loading the student {folder}",
+        "evaluate --teacher sana-tiny": "loading the teacher sana-tiny",
+        "precompute a.parquet --teacher sana-tiny": "loading the teacher sana-tiny",
+        "distill --method sid": "loading the method sid",
+        "prepare --teacher sana-tiny": "loading the teacher sana-tiny",
+        "train": "loading torch and diffusers",
+        "bench kernels": "loading torch and the kernels",
+        "bench step": "loading torch, diffusers and the kernels",
+        "doctor": "loading torch",
+        "distill --quiet": None,
+        "sample --quiet": None,
+    }
+    script = f"""
+import contextlib, importlib.abc, io, json, sys
+from ddx.cli import main
+
+class Torch(BaseException):
+    pass
+
+class Stop(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name in ("torch", "diffusers", "transformers"):
+            raise Torch
+
+sys.meta_path.insert(0, Stop())
+said = {{}}
+for line in {list(commands)!r}:
+    with contextlib.redirect_stderr(io.StringIO()) as err, contextlib.suppress(Torch):
+        said[line] = ["it ended", main.run([*line.split(), "--workspace", {str(tmp_path)!r}])]
+    said[line] = err.getvalue().splitlines()
+print(json.dumps(said))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert {line: lines[:1] for line, lines in said.items()} == {
+        line: [f"{text} …"] if text else [] for line, text in commands.items()
+    }

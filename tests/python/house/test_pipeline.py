@@ -162,3 +162,69 @@ def test_a_failing_stage_gives_its_own_exit_code(tmp_path: Path, capsys: pytest.
     pipeline = write(tmp_path / "p.yaml", "stages:\n  - precompute: {sources: [none.parquet], teacher: sana-tiny}\n")
     assert main.run(["run", str(pipeline), "--workspace", str(tmp_path / "runs")]) in (1, 2)
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("hint: ")
+
+
+SCENES = {"scenes": {"out": "pairs.parquet", "rows": 4}}
+STORE = {"precompute": {"sources": ["pairs.parquet"], "teacher": "sana-tiny"}}
+DISTILL = {"distill": {"method": "lcm", "teacher": "sana-tiny"}}
+
+
+@pytest.mark.parametrize(
+    ("stages", "message", "hint"),
+    [
+        ([SCENES, DISTILL, STORE], "stage 2 (`distill`) needs a store, which `precompute` makes after it", "put"),
+        ([SCENES, STORE, {"sample": {}}, DISTILL], "stage 3 (`sample`) needs a student, which `distill` makes", "put"),
+        (
+            [STORE, SCENES],
+            "stage 1 (`precompute`) reads pairs.parquet, which `scenes` makes after it",
+            "`scenes` first",
+        ),
+        ([{"sample": {}}], "no stage before it makes one, and runs holds none", "`distill` stage before it"),
+        ([STORE], "reads pairs.parquet, which does not exist", "check the path"),
+        ([{"precompute": {"teacher": "sana-tiny"}}], "stage 1 (`precompute`) has no `sources`", "[pairs.parquet]"),
+        ([SCENES, STORE, {"distill": {"teacher": "sd15"}}], "has the teacher sd15", "precompute stage of that teacher"),
+        ([SCENES, STORE, {"distill": {"lr": 1e-4}}], "unknown key `lr` in stage 3 (`distill`)", "`learning_rate`"),
+        ([SCENES, STORE, DISTILL, {"sample": {"steps": "few"}}], "steps = 'few' in stage 4", "for example steps: 1"),
+        ([SCENES, STORE, DISTILL, {"distill": {"out": "runs/students/sana-tiny-lcm-p"}}], "both write", "`out`"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_runs(
+    stages: list[object],
+    message: str,
+    hint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "p.yaml", json.dumps({"stages": stages}))
+    assert main.run(["run", "p.yaml", "--workspace", "runs"]) == 2
+    error, cure = capsys.readouterr().err.splitlines()[-2:]
+    assert message in error and hint in cure
+    assert [path.name for path in tmp_path.iterdir()] == ["p.yaml"]
+
+
+def test_each_stage_has_the_store_and_the_student_of_its_teacher(tmp_path: Path) -> None:
+    entries = [
+        ("precompute", {"sources": ["a.parquet"], "teacher": "sana-tiny"}),
+        ("precompute", {"sources": ["a.parquet"], "teacher": "sd15"}),
+        ("distill", {"teacher": "sana-tiny"}),
+        ("distill", {"teacher": "sd15"}),
+        ("distill", {"teacher": "sd15", "seed": 1}),
+        ("evaluate", {"teacher": "sana-tiny"}),
+        ("sample", {}),
+    ]
+    tiny, sd15, first, second, third, evaluate, sample = Runner(Workspace(tmp_path), "mine").resolve(entries)
+    assert f"data={tiny.output}" in first.arguments and f"data={sd15.output}" in second.arguments
+    assert third.output != second.output  # of one teacher and method, and not the same student
+    assert f"student={first.output}" in evaluate.arguments and f"student={third.output}" in sample.arguments
+
+
+def test_a_pipeline_ends_with_what_it_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "pairs.parquet"
+    pipeline = write(tmp_path / "p.yaml", f"stages:\n  - scenes: {{out: {out}, rows: 4}}\n")
+    line = ["run", str(pipeline), "--workspace", str(tmp_path / "runs"), "--quiet"]
+    assert main.run(line) == 0
+    assert capsys.readouterr().out.split() == ["scenes", str(out)]
+    assert main.run(line) == 0
+    assert capsys.readouterr().out.strip().endswith("(done before)")

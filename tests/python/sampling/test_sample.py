@@ -16,9 +16,11 @@ from ddx.run_record import write_run
 from ddx.sampling.config import SampleConfig
 from ddx.sampling.grid import make_grid
 from ddx.sampling.page import Column, comparison_page
+from ddx.sampling.pipeline import StudentPipeline
 from ddx.sampling.prompts import read_prompts, standard_prompts
 from ddx.sampling.run import choose_student, sample
 from ddx.teachers.prompts import STANDARD_PROMPTS, scene_prompts
+from ddx.teachers.sana_text import pipeline_defaults
 from ddx.workspace import Workspace
 from students import make_student
 
@@ -95,10 +97,53 @@ def test_a_prompt_with_a_comma_stays_one(
     assert not (tmp_path / "samples").exists()
 
 
+def test_a_long_prompt_is_cut_with_a_word(flow_student: Path, vp_student: Path) -> None:
+    """What diffusers itself keeps of it, counted by its own mask, and what is at the border."""
+    flow, vp = StudentPipeline(flow_student, device="cpu"), StudentPipeline(vp_student, device="cpu")
+    text = "a small red circle above a large blue square, " * 40
+    cut = flow.cut(text)
+    assert cut is not None
+    arguments = {"complex_human_instruction": pipeline_defaults()[0].split("\n"), "do_classifier_free_guidance": False}
+    _, mask, *_ = flow.pipeline.encode_prompt(text, device="cpu", max_sequence_length=300, **arguments)
+    assert int(mask.sum()) == cut.kept + 1  # the start token
+    kept = text.lower().strip().removesuffix(cut.left_out)
+    assert kept + cut.left_out == text.lower().strip()
+    assert flow.cut(kept) is None
+    cut = vp.cut(text)
+    assert cut is not None and cut.kept == 75
+    read = vp.pipeline.tokenizer(text, truncation=True, max_length=77)["input_ids"][1:-1]
+    whole = vp.pipeline.tokenizer(text)["input_ids"][1:-1]
+    assert (len(read), len(whole)) == (cut.kept, cut.given)
+    assert vp.pipeline.tokenizer.decode(whole[len(read) :]).strip() == cut.left_out
+
+
+def test_an_empty_and_a_long_prompt_are_drawn_and_said(
+    flow_student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sample", "--student", str(flow_student), "--workspace", str(tmp_path), "--device", "cpu", "--json"]
+    assert run([*command, "--prompt", "", "--prompt", "two cats " * 200]) == 0
+    out, err = capsys.readouterr()
+    assert [image["prompt"] for image in json.loads(out)["images"]] == ["", "two cats " * 200]
+    said = [json.loads(line).get("log", "") for line in err.splitlines()]
+    assert "prompt 1 is empty: it is drawn without a text" in said
+    assert any(line.startswith("prompt 2 is too long: ") and "left out: '" in line for line in said)
+
+
+def test_a_plan_is_short_and_refuses_what_drawing_would(
+    flow_student: Path, vp_student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["sample", "--steps", "1001", "--dry-run", "--workspace", str(tmp_path), "--student"]
+    assert run([*line, str(flow_student)]) == 0
+    shown = capsys.readouterr().out
+    assert len(shown) < 1000 and "(1001 in all)" in shown
+    assert run([*line, str(vp_student)]) == 2
+    assert "steps = 1001 is more than the" in capsys.readouterr().err
+
+
 def test_without_a_student_the_error_says_how_to_make_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["sample", "--steps", "1", "--workspace", str(tmp_path)]) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert "there is no student" in lines[0] and lines[-1].startswith("hint: ") and "ddx distill" in lines[-1]
+    assert "there is no student" in lines[-2] and lines[-1].startswith("hint: ") and "ddx distill" in lines[-1]
     write_run(tmp_path / "students" / "half", {"kind": "student"}, finished=False)
     with pytest.raises(DdxError, match="half is not finished"):
         choose_student(None, Workspace(tmp_path))

@@ -7,14 +7,18 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar, cast
 
 import huggingface_hub.constants
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ddx.errors import DdxError, UsageError
-from ddx.teachers.registry import TEACHERS, load_teacher
+from ddx.teachers.registry import TEACHERS, load_teacher, teacher_key
 from pipelines import COMMIT, fill_hub_cache, make_sana
 
 
@@ -199,3 +203,102 @@ def test_standard_prompts_unless_a_folder_was_trained_on_scenes(sana_folder: Pat
     folder = Path(shutil.copytree(sana_folder, tmp_path / "trained"))
     (folder / "run.json").write_text(json.dumps({"kind": "teacher"}))
     assert load_teacher(folder).validation_prompts == scene_prompts()
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "hint"),
+    [
+        ("sdxl", "no adapter for SDXL", "SANA and Stable Diffusion 1 and 2"),
+        ("flux-dev", "no adapter for FLUX", "ddx list teachers"),
+        ("sana-sprint", "a student already", "ddx list teachers"),
+        ("sana", "did you mean sana-600m", "--teacher sana-600m"),
+        ("SD1.5", "did you mean sd15", "--teacher sd15"),
+        ("stable-diffusion-2-1", "did you mean sd21", "--teacher sd21"),
+        ("./models/my-flux", "there is no such folder", "ddx list teachers"),
+        ("models/none.safetensors", "no such file either", "ddx list teachers"),
+    ],
+)
+def test_a_name_from_elsewhere_is_answered(name: str, message: str, hint: str) -> None:
+    with pytest.raises(UsageError, match=message) as error:
+        load_teacher(name)
+    assert hint in str(error.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("key", "beside", "hint"),
+    [
+        ("model.diffusion_model.input_blocks.0.0.weight", None, "P.from_single_file('{file}').save_pretrained('sd')"),
+        ("unet.down_blocks.0.attn1.to_q.lora_A.weight", None, "pipe.fuse_lora()"),
+        ("conv_in.weight", "config.json", "with its model_index.json"),
+    ],
+)
+def test_a_checkpoint_in_one_file_is_to_be_converted(tmp_path: Path, key: str, beside: str | None, hint: str) -> None:
+    file = tmp_path / "sd.safetensors"
+    save_file({key: torch.zeros(1)}, file)
+    if beside:
+        (tmp_path / beside).write_text("{}")
+    with pytest.raises(UsageError, match=f"{file}") as error:
+        load_teacher(file)
+    assert hint.format(file=file) in str(error.value.hint)
+
+
+def test_a_folder_is_one_teacher_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (tmp_path / "latest").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    written = ("mine", "./mine", "mine/", "latest", f"../{tmp_path.name}/mine", str(folder), folder)
+    assert {teacher_key(name) for name in written} == {str(folder.resolve())}
+    assert teacher_key("sana-tiny") == "sana-tiny" and teacher_key("a/b") == "a/b"
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """A hub that knows what is in its repositories; weights are never asked for."""
+
+    repositories: ClassVar[dict[str, dict[str, object]]] = {
+        "someone/xl": {
+            "config": {"diffusers": {"_class_name": "StableDiffusionXLPipeline"}},
+            "files": ["model_index.json"],
+        },
+        "efficient-large-model/sana_600m_512px": {"config": {}, "files": ["checkpoints/model.pth"]},
+    }
+
+    def do_GET(self) -> None:
+        repo = "/".join(self.path.split("/")[3:5])
+        known = self.repositories.get(repo.lower())
+        body = {"id": repo, "sha": "0" * 40, "private": False, "tags": [], "downloads": 0}
+        if known is not None and self.path.startswith("/api/models/"):
+            body |= {
+                "config": known["config"],
+                "siblings": [{"rfilename": name} for name in cast(list[str], known["files"])],
+            }
+        self.send_response(200 if known is not None else 404)
+        if known is None:
+            self.send_header("X-Error-Code", "RepoNotFound")
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_what_no_adapter_could_open_is_not_downloaded(tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    code = """
+from ddx.errors import DdxError
+from ddx.teachers.registry import load_teacher
+for repo in ("someone/xl", "Efficient-Large-Model/Sana_600M_512px", "runwayml/stable-diffusion-v1-5"):
+    try:
+        load_teacher(repo)
+    except DdxError as error:
+        print(error, "|", error.hint)
+"""
+    host = f"http://127.0.0.1:{server.server_port}"
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": host, "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    server.shutdown()
+    other, not_diffusers, withdrawn = done.stdout.splitlines()
+    assert "StableDiffusionXLPipeline; ddx has no adapter" in other
+    assert "no model_index.json" in not_diffusers and "--teacher sana-600m?" in not_diffusers
+    assert "no public repository" in withdrawn and "--teacher sd15?" in withdrawn

@@ -91,3 +91,14 @@ def test_mistakes_are_named_with_their_cure(values: dict[str, Any], named: str, 
     with pytest.raises(UsageError, match=named) as error:
         resolve(layers(**values))
     assert error.value.hint is not None and cure in error.value.hint
+
+
+def test_a_teacher_is_one_however_its_folder_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the same command from another place would not go on with its student."""
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for text in ("mine", "./mine/", str(tmp_path / "mine")):
+        settings = Settings({"teacher": text}, "test")
+        assert resolve([settings])[0].teacher == str((tmp_path / "mine").resolve())
+        assert resolve_preparation([settings]).teacher == str((tmp_path / "mine").resolve())
+    assert resolve([Settings({"teacher": "sana-tiny"}, "test")])[0].teacher == "sana-tiny"

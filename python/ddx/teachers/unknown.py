@@ -1,0 +1,109 @@
+"""What to say of a teacher that is none: other names for ours, families without an adapter, single-file checkpoints."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+from ddx.errors import UsageError, nearest
+
+SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".onnx")
+# What people call the teachers that ddx knows, hub ids that have been withdrawn included.
+ALIASES = {
+    "sana-600m": "sana sana-0.6b sana-600m-512px sana-600m-512 efficient-large-model/sana-600m-512px",
+    "sana-600m-1024": "sana-600m-1024px efficient-large-model/sana-600m-1024px",
+    "sana-1600m": "sana-1.6b sana-1600m-1024px sana-1600m-1024 efficient-large-model/sana-1600m-1024px",
+    "sana-tiny": "tiny toy",
+    "sd15": "sd sd1 sd-1 sd1.5 sd-1.5 sd-1-5 sd-15 stable-diffusion stable-diffusion-1.5 stable-diffusion-v1-5 "
+    "runwayml/stable-diffusion-v1-5",
+    "sd21": "sd2 sd-2 sd2.1 sd-2.1 sd-2-1 stable-diffusion-2 stable-diffusion-2.1 stable-diffusion-2-1 "
+    "stabilityai/stable-diffusion-2-1",
+}
+FAMILIES = {
+    "SDXL": r"sdxl|stable-diffusion-xl",
+    "Stable Diffusion 3": r"sd-?3|stable-diffusion-3",
+    "FLUX": r"flux",
+    "PixArt": r"pixart",
+    "SANA-Sprint, which is a student already": r"sprint",
+    "an SD or SDXL Turbo, which is a student already": r"turbo|lightning|hyper-?sd|lcm",
+    "Kandinsky": r"kandinsky",
+    "HunyuanDiT": r"hunyuan",
+    "Qwen-Image": r"qwen",
+    "Lumina": r"lumina",
+    "AuraFlow": r"aura-?flow",
+    "CogView": r"cogview",
+    "Z-Image": r"z-image",
+    "DiT": r"^dit",
+    "EDM": r"^edm",
+    "Wan": r"^wan",
+}
+_SUPPORTED = "SANA and Stable Diffusion 1 and 2 have one, also your own fine-tunes of them; see `ddx list teachers`"
+
+
+def unknown_teacher(text: str, names: Sequence[str]) -> UsageError:
+    """Return the error for a teacher that is neither one of `names` nor a folder nor a hub id that may exist."""
+    if is_single_file(text):
+        return _single_file(Path(text).expanduser())
+    if alias := alias_of(text):
+        return UsageError(f"unknown teacher {text!r}; did you mean {alias}?", hint=f"--teacher {alias}")
+    if "/" in text or text.startswith((".", "~")):
+        return UsageError(f"no teacher at {text}: there is no such folder", hint="see `ddx list teachers`")
+    key = text.lower().replace("_", "-")
+    if family := next((family for family, pattern in FAMILIES.items() if re.search(pattern, key)), None):
+        return UsageError(f"{text}: ddx has no adapter for {family}", hint=_SUPPORTED)
+    near = nearest(text, tuple(names))
+    meant = f"; did you mean {near}?" if near else ""
+    return UsageError(
+        f"unknown teacher {text!r}{meant}",
+        hint="see `ddx list teachers`; a folder with a diffusers pipeline and a hub id work as well",
+    )
+
+
+def is_single_file(text: str) -> bool:
+    """Whether the text names a file and not a folder."""
+    return text.lower().endswith(SINGLE_FILES) or Path(text).expanduser().is_file()
+
+
+def alias_of(text: str) -> str | None:
+    """Return the name of the teacher that is also called so."""
+    key = text.lower().replace("_", "-").removesuffix("-diffusers")
+    return next((name for name, others in ALIASES.items() if key in others.split()), None)
+
+
+def _single_file(path: Path) -> UsageError:
+    what = f"{path} is a single file, and a teacher is a folder with a diffusers pipeline"
+    if not path.is_file():
+        return UsageError(f"{what}; there is no such file either", hint="see `ddx list teachers`")
+    kind = _contents(path)
+    if kind == "lora":
+        return UsageError(
+            f"{path} holds a LoRA and no whole teacher",
+            hint="in diffusers: pipe.load_lora_weights(…), pipe.fuse_lora(), pipe.save_pretrained(FOLDER), then "
+            "--teacher FOLDER",
+        )
+    if kind == "part":
+        return UsageError(
+            what, hint=f"give the pipeline's folder, with its model_index.json: --teacher {path.parent.parent}"
+        )
+    folder = path.stem if path.stem else "teacher"
+    return UsageError(
+        what,
+        hint='convert it: python -c "from diffusers import StableDiffusionPipeline as P; '
+        f"P.from_single_file('{path}').save_pretrained('{folder}')\", then --teacher ./{folder}",
+    )
+
+
+def _contents(path: Path) -> str:
+    """Return what a safetensors file holds: lora, part (of a diffusers pipeline) or checkpoint; so do other files."""
+    try:
+        with path.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            names = list(json.loads(stream.read(length))) if length < 100_000_000 else []
+    except (OSError, ValueError, struct.error):
+        return "checkpoint"
+    if any(".lora_" in name or "lora_A" in name or name.startswith("lora_") for name in names):
+        return "lora"
+    return "part" if (path.parent / "config.json").is_file() else "checkpoint"
