@@ -106,6 +106,8 @@ def look(what: str) -> dict[str, Any]:
         return {"path": str(path), **record}
     if what in TEACHERS:
         return asdict(TEACHERS[what])
+    if path.is_file():
+        raise UsageError(f"{what} is a file and not a store", hint=f"`ddx precompute {what}` makes a store of it")
     raise UsageError(
         f"{what} is neither a store nor a student nor a teacher",
         hint="`ddx list stores`, `ddx list students` and `ddx list teachers` show what there is",

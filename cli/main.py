@@ -106,6 +106,8 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, click.UsageError) and error.ctx is None:
+            error.ctx = _context(arguments)
         message, hint, code = _explain(error)
         if message is None:
             raise
@@ -137,7 +139,10 @@ def _explain_usage(error: click.UsageError) -> tuple[str, str]:
         hint = flag_hint(command.removeprefix("ddx "), flag)
         if hint is None:
             near = near_flag(flag, error.ctx.command, error.ctx)
-            hint = f"did you mean {near}?" if near else see_help
+            options = (
+                see_help if error.ctx.parent else "options stand behind a command: `ddx COMMAND --help` shows them"
+            )
+            hint = f"did you mean {near}?" if near else options
         return f"{command} has no option {flag}", hint
     if found := re.fullmatch(r"Got unexpected extra arguments? \((.*)\)", error.message, re.DOTALL):
         meant = argument_hint(command.removeprefix("ddx "), found[1])
@@ -157,6 +162,14 @@ def _explain_usage(error: click.UsageError) -> tuple[str, str]:
         message = f"{given!r} is not one of {', '.join(choices)}"
         return message, f"did you mean `{command} {near}`?" if near else see_help
     return error.format_message().rstrip("."), see_help
+
+
+def _context(arguments: list[str]) -> click.Context | None:
+    """Return the context of the command that a line names, for errors that click raises without one."""
+    if not arguments or arguments[0] not in COMMANDS:
+        return None
+    command = importlib.import_module(f"ddx.cli.{arguments[0]}").command
+    return click.Context(command, parent=click.Context(group, info_name="ddx"), info_name=arguments[0])
 
 
 def _example(command: click.Command) -> str | None:

@@ -115,7 +115,9 @@ def read_yaml(path: str | Path) -> Settings:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
-        raise UsageError(f"cannot read {path}: {reason}", hint="check the path, or leave --config away") from error
+        raise UsageError(
+            f"cannot read {path}: {reason}", hint="check the path; a YAML file of `key: value` lines is read"
+        ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""

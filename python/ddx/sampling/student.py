@@ -29,6 +29,11 @@ class StudentFolder:
         self.folder = Path(folder)
         index = self.folder / "model_index.json"
         record = read_run(self.folder)
+        if self.folder.is_file():
+            raise UsageError(
+                f"{self.folder} is a file, and a student is the folder that `ddx distill` wrote",
+                hint="see `ddx list students`",
+            )
         if not self.folder.is_dir():
             raise UsageError(f"there is no student at {self.folder}", hint="see `ddx list students`")
         if not index.is_file():
