@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
-import subprocess
+import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+
+from commands import Command
 
 CAPTIONS = (
     "a cat",
@@ -35,11 +37,16 @@ def write_pairs(path: Path, num_rows: int) -> Path:
     return path
 
 
-def finish(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
+def finish(process: Command, code: int = 0) -> tuple[str, str]:
     """Wait for the process, check its exit code, and return what it printed."""
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate()
     assert process.returncode == code, err
     return out, err
+
+
+def rank_of_two(number: int) -> dict[str, str]:
+    """What torchrun, which training/test_two_ranks.py starts, tells a process; here the ranks meet through files."""
+    return {**os.environ, "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2"}
 
 
 def shard_bytes(store: Path) -> dict[str, bytes]:

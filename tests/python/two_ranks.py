@@ -111,8 +111,8 @@ def compare(teacher: Teacher, rank: int, world: int) -> dict[str, dict[str, floa
     return found
 
 
-def main(teacher: Path, out: Path, command: list[str]) -> int:
-    """Write the differences, then do what the command line says."""
+def main(teacher: Path, out: Path, lines: list[list[str]]) -> int:
+    """Write the differences, then do what the command lines say."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
     # a group of its own: that of the run is the run's to begin and to end
@@ -120,8 +120,8 @@ def main(teacher: Path, out: Path, command: list[str]) -> int:
     found = compare(load_teacher(teacher, device="cpu"), rank, world)
     dist.destroy_process_group()
     (out / f"{rank}.json").write_text(json.dumps(found))
-    return run(command)
+    return next((code for line in lines if (code := run(line))), 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[4:]))
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])))

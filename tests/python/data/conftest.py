@@ -1,19 +1,19 @@
-"""A tiny teacher, parquet files with pictures inside, and the command as a process of its own."""
+"""A tiny teacher, parquet files with pictures inside, and the command as a process."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from commands import Command
 from ddx.data.config import PrecomputeConfig
 from pipelines import make_sana
 from stores import write_pairs
+from watchdog import PATIENT
 
 
 @pytest.fixture(autouse=True)
@@ -37,32 +37,21 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def config(teacher_folder: Path) -> PrecomputeConfig:
     """Parts of four rows, and pictures from this machine, each asked for once."""
-    return PrecomputeConfig(
-        teacher=str(teacher_folder), allow_private_hosts=True, device="cpu", part_rows=4, batch_size=3, retries=0
-    )
+    options: dict[str, Any] = {"device": "cpu", "part_rows": 4, "batch_size": 3, "retries": 0, **PATIENT}
+    return PrecomputeConfig(teacher=str(teacher_folder), allow_private_hosts=True, **options)
 
 
-Ddx = Callable[..., "subprocess.Popen[str]"]
+Ddx = Callable[..., Command]
 
 
 @pytest.fixture
-def ddx() -> Iterator[Ddx]:
+def ddx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ddx]:
     """Start `ddx …` as a process; whatever still runs at the end of the test is killed."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[Command] = []
 
-    def start(
-        *arguments: object,
-        launcher: tuple[str, ...] = (),
-        environment: Mapping[str, str] | None = None,
-        **options: object,
-    ) -> subprocess.Popen[str]:
-        line = [sys.executable, *launcher, "-m", "ddx.cli.main", *map(str, arguments)]
-        environment = environment or {**os.environ, "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(
-            line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-        )
-        started.append(process)
-        return process
+    def start(*arguments: object, **options: Any) -> Command:
+        started.append(Command([str(word) for word in arguments], tmp_path_factory.mktemp("command"), **options))
+        return started[-1]
 
     yield start
     for process in started:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -28,7 +27,8 @@ from ddx.errors import DdxError, UsageError
 from ddx.progress import NullProgress
 from picture_server import PictureServer, serve_pictures, write_urls
 from pipelines import make_sana
-from stores import finish, shard_bytes
+from stores import finish, rank_of_two, shard_bytes
+from watchdog import PATIENT_FLAGS, wait_until
 
 Ddx = Callable[..., Any]
 PART_ROWS, OLD_ROWS, NEW_ROWS = 4, 10, 6
@@ -83,8 +83,7 @@ def append(config: PrecomputeConfig, store: Path, source: Path, **settings: Any)
 
 def command_line(config: PrecomputeConfig, store: Path, source: Path, *more: str) -> tuple[object, ...]:
     options = ("--allow-private-hosts", "--device", "cpu", "--part-rows", PART_ROWS, "--batch-size", 3, "--retries", 0)
-    patience = ("--idle-timeout-s", 300, "--total-timeout-s", 300)
-    return ("precompute", source, "--teacher", config.teacher, "--out", store, *options, *patience, *more)
+    return ("precompute", source, "--teacher", config.teacher, "--out", store, *options, *PATIENT_FLAGS, *more)
 
 
 def whole_bytes(store: Path) -> dict[str, bytes]:
@@ -259,23 +258,23 @@ def test_failed_rows_of_either_segment_are_taken_up_again(
     assert whole_bytes(store) == whole_bytes(appended)
 
 
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 200
-    while not path.is_file():
-        assert time.monotonic() < deadline, f"{path} did not appear"
-        time.sleep(0.02)
-
-
 def test_killed_it_goes_on_and_keeps_others_out_until_it_is_complete(
-    ddx: Ddx, server: PictureServer, store: Path, sources: tuple[Path, Path], config: PrecomputeConfig, appended: Path
+    ddx: Ddx,
+    server: PictureServer,
+    store: Path,
+    sources: tuple[Path, Path],
+    config: PrecomputeConfig,
+    appended: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     server.released.clear()
     server.held_from = OLD_ROWS + PART_ROWS
     line = command_line(config, store, sources[1], "--append")
     process = ddx(*line)
-    wait_for(store / "_ddx" / "commit" / str(FIRST_NEW_PART))
-    _, err = finish(ddx(*line), 1)
-    assert "another process is writing" in err
+    wait_until((store / "_ddx" / "commit" / str(FIRST_NEW_PART)).is_file, process)
+    words = [str(word) for word in line]
+    assert main.run(words) == 1
+    assert "another process is writing" in capsys.readouterr().err
     process.kill()
     finish(process, -signal.SIGKILL)
     assert not Store(store).is_complete
@@ -286,7 +285,7 @@ def test_killed_it_goes_on_and_keeps_others_out_until_it_is_complete(
     server.released.set()
     server.held_from = None
     kept = times(store / "latents")
-    finish(ddx(*line))
+    assert main.run(words) == 0
     assert {name: times(store / "latents")[name] for name in kept} == kept
     assert whole_bytes(store) == whole_bytes(appended)
 
@@ -321,8 +320,9 @@ def test_a_store_that_is_read_does_not_grow(store: Path, sources: tuple[Path, Pa
 def test_two_ranks_make_the_bytes_of_one(
     ddx: Ddx, store: Path, sources: tuple[Path, Path], config: PrecomputeConfig, appended: Path
 ) -> None:
-    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
-    finish(ddx(*command_line(config, store, sources[1], "--append"), launcher=torchrun))
+    line = command_line(config, store, sources[1], "--append")
+    for process in [ddx(*line, environment=rank_of_two(number)) for number in (0, 1)]:
+        finish(process)
     assert whole_bytes(store) == whole_bytes(appended)
 
 

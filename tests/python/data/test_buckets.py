@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +27,7 @@ from ddx.data.verify import verify_all
 from ddx.progress import NullProgress
 from ddx.teachers.registry import load_teacher
 from pipelines import make_stable_diffusion
-from stores import finish, shard_bytes
+from stores import shard_bytes
 
 # Width and height; 0 is a picture that does not decode.
 SIZES = (
@@ -182,11 +180,11 @@ def test_sizes_are_symmetric_and_never_larger_than_the_square() -> None:
 
 
 def test_a_student_is_distilled_of_batches_of_many_shapes(
-    ddx: Callable[..., Any], store: Store, config: PrecomputeConfig, tmp_path: Path
+    store: Store, config: PrecomputeConfig, tmp_path: Path
 ) -> None:
     words = ("distill", "--method", "lcm", "--teacher", config.teacher, "--resolution", 128, "--data", store.path)
     steps = ("--train-steps", 6, "--batch-size", 2, "--device", "cpu", "--workspace", tmp_path)
-    finish(ddx(*words, *steps, "--set", "sample_every=0"))
+    assert main.run([str(word) for word in (*words, *steps, "--set", "sample_every=0")]) == 0
     assert list((tmp_path / "students").glob("*/model_index.json"))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import time
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -27,6 +26,7 @@ from ddx.data.store import Store
 from ddx.progress import NullProgress
 from picture_server import PictureServer, serve_pictures, write_urls
 from stores import finish
+from watchdog import PATIENT, PATIENT_FLAGS, wait_until
 
 NUM_ROWS, PART_ROWS = 16, 4
 FAILS = {1: 404, 2: 503, 5: 404, 7: 404, 8: 500, 9: 404}  # odd rows are asked of localhost
@@ -55,6 +55,7 @@ def store(source: Path, teacher_folder: Path, tmp_path_factory: pytest.TempPathF
         part_rows=PART_ROWS,
         batch_size=3,
         retries=0,
+        **PATIENT,
     )
     return precompute(config, [str(source)])
 
@@ -109,10 +110,8 @@ def test_a_store_that_was_killed_shows_the_parts_that_are_done(
     store = tmp_path / "killed.zarr"
     server.held_from = HELD
     options = ("--allow-private-hosts", "--device", "cpu", "--part-rows", PART_ROWS, "--batch-size", 3, "--retries", 0)
-    process = ddx("precompute", source, "--teacher", teacher_folder, "--out", store, *options)
-    while not (store / "_ddx" / "commit" / "1").exists():
-        assert process.poll() is None
-        time.sleep(0.02)
+    process = ddx("precompute", source, "--teacher", teacher_folder, "--out", store, *options, *PATIENT_FLAGS)
+    wait_until((store / "_ddx" / "commit" / "1").exists, process)
     process.kill()
     finish(process, -signal.SIGKILL)
     server.released.set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from ddx.errors import UsageError
 from object_server import BUCKET, ObjectServer, serve_objects
 from source_files import CAPTIONS, NUM, csv_of_paths, embedded_parquet, image_folder, png, tars
 from stores import shard_bytes
+from watchdog import wait_until
 
 Ddx = Callable[..., Any]
 ARRAYS = ("latents", "text/tokens", "text/offset", "text/length")
@@ -132,8 +132,7 @@ def test_the_command_goes_on_after_a_kill(server: ObjectServer, ddx: Ddx, tmp_pa
     line = ["precompute", source, "--teacher", "sana-tiny", "--device", "cpu", "--part-rows", "1", "--max-upscale", "8"]
     assert main.run([*line, "--out", str(tmp_path / "whole.zarr")]) == 0
     process = ddx(*line, "--out", tmp_path / "killed.zarr")
-    while not list((tmp_path / "killed.zarr").glob("_ddx/commit/*")) and process.poll() is None:
-        time.sleep(0.01)
+    wait_until(lambda: list((tmp_path / "killed.zarr").glob("_ddx/commit/*")), process)
     process.kill()
     process.communicate()
     assert main.run([*line, "--out", str(tmp_path / "killed.zarr")]) == 0

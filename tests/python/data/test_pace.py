@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,12 +17,10 @@ def test_the_slowest_stage(waiting: float, queued: int, fetching: int, stage: st
     assert slowest(waiting, {"queued": queued, "fetching": fetching}) == stage
 
 
-def test_shares_are_those_since_the_last_look() -> None:
+def test_shares_are_those_since_the_last_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 4.0, 5.0, 6.0])  # made; the step begins and ends; two looks
+    monkeypatch.setattr("ddx.data.precompute.pace.time", SimpleNamespace(monotonic=lambda: next(clock)))
     pace = Pace(lambda: {"bytes": 5_000_000, "queued": 0, "fetching": 1})
-    assert pace.wait_for(lambda: time.sleep(0.2)) is None
-    first = pace.look()
-    assert first["MB/s"] > 0
-    assert first["slowest"] == "fetch"
-    assert int(str(first["encoders busy"]).rstrip("%")) < 50
-    time.sleep(0.05)
+    assert pace.wait_for(lambda: "done") == "done"
+    assert pace.look() == {"MB/s": 1.0, "encoders busy": "40%", "slowest": "fetch"}
     assert pace.look()["encoders busy"] == "100%"

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +13,13 @@ from typing import Any
 
 import pytest
 
+from ddx.cli import main
 from ddx.data.config import PrecomputeConfig
 from ddx.data.precompute import precompute
 from ddx.errors import UsageError
 from picture_server import serve_pictures, write_urls
-from stores import finish, shard_bytes
+from stores import finish, rank_of_two, shard_bytes
+from watchdog import PATIENT, PATIENT_FLAGS, wait_until
 
 Ddx = Callable[..., Any]
 NUM_ROWS, PART_ROWS = 24, 4
@@ -49,9 +49,8 @@ def source(served: Source) -> Source:
 
 @pytest.fixture(scope="module")
 def config(teacher_folder: Path) -> PrecomputeConfig:
-    return PrecomputeConfig(
-        teacher=str(teacher_folder), allow_private_hosts=True, device="cpu", part_rows=PART_ROWS, batch_size=3
-    )
+    options: dict[str, Any] = {"device": "cpu", "part_rows": PART_ROWS, "batch_size": 3, **PATIENT}
+    return PrecomputeConfig(teacher=str(teacher_folder), allow_private_hosts=True, **options)
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +63,7 @@ def undisturbed(served: Source, config: PrecomputeConfig, tmp_path_factory: pyte
 def arguments(source: Source, config: PrecomputeConfig, store: Path) -> tuple[object, ...]:
     """The same settings as a command line."""
     options = ("--allow-private-hosts", "--device", "cpu", "--part-rows", PART_ROWS, "--batch-size", 3)
-    return ("precompute", source.path, "--teacher", config.teacher, "--out", store, *options)
-
-
-def wait_for(path: Path, timeout_s: float = 200) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not path.is_file():
-        assert time.monotonic() < deadline, f"{path} did not appear"
-        time.sleep(0.05)
+    return ("precompute", source.path, "--teacher", config.teacher, "--out", store, *options, *PATIENT_FLAGS)
 
 
 def test_killed_and_started_again_it_ends_with_the_same_bytes(
@@ -80,7 +72,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(
     store = tmp_path / "killed.zarr"
     line = arguments(source, config, store)
     process = ddx(*line)
-    wait_for(store / "_ddx" / "commit" / "1")
+    wait_until((store / "_ddx" / "commit" / "1").is_file, process)
     process.kill()
     finish(process, -signal.SIGKILL)
     assert not (store / "rows.parquet").exists()
@@ -89,7 +81,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(
     assert len(kept) == len(times) == 2
 
     source.released.set()
-    finish(ddx(*line))
+    assert main.run([str(word) for word in line]) == 0
     assert shard_bytes(store) == shard_bytes(undisturbed)
     assert kept == {path: path.read_bytes() for path in kept}
     assert times == {path: path.stat().st_mtime_ns for path in times}, "finished parts are not made again"
@@ -101,7 +93,7 @@ def test_interrupted_it_says_so_and_goes_on(
 ) -> None:
     store = tmp_path / "interrupted.zarr"
     process = ddx(*arguments(source, config, store))
-    wait_for(store / "_ddx" / "commit" / "1")
+    wait_until((store / "_ddx" / "commit" / "1").is_file, process)
     process.send_signal(signal.SIGINT)
     _, err = finish(process, 130)
     assert "stopped after 2 of 6 parts" in err
@@ -114,8 +106,9 @@ def test_two_ranks_make_the_bytes_of_one(
     ddx: Ddx, undisturbed: Path, source: Source, config: PrecomputeConfig, tmp_path: Path
 ) -> None:
     source.released.set()
-    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
-    finish(ddx(*arguments(source, config, tmp_path / "two.zarr"), launcher=torchrun))
+    line = arguments(source, config, tmp_path / "two.zarr")
+    for process in [ddx(*line, environment=rank_of_two(number)) for number in (0, 1)]:
+        finish(process)
     assert shard_bytes(tmp_path / "two.zarr") == shard_bytes(undisturbed)
 
 
@@ -141,11 +134,9 @@ def test_a_full_disk_is_one_line_and_the_store_goes_on_later(
 ) -> None:
     source.released.set()
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))  # room for metadata, not for a shard of tokens
-
     store = tmp_path / "x.zarr"
-    _, err = finish(ddx(*arguments(source, config, store), preexec_fn=limit), code=1)
+    process = ddx(*arguments(source, config, store), largest_file=6000)  # room for metadata, not for a shard of tokens
+    _, err = finish(process, code=1)
     *_, error, hint = err.strip().splitlines()
     assert error.startswith("error: cannot write")
     assert hint.startswith("hint: ")
@@ -193,7 +184,7 @@ def test_a_folder_that_refuses_in_the_middle_is_one_line_and_the_store_goes_on_l
 ) -> None:
     store = tmp_path / "x.zarr"
     process = ddx(*arguments(source, config, store))
-    wait_for(store / "_ddx" / "commit" / "1")
+    wait_until((store / "_ddx" / "commit" / "1").is_file, process)
     times = {path: path.stat().st_mtime_ns for path in (store / "latents").glob("c.[01].*")}
     with refusing(store / folder):
         source.released.set()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +19,8 @@ from ddx.data.precompute.retry import matches
 from ddx.data.store import Store
 from ddx.errors import DdxError
 from picture_server import PictureServer, serve_pictures, write_urls
-from stores import finish, shard_bytes
+from stores import finish, rank_of_two, shard_bytes
+from watchdog import PATIENT_FLAGS, wait_until
 
 NUM_ROWS = 14
 FAILS = {1: 404, 2: 500, 5: 500, 9: 503, 10: 404}  # no failure among the last rows: their part stays as it is
@@ -113,14 +112,15 @@ def test_two_ranks_take_rows_up_together(
     store: Path,
     whole: Callable[..., Path],
 ) -> None:
-    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
-    finish(ddx(*line(source, config, store), "--retry", "all", launcher=torchrun))
+    words = (*line(source, config, store), "--retry", "all")
+    for process in [ddx(*words, environment=rank_of_two(number)) for number in (0, 1)]:
+        finish(process)
     assert shard_bytes(store) == shard_bytes(whole({}))
 
 
 def line(source: Path, config: PrecomputeConfig, store: Path) -> tuple[object, ...]:
     options = ("--allow-private-hosts", "--device", "cpu", "--part-rows", 4, "--batch-size", 3, "--retries", 0)
-    return ("precompute", source, "--teacher", config.teacher, "--out", store, *options)
+    return ("precompute", source, "--teacher", config.teacher, "--out", store, *options, *PATIENT_FLAGS)
 
 
 def test_the_parts_of_a_rank_that_is_gone_are_taken_over(
@@ -129,13 +129,11 @@ def test_the_parts_of_a_rank_that_is_gone_are_taken_over(
     store = tmp_path / "two.zarr"
 
     def rank(number: int) -> Any:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "RANK": str(number), "WORLD_SIZE": "2"}
-        return ddx(*line(source, config, store), environment=environment)
+        return ddx(*line(source, config, store), environment=rank_of_two(number))
 
     second = rank(1)
     lock = store / "_ddx" / "writer-1.lock"
-    while not lock.exists():
-        time.sleep(0.02)
+    wait_until(lock.exists, second)
     second.kill()  # it waits for the first one, which makes the store
     finish(second, -signal.SIGKILL)
     finish(rank(0))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,8 @@ from ddx.data.config import PrecomputeConfig
 from ddx.data.precompute import precompute
 from ddx.data.store import Store
 from ddx.errors import DdxError, UsageError
-from stores import finish, shard_bytes
+from stores import shard_bytes
+from watchdog import wait_until
 
 
 @pytest.fixture
@@ -89,14 +88,11 @@ def test_a_fetch_that_is_killed_goes_on(
     store = tmp_path / "s.zarr"
     options = ("--teacher", config.teacher, "--device", "cpu", "--part-rows", 4, "--batch-size", 3, "--out", store)
     process = ddx("precompute", pairs, *options, "--stage", "fetch")
-    while not list(store.glob("_ddx/fetched/*.rows.parquet")):
-        assert process.poll() is None
-        time.sleep(0.002)
+    wait_until(lambda: list(store.glob("_ddx/fetched/*.rows.parquet")), process)
     process.kill()
-    process.wait()
-    assert process.returncode in (0, -signal.SIGKILL)
-    finish(ddx("precompute", pairs, *options, "--stage", "fetch"))
-    finish(ddx("precompute", pairs, *options, "--stage", "encode"))
+    process.communicate()
+    for stage in ("fetch", "encode"):
+        assert main.run([str(word) for word in ("precompute", pairs, *options, "--stage", stage)]) == 0
     whole = precompute(replace(config, out=tmp_path / "whole.zarr"), [str(pairs)])
     assert shard_bytes(store) == shard_bytes(whole)
     assert not list(store.rglob("*.tmp"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -24,7 +23,8 @@ from ddx.errors import UsageError
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
 from ddx.teachers.registry import load_teacher
-from stores import CAPTIONS, finish, shard_bytes
+from stores import CAPTIONS, shard_bytes
+from watchdog import wait_until
 
 from .conftest import Ddx
 
@@ -115,13 +115,10 @@ def test_killed_it_ends_with_the_same_bytes(
     line = ("precompute", captions, "--teacher", teacher_folder, "--out", out, "--device", "cpu", "--synthetic")
     sizes = ("--part-rows", 4, "--batch-size", 3, "--synthetic-steps", STEPS, "--synthetic-guidance", GUIDANCE)
     process = ddx(*line, *sizes)
-    deadline = time.monotonic() + 120
-    while not any((out / "_ddx" / "commit").glob("*")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: any((out / "_ddx" / "commit").glob("*")), process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    finish(ddx(*line, *sizes))
+    assert main.run([str(word) for word in (*line, *sizes)]) == 0
     assert shard_bytes(out) == shard_bytes(store)
 
 

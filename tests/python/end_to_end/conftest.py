@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from watchdog import WATCHDOG_S
+
 Shell = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -20,14 +22,12 @@ Shell = Callable[..., subprocess.CompletedProcess[str]]
 def shell(tmp_path: Path) -> Shell:
     """Run a line as a user types it, in `tmp_path`, with ddx on the PATH and the default workspace ./runs."""
 
-    def run(
-        line: str, *, code: int = 0, timeout_s: float = 420, **environment: str
-    ) -> subprocess.CompletedProcess[str]:
+    def run(line: str, *, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
         scripts = sysconfig.get_path("scripts")
         variables = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", **environment}
         variables.pop("DDX_WORKSPACE", None)
         done = subprocess.run(
-            ["bash", "-c", line], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=timeout_s
+            ["bash", "-c", line], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=WATCHDOG_S
         )
         assert done.returncode == code, f"{line}\nexit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done

@@ -7,32 +7,39 @@ bundled teacher, which has never seen a photograph, would need thousands for.
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Callable
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 import zarr
 
+from ddx.cli import main
 from laion import serve_laion
 from pipelines import make_sana
-
-Shell = Callable[..., subprocess.CompletedProcess[str]]
+from watchdog import PATIENT_FLAGS
 
 TRAIN_STEPS = 100
 
 
-def test_photographs_become_a_student(tmp_path: Path, shell: Shell) -> None:
+def ddx(line: str) -> None:
+    assert main.run(shlex.split(line)) == 0, line
+
+
+def test_photographs_become_a_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DDX_WORKSPACE")
     make_sana(tmp_path / "teacher")
     with serve_laion(tmp_path, rows=240) as laion:
         assert laion.num_ok >= 200
-        shell("ddx precompute laion.parquet --teacher ./teacher --batch-size 16 --part-rows 64 --allow-private-hosts")
+        patience = " ".join(("--allow-private-hosts", *PATIENT_FLAGS))
+        ddx(f"precompute laion.parquet --teacher ./teacher --batch-size 16 --part-rows 64 {patience}")
     (path,) = (tmp_path / "runs" / "data").glob("*.zarr")
     check_store(path, laion.ok)
 
-    shell(
-        "ddx distill --method lcm --teacher ./teacher --batch-size 16 --micro-batch-size none --learning-rate 2e-3"
+    ddx(
+        "distill --method lcm --teacher ./teacher --batch-size 16 --micro-batch-size none --learning-rate 2e-3"
         f" --train-steps {TRAIN_STEPS} --warmup-steps 10 --ema-half-life 200 --no-gradient-checkpointing"
         f" --log-every 10 --sample-every {TRAIN_STEPS} --sample-prompts 4"
         " --set guidance_min=4.5 --set guidance_max=4.5 --set solver_steps=4 --set target_decay=0"
@@ -40,7 +47,7 @@ def test_photographs_become_a_student(tmp_path: Path, shell: Shell) -> None:
     (student,) = (tmp_path / "runs" / "students").iterdir()
     check_training(student)
 
-    shell("ddx sample --steps 1 --prompt 'a tabby cat' --prompt 'the launch of a rocket'")
+    ddx("sample --steps 1 --prompt 'a tabby cat' --prompt 'the launch of a rocket'")
     assert len(list((tmp_path / "runs" / "samples").rglob("*.png"))) >= 2
 
 

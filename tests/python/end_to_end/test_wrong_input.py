@@ -17,6 +17,7 @@ from PIL import Image
 
 from ddx.cli import main
 from pipelines import make_sana
+from watchdog import WATCHDOG_S
 
 Run = Callable[..., tuple[str, str]]
 
@@ -155,9 +156,8 @@ def test_no_space_left(teacher: Path, pairs: Path, tmp_path: Path) -> None:
     script = (
         f"mount -t tmpfs -o size=64k,mode=777 none {disk} || exit 77\nhead -c 50000 /dev/zero > {disk}/filler\n{ddx}"
     )
-    done = subprocess.run(
-        ["unshare", "--mount", "--map-root-user", "bash", "-c", script], capture_output=True, text=True, timeout=300
-    )
+    line = ["unshare", "--mount", "--map-root-user", "bash", "-c", script]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=WATCHDOG_S)
     if done.returncode == 77 or "unshare" in done.stderr.split(":")[0]:
         pytest.skip("may not mount a small disk here")
     *_, error, hint = done.stderr.strip().splitlines()

@@ -2,7 +2,7 @@
 
 use std::io::Cursor;
 
-use ddx_core::image::{decode, read_header};
+use ddx_core::image::{ImageError, decode, read_header};
 use ddx_core::source::{ColumnChoice, Input};
 use image::codecs::png::PngEncoder;
 use image::codecs::webp::WebPEncoder;
@@ -10,9 +10,24 @@ use image::{ExtendedColorType, ImageEncoder};
 
 use crate::harness::alone;
 use crate::memory::peak_of;
-use crate::pictures::webps;
+use crate::pictures::{crc32, webps};
 
 const MIB: usize = 1 << 20;
+
+#[test]
+fn a_header_refuses_before_anything_is_allocated() {
+    let _guard = alone();
+    // 60000 x 60000 pixels in a file of a few bytes.
+    let mut bytes = Vec::new();
+    PngEncoder::new(&mut bytes).write_image(&[7; 3], 1, 1, ExtendedColorType::Rgb8).unwrap();
+    bytes[16..24].copy_from_slice(&[0, 0, 0xea, 0x60, 0, 0, 0xea, 0x60]);
+    let checksum = crc32(&bytes[12..29]);
+    bytes[29..33].copy_from_slice(&checksum.to_be_bytes());
+    let (read, peak) = peak_of(|| read_header(&bytes, 1_000_000));
+    let refused = ImageError::TooManyPixels { width: 60_000, height: 60_000, max_pixels: 1_000_000 };
+    assert_eq!(read.unwrap_err(), refused);
+    assert!(peak < MIB, "{} MiB", peak / MIB);
+}
 
 #[test]
 fn a_profile_is_decompressed_to_a_bounded_size() {

@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ddx_core::image::Size;
 use ddx_core::ingest::{Batch, Ingest, IngestConfig, Item, PartEnd, Poll};
 use ddx_core::source::{ColumnChoice, ImageKind, Input, Source};
 
+use crate::WATCHDOG;
 use crate::fetching;
 use crate::images::{gradient, jpeg};
 use crate::server::Server;
@@ -43,16 +44,16 @@ fn run(parquet: &Path, parts: &[u64], config: IngestConfig) -> (Vec<Batch>, Vec<
 fn finish(mut ingest: Ingest) -> (Vec<Batch>, Vec<PartEnd>) {
     let (mut batches, mut ends) = (Vec::new(), Vec::new());
     loop {
-        match ingest.poll(Duration::from_secs(20)).unwrap() {
+        match ingest.poll(WATCHDOG).unwrap() {
             Poll::Item(Item::Batch(batch)) => batches.push(batch),
             Poll::Item(Item::PartEnd(end)) => ends.push(end),
             Poll::Done => return (batches, ends),
-            Poll::Pending => panic!("nothing for 20 seconds"),
+            Poll::Pending => panic!("the watchdog: nothing came"),
         }
     }
 }
 
-/// 25 rows of URLs; every third server answer is late, and six rows are bad in their own ways.
+/// 25 rows of URLs, of which one answer is late, and eight rows are bad in their own ways.
 fn mixed(folder: &Path) -> (Server, std::path::PathBuf) {
     let pictures = (0..25_u32).map(|row| (format!("{row}.jpg"), jpeg(&gradient(32 + 3 * row, 40)))).collect();
     let server = Server::start(pictures);
@@ -60,8 +61,8 @@ fn mixed(folder: &Path) -> (Server, std::path::PathBuf) {
         3 => server.url("gone.jpg"),
         5 => server.url("endless"),
         8 => "http://169.254.169.254/".to_owned(),
-        12 => server.url("ok"), // text, no image
-        17 => server.url("stall"),
+        12 => server.url("slow-ok"), // text, no image
+        17 => server.url("cut"),
         20 => server.url("flaky"),
         _ => server.url(&format!("{row}.jpg")),
     };
@@ -77,18 +78,11 @@ const BAD: [(u64, &str); 8] = [
     (5, "too_large"),
     (8, "refused_address"),
     (12, "not_an_image"),
-    (17, "timeout"),
+    (17, "reset"),
     (20, "not_an_image"),
     (22, "no_image"),
     (23, "no_caption"),
 ];
-
-fn quick() -> IngestConfig {
-    let mut config = config();
-    config.fetch.idle_timeout = Duration::from_millis(500);
-    config.fetch.retries = 2;
-    config
-}
 
 #[test]
 fn captions_alone_are_rows_without_pictures() {
@@ -115,14 +109,18 @@ fn captions_alone_are_rows_without_pictures() {
 }
 
 #[test]
-fn hostile_answers_all_end_in_a_status_before_the_deadline() {
+fn hostile_answers_all_end_in_a_status() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(HashMap::new());
+    let run = |urls: Vec<Option<String>>, config| {
+        let captions = texts(urls.iter().map(|_| Some("caption".to_owned())));
+        let parquet = folder.path().join("a.parquet");
+        write_parquet(&parquet, vec![("url", texts(urls)), ("caption", captions)], 6);
+        let (_, ends) = run(&parquet, &[0], config);
+        ends[0].records.iter().map(|record| record.status.slug().into_owned()).collect::<Vec<_>>()
+    };
     let cases = [
         ("endless", "too_large"),
-        ("drip", "timeout"),
-        ("stall", "timeout"),
-        ("silent", "timeout"),
         ("cut", "reset"),
         ("huge", "too_large"),
         ("loop", "redirects"),
@@ -134,25 +132,21 @@ fn hostile_answers_all_end_in_a_status_before_the_deadline() {
     ];
     let mut urls: Vec<_> = cases.iter().map(|(path, _)| Some(server.url(path))).collect();
     urls.push(Some(server.url("ok").replace("http:", "https:"))); // no TLS there
-    let captions = texts(urls.iter().map(|_| Some("caption".to_owned())));
-    let parquet = folder.path().join("a.parquet");
-    write_parquet(&parquet, vec![("url", texts(urls)), ("caption", captions)], 6);
-    let mut config = quick();
-    config.part_rows = 13;
-    config.fetch.total_timeout = Duration::from_secs(2);
-    let began = Instant::now();
-    let (_, ends) = run(&parquet, &[0], config);
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
-    let found: Vec<_> = ends[0].records.iter().map(|record| record.status.slug().into_owned()).collect();
     let expected: Vec<_> = cases.iter().map(|(_, status)| *status).chain(["connect"]).collect();
-    assert_eq!(found, expected);
+    assert_eq!(run(urls, config()), expected);
+
+    // Those that would never end, each with the one deadline that ends it.
+    let slow = ["drip", "stall", "silent"].map(|path| Some(server.url(path))).to_vec();
+    let mut hasty = config();
+    hasty.fetch.total_timeout = Duration::from_millis(500);
+    assert_eq!(run(slow, hasty), ["timeout"; 3]);
 }
 
 #[test]
 fn every_row_has_a_status_and_batches_are_full_and_in_order() {
     let folder = tempfile::tempdir().unwrap();
     let (_server, parquet) = mixed(folder.path());
-    let (batches, ends) = run(&parquet, &[0, 1, 2], quick());
+    let (batches, ends) = run(&parquet, &[0, 1, 2], config());
     let statuses: Vec<(u64, String)> = ends
         .iter()
         .flat_map(|end| end.records.iter().zip(end.first_row..))
@@ -184,8 +178,8 @@ fn every_row_has_a_status_and_batches_are_full_and_in_order() {
 fn parts_alone_give_the_bytes_of_the_whole_run() {
     let folder = tempfile::tempdir().unwrap();
     let (_server, parquet) = mixed(folder.path());
-    let (whole, _) = run(&parquet, &[0, 1, 2], quick());
-    let mut config = quick();
+    let (whole, _) = run(&parquet, &[0, 1, 2], config());
+    let mut config = config();
     (config.prefetch_rows, config.decode_threads, config.fetch.concurrency) = (1, 1, 1);
     let (part, ends) = run(&parquet, &[2, 0], config);
     assert_eq!(
@@ -244,7 +238,7 @@ fn small_pictures_are_refused_or_enlarged_as_asked() {
 }
 
 #[test]
-fn dropping_a_busy_ingest_returns_at_once() {
+fn dropping_a_busy_ingest_waits_for_no_answer() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(HashMap::new());
     let parquet = folder.path().join("a.parquet");
@@ -254,12 +248,10 @@ fn dropping_a_busy_ingest_returns_at_once() {
     ];
     write_parquet(&parquet, columns, 100);
     let mut ingest = start(&parquet, &[0, 1, 2], config()).unwrap();
-    let start = Instant::now();
     assert!(matches!(ingest.poll(Duration::from_millis(200)).unwrap(), Poll::Pending));
     ingest.close();
-    assert!(ingest.poll(Duration::from_secs(9)).is_err());
+    assert!(ingest.poll(WATCHDOG).is_err());
     drop(ingest);
-    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
 }
 
 #[test]

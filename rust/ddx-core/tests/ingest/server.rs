@@ -46,6 +46,12 @@ impl Server {
     }
 }
 
+fn wait_for_ever() -> ! {
+    loop {
+        std::thread::park();
+    }
+}
+
 /// Requests for `slow-ok` that wait for their answer.
 struct Crowd {
     now: AtomicUsize,
@@ -60,6 +66,9 @@ fn answer(
     pictures: &HashMap<String, Vec<u8>>,
 ) -> std::io::Result<()> {
     let mut request = BufReader::new(stream.try_clone()?);
+    if request.fill_buf()?.first() == Some(&0x16) {
+        return Ok(()); // somebody who wants TLS; the rest of it may hold no line's end
+    }
     let mut line = String::new();
     request.read_line(&mut line)?;
     let path = line.split(' ').nth(1).unwrap_or("/").trim_start_matches('/').to_owned();
@@ -107,13 +116,9 @@ fn answer(
         "stall" => {
             stream.write_all(head("200 OK", "Content-Length: 100\r\n").as_bytes())?;
             stream.write_all(b"half")?;
-            std::thread::sleep(Duration::from_secs(30));
-            Ok(())
+            wait_for_ever()
         }
-        "silent" => {
-            std::thread::sleep(Duration::from_secs(30));
-            Ok(())
-        }
+        "silent" => wait_for_ever(),
         "huge" => stream.write_all(head("200 OK", "Content-Length: 999999999999\r\n").as_bytes()),
         "cut" => stream.write_all(&[head("200 OK", "Content-Length: 100\r\n").as_bytes(), b"half"].concat()),
         // For a client that would inflate it, though it did not ask for that.
