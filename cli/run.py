@@ -48,6 +48,8 @@ def command(invocation: Invocation, pipeline: str, again: bool) -> None:
         again=again,
     )
     stages = runner.resolve(read_pipeline(path, workspace=invocation.workspace.root))
+    if any(stage.name in ("prepare", "distill") for stage in stages):
+        invocation.loading("the methods")  # their settings, which are checked here, need torch
     check(stages, invocation.workspace)
     if invocation.dry_run:
         lines = [{"stage": s.name, "done": runner.is_done(s), "command": s.command_line()} for s in stages]

@@ -213,6 +213,7 @@ def test_a_command_says_what_it_loads_before_torch_is_imported(tmp_path: Path) -
         "bench kernels": "loading torch and the kernels",
         "bench step": "loading torch, diffusers and the kernels",
         "doctor": "loading torch",
+        "run one-step": "loading the methods",
         "distill --quiet": None,
         "sample --quiet": None,
     }
