@@ -20,8 +20,9 @@ def command(invocation: Invocation) -> int:
     """Draw pictures with a student.
 
     The newest student of the workspace draws its teacher's standard prompts unless told otherwise. Each picture becomes
-    a PNG file; grid.png and index.html show them together. Drawn one by one, a picture is bit for bit the one that the
-    student's model card draws with diffusers alone; with --batch-size it is equal up to rounding.
+    a PNG file; grid.png and index.html show them together. Drawn one by one, a picture is the one that the student's
+    model card draws with diffusers alone: bit for bit, but for the kernels that run on a GPU without DDX_KERNELS=torch.
+    With --batch-size, and with those kernels, it is equal up to rounding.
     """
     from ddx.cli.console import emit, emit_json, emit_settings
     from ddx.sampling.run import choose_student, plan, sample
