@@ -15,7 +15,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -30,7 +29,7 @@ from ddx.kernels.guarded_loss import (
     scaled_gradients,
     wants_gradient,
 )
-from ddx.kernels.launch import Launch
+from ddx.kernels.launch import Kernel, Launch, blocks
 from ddx.kernels.samples import as_rows, check_per_sample, check_samples, row_total
 
 _BLOCKS = ({"BLOCK": 1024, "num_warps": 4}, {"BLOCK": 512, "num_warps": 2}, {"BLOCK": 2048, "num_warps": 8})
@@ -86,7 +85,7 @@ def guarded_consistency_loss(
     return GuardedLoss(loss, dropped)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@Kernel
 def _terms_kernel(  # type: ignore[no-untyped-def]
     prediction_ptr,
     target_ptr,
@@ -120,7 +119,7 @@ def _terms_kernel(  # type: ignore[no-untyped-def]
     tl.store(partial_ptr + sample * tl.num_programs(0) + block, tl.sum(term, axis=0))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@Kernel
 def _totals_kernel(  # type: ignore[no-untyped-def]
     partial_ptr,
     weight_ptr,
@@ -150,11 +149,15 @@ def _consistency(
     """(loss, dropped, weight of a term, `[B]` each, the derivative of each term if it is wanted); c < 0 is squared."""
     rows = [as_rows(prediction), as_rows(target)]
     batch, num_elements = rows[0].shape
-    options = TERMS.options(prediction.device)
-    num_blocks = triton.cdiv(num_elements, options["BLOCK"])
+    device = prediction.device
+    options = TERMS.options(device)
+    num_blocks = blocks(num_elements, options["BLOCK"])
     loss, dropped, factor, derivative = new_outputs(batch, (prediction,), (wanted,))
-    partial = torch.empty(batch, num_blocks, dtype=torch.float32, device=prediction.device)
-    _terms_kernel[(num_blocks, batch)](
+    partial = torch.empty(batch, num_blocks, dtype=torch.float32, device=device)
+    _terms_kernel.launch(
+        (num_blocks, batch),
+        device,
+        options.joined(HUBER=c > 0, WANTED=wanted),
         *rows,
         derivative,
         partial,
@@ -162,11 +165,11 @@ def _consistency(
         rows[0].stride(0),
         rows[1].stride(0),
         c,
-        HUBER=c > 0,
-        WANTED=wanted,
-        **options,
     )
-    _totals_kernel[(batch,)](
+    _totals_kernel.launch(
+        (batch,),
+        device,
+        TOTALS.options(device).joined(WEIGHTED=weight is not None),
         partial,
         partial if weight is None else weight.contiguous(),  # a pointer of some kind, not read without weights
         loss,
@@ -174,8 +177,6 @@ def _consistency(
         factor,
         num_blocks,
         num_elements,
-        WEIGHTED=weight is not None,
-        **TOTALS.options(prediction.device),
     )
     return loss, dropped, factor, derivative
 

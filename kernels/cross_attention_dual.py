@@ -12,6 +12,7 @@ meet the values, in the dtype of the inputs; all sums are float32.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -20,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ddx.kernels import dispatch
-from ddx.kernels.launch import Launch
+from ddx.kernels.launch import Kernel, Launch, blocks
 
 HALF = Launch(  # up to 80 columns
     "cross_attention_dual",
@@ -106,7 +107,7 @@ def _check(q: Tensor, dq: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> 
         raise ValueError(f"mask must hold booleans or floats, got {mask.dtype}")
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@Kernel
 def _dual_kernel(  # type: ignore[no-untyped-def]
     q_ptr,
     dq_ptr,
@@ -230,6 +231,18 @@ def _dual_kernel(  # type: ignore[no-untyped-def]
         tl.store(do_ptr + out + more[None, :], do_more.to(do_ptr.dtype.element_ty), mask=inside_more)
 
 
+@functools.cache
+def _columns(width: int) -> tuple[int, int]:
+    """The two parts in which a head's columns are held, the second possibly empty.
+
+    72 is 64 and 8 (16 with padding), a third less than 128; what lies nearer to the next power of two takes that.
+    """
+    main = max(16, triton.next_power_of_2(width))
+    if main > 32 and main // 2 + 16 >= width:
+        main //= 2
+    return main, 16 if width > main else 0
+
+
 @torch.library.custom_op("ddx::cross_attention_dual", mutates_args=())
 def _cross_attention_dual(
     q: Tensor, dq: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
@@ -242,14 +255,14 @@ def _cross_attention_dual(
     if mask is not None:
         mask = mask if mask.stride(-1) == 1 else mask.contiguous()
         mask = mask.view(torch.uint8) if kind == "keep" else mask
-    # 72 is 64 and 8 (16 with padding), a third less than 128; what lies nearer to the next power of two takes that.
-    main = max(16, triton.next_power_of_2(width))
-    if main > 32 and main // 2 + 16 >= width:
-        main //= 2
+    main, rest = _columns(width)
     strides = [stride for value in (q, dq, k, v) for stride in value.stride()[:3]]
     launch = FLOAT32 if q.dtype == torch.float32 else HALF if main < 128 else WIDE
     options = launch.options(q.device)
-    _dual_kernel[(triton.cdiv(num_queries, options["BLOCK_N"]) * batch * num_heads,)](
+    _dual_kernel.launch(
+        (blocks(num_queries, options["BLOCK_N"]) * batch * num_heads,),
+        q.device,
+        options.joined(D=width, MAIN=main, REST=rest, MASK=kind, ALIGNMENT=math.gcd(8, *strides)),
         q,
         dq,
         k,
@@ -263,12 +276,6 @@ def _cross_attention_dual(
         scale,
         *strides,
         0 if mask is None else mask.stride(0),
-        D=width,
-        MAIN=main,
-        REST=16 if width > main else 0,
-        MASK=kind,
-        ALIGNMENT=math.gcd(8, *strides),
-        **options,
     )
     return o, do
 

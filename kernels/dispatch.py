@@ -62,10 +62,15 @@ def use_triton(*tensors: Tensor | None) -> bool:
     operation would drop the tangents there, the reference has the right ones. An operation's entry asks before
     each call, and also while `torch.compile` traces it.
     """
-    given = [tensor for tensor in tensors if tensor is not None]
-    if any(tensor.dtype == torch.float64 for tensor in given) or in_forward_ad():
+    if in_forward_ad():
         return False
-    chosen: Backend = _backend_while_traced(given[0].device.type)
+    device = ""
+    for tensor in tensors:
+        if tensor is not None:
+            if tensor.dtype == torch.float64:
+                return False
+            device = device or tensor.device.type
+    chosen: Backend = _backend_while_traced(device)
     return chosen == "triton"
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -30,7 +29,7 @@ from ddx.kernels.guarded_loss import (
     scaled_gradients,
     wants_gradient,
 )
-from ddx.kernels.launch import Launch
+from ddx.kernels.launch import Kernel, Launch, blocks
 from ddx.kernels.samples import as_rows, check_samples, row_total
 
 _BLOCKS = ({"BLOCK": 1024, "num_warps": 4}, {"BLOCK": 512, "num_warps": 2}, {"BLOCK": 2048, "num_warps": 8})
@@ -71,7 +70,7 @@ def guarded_dmd_loss(y_teacher: Tensor, y_fake: Tensor, x: Tensor, *, normalise:
     return GuardedLoss(loss, dropped)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@Kernel
 def _terms_kernel(  # type: ignore[no-untyped-def]
     teacher_ptr,
     fake_ptr,
@@ -102,7 +101,7 @@ def _terms_kernel(  # type: ignore[no-untyped-def]
     tl.store(distance_ptr + part, tl.sum(tl.abs(x - y_teacher), axis=0))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@Kernel
 def _totals_kernel(  # type: ignore[no-untyped-def]
     partial_ptr,
     distance_ptr,
@@ -132,21 +131,25 @@ def _dmd(
     rows = [as_rows(value) for value in (y_teacher, y_fake, x)]
     batch, num_elements = rows[0].shape
     options = TERMS.options(x.device)
-    num_blocks = triton.cdiv(num_elements, options["BLOCK"])
+    num_blocks = blocks(num_elements, options["BLOCK"])
     loss, dropped, factor, derivative = new_outputs(batch, (x,), (wanted,))
     partial = torch.empty(batch, num_blocks, dtype=torch.float32, device=x.device)
     distance = torch.empty(batch, num_blocks, dtype=torch.float32, device=x.device)
-    _terms_kernel[(num_blocks, batch)](
+    _terms_kernel.launch(
+        (num_blocks, batch),
+        x.device,
+        options.joined(WANTED=wanted),
         *rows,
         derivative,
         partial,
         distance,
         num_elements,
         *(value.stride(0) for value in rows),
-        WANTED=wanted,
-        **options,
     )
-    _totals_kernel[(batch,)](
+    _totals_kernel.launch(
+        (batch,),
+        x.device,
+        TOTALS.options(x.device).joined(NORMALISE=normalise),
         partial,
         distance,
         loss,
@@ -154,8 +157,6 @@ def _dmd(
         factor,
         num_blocks,
         num_elements,
-        NORMALISE=normalise,
-        **TOTALS.options(x.device),
     )
     return loss, dropped, factor, derivative
 

@@ -18,19 +18,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import triton
 from torch import Tensor
 
 from ddx.kernels import dispatch
 from ddx.kernels.gated_residual_norm_modulate_kernels import (
     backward_kernel,
+    constants,
     forward_kernel,
     rows_of,
     vectors_of,
-    warps,
-    widths,
 )
-from ddx.kernels.launch import Launch, Options
+from ddx.kernels.launch import Launch, Options, blocks
 
 
 def launches(suffix: str, *options: Options) -> dict[str, Launch]:
@@ -66,7 +64,7 @@ def gated_residual_reference(residual: Tensor, branch: Tensor, gate: Tensor | No
 def norm_modulate_reference(
     x: Tensor, scale: Tensor, shift: Tensor, *, eps: float = 1e-6, norm_dtype: torch.dtype | None = None
 ) -> Tensor:
-    """The modulated norm in plain torch, as diffusers writes it; see :func:`norm_modulate`."""
+    """LayerNorm of x, times 1 + scale, plus shift, as diffusers writes it: in `norm_dtype`, by default x's."""
     y = F.layer_norm(x, x.shape[-1:], eps=eps) * (1 + by_token(scale)) + by_token(shift)
     return y.to(norm_dtype or x.dtype)
 
@@ -84,21 +82,6 @@ def gated_residual_norm_modulate_reference(
     """Both in plain torch; see :func:`gated_residual_norm_modulate`."""
     r = residual if branch is None else gated_residual_reference(residual, branch, gate)
     return r, norm_modulate_reference(r, scale, shift, eps=eps, norm_dtype=norm_dtype)
-
-
-def norm_modulate(
-    x: Tensor, scale: Tensor, shift: Tensor, *, eps: float = 1e-6, norm_dtype: torch.dtype | None = None
-) -> Tensor:
-    """LayerNorm of x over its last axis, times 1 + scale, plus shift: `[B, N, D]` in `norm_dtype`, by default x's.
-
-    x: `[B, N, D]`; scale, shift: `[B, D]` or `[B, 1, D]`, slices are read in place. Differentiable by all three.
-    Raises ValueError for shapes that do not fit.
-    """
-    check(x, None, None, scale, shift)
-    if not dispatch.use_triton(x, scale, shift):
-        return norm_modulate_reference(x, scale, shift, eps=eps, norm_dtype=norm_dtype)
-    y: Tensor = _operation(x, None, None, scale, shift, eps, norm_dtype or x.dtype)[1]
-    return y
 
 
 def gated_residual(residual: Tensor, branch: Tensor, gate: Tensor | None = None) -> Tensor:
@@ -124,10 +107,12 @@ def gated_residual_norm_modulate(
     eps: float = 1e-6,
     norm_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(r of :func:`gated_residual`, :func:`norm_modulate` of r): one pass forward, and one backward for both.
+    """(r of :func:`gated_residual`, LayerNorm of r times 1 + scale plus shift), in one pass forward and one backward.
 
-    Without a branch, r is the residual itself: go on with this r, and the gradient that comes back to it is added where
-    that of y is made, not in a pass of its own. Shapes, dtypes and errors are those of the two functions.
+    Both are `[B, N, D]`, the norm in `norm_dtype`, by default r's. scale, shift: `[B, D]` or `[B, 1, D]`, slices are
+    read in place. Without a branch, r is the residual itself: go on with this r, and the gradient that comes back to it
+    is added where that of y is made, not in a pass of its own. Shapes, dtypes and errors are else those of
+    :func:`gated_residual`; differentiable by all tensors.
     """
     check(residual, branch, gate, scale, shift)
     if not dispatch.use_triton(residual, branch, gate, scale, shift):
@@ -202,8 +187,11 @@ def _operation(
     """(r, y, mean, rho) as :func:`_outputs` has them."""
     r, y, mean, rho = _outputs(residual, branch, gate, scale, norm_dtype)
     batch, tokens, width = residual.shape
-    options = warps(FORWARD[name_of(branch, scale)].options(residual.device), width)
-    forward_kernel[(triton.cdiv(tokens, options["ROWS"]), batch)](
+    options = FORWARD[name_of(branch, scale)].options(residual.device)
+    forward_kernel.launch(
+        (blocks(tokens, options["ROWS"]), batch),
+        residual.device,
+        constants(options, width),
         rows_of(residual),
         rows_of(branch),
         vectors_of(gate),
@@ -215,8 +203,6 @@ def _operation(
         rho,
         tokens,
         eps,
-        **widths(width),
-        **options,
     )
     return r, y, mean, rho
 
@@ -270,11 +256,14 @@ def gradients(
     d_residual, d_branch, sums = _gradient_outputs(gr, gy, residual_dtype, branch_dtype, planes)
     batch, tokens, width = (d_branch if gy is None else d_residual).shape
     name = "gated_residual" if gy is None else "norm_modulate" if gate is None else "gated_residual_norm_modulate"
-    options = warps(BACKWARD[name].options(sums.device), width)
-    rows = triton.cdiv(tokens, max(options.pop("PROGRAMS") // batch, 1))
-    programs = triton.cdiv(tokens, rows)
+    options = BACKWARD[name].options(sums.device)
+    rows = blocks(tokens, max(options["PROGRAMS"] // batch, 1))
+    programs = blocks(tokens, rows)
     partial = torch.empty((batch, programs, planes, width), dtype=torch.float32, device=sums.device)
-    backward_kernel[(programs, batch)](
+    backward_kernel.launch(
+        (programs, batch),
+        sums.device,
+        constants(options, width).joined(MODULATION_SUMS=modulation_sums, GATE_SUM=branch is not None),
         rows_of(gr),
         rows_of(gy),
         rows_of(r),
@@ -288,10 +277,6 @@ def gradients(
         partial,
         tokens,
         rows,
-        **widths(width),
-        MODULATION_SUMS=modulation_sums,
-        GATE_SUM=branch is not None,
-        **options,
     )
     return d_residual, d_branch, torch.sum(partial, dim=1, out=sums)
 

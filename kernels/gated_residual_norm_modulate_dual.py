@@ -9,22 +9,21 @@ A tangent that is None is zero and is not read.
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from ddx.kernels import dispatch
 from ddx.kernels.gated_residual_norm_modulate import by_token, check, launches, name_of, promoted_dtype
 from ddx.kernels.gated_residual_norm_modulate_kernels import (
+    constants,
     load_row,
     load_vector,
     rounded,
     rows_of,
     store_row,
     vectors_of,
-    warps,
-    widths,
 )
+from ddx.kernels.launch import Kernel
 
 DUAL = launches("_dual", {"WARP_COLUMNS": 512}, {"WARP_COLUMNS": 256}, {"WARP_COLUMNS": 128})
 
@@ -57,7 +56,7 @@ def norm_modulate_dual_reference(
     eps: float = 1e-6,
     norm_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The modulated norm and its tangent in plain torch; see :func:`norm_modulate_dual`."""
+    """The norm and its tangent in plain torch; see :func:`norm_modulate_dual`."""
     dtype = norm_dtype or x.dtype
     centred = _wide(x) - _wide(x).mean(dim=-1, keepdim=True)
     rho = torch.rsqrt(centred.square().mean(dim=-1, keepdim=True) + eps)
@@ -103,7 +102,7 @@ def norm_modulate_dual(
     eps: float = 1e-6,
     norm_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(`norm_modulate` of x, its tangent), both `[B, N, D]` in `norm_dtype`, by default x's; without gradients.
+    """(The modulated norm of x, its tangent), both `[B, N, D]` in `norm_dtype`, by default x's; without gradients.
 
     Each tangent has the shape of its input. Raises ValueError for shapes that do not fit.
     """
@@ -178,7 +177,7 @@ def _wide(value: Tensor | None) -> Tensor:
     return value if value.dtype == torch.float64 else value.float()
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@Kernel
 def _dual_kernel(  # type: ignore[no-untyped-def]
     residual,
     branch,
@@ -273,8 +272,11 @@ def _operation(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     r, y, dr, dy = _outputs(residual, branch, gate, scale, norm_dtype)
     batch, tokens, width = residual.shape
-    options = warps(DUAL[name_of(branch, scale)].options(residual.device), width)
-    _dual_kernel[(tokens, batch)](
+    options = DUAL[name_of(branch, scale)].options(residual.device)
+    _dual_kernel.launch(
+        (tokens, batch),
+        residual.device,
+        constants(options, width),
         rows_of(residual),
         rows_of(branch),
         vectors_of(gate),
@@ -291,8 +293,6 @@ def _operation(
         dy,
         tokens,
         eps,
-        **widths(width),
-        **options,
     )
     return r, y, dr, dy
 

@@ -7,11 +7,14 @@ does not have is None, and its code is not compiled.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from ddx.kernels.launch import Constants, Kernel
 
 
 class Rows(NamedTuple):
@@ -45,16 +48,18 @@ def vectors_of(value: Tensor | None) -> Vectors | None:
     return Vectors(value, value.stride(0))
 
 
-def widths(width: int) -> dict[str, int]:
-    """Return D, and the widths of a row's two parts: of HEAD no column is masked, TAIL has the rest."""
+@functools.cache
+def constants(options: Constants, width: int) -> Constants:
+    """What a kernel over rows of `width` is compiled with.
+
+    D, the widths of a row's two parts (of HEAD no column is masked, TAIL has the rest), and num_warps, of each row's
+    HEAD WARP_COLUMNS to a warp.
+    """
     head = max(triton.next_power_of_2(width) // 2, 1)
-    return {"D": width, "HEAD": head, "TAIL": triton.next_power_of_2(max(width - head, 1))}
-
-
-def warps(options: dict[str, Any], width: int) -> dict[str, Any]:
-    """Return launch options with num_warps in place of WARP_COLUMNS, of each row's HEAD to a warp."""
-    columns = options.pop("WARP_COLUMNS")
-    return {**options, "num_warps": min(max(widths(width)["HEAD"] // columns, 1), 16)}
+    tail = triton.next_power_of_2(max(width - head, 1))
+    num_warps = min(max(head // options["WARP_COLUMNS"], 1), 16)
+    kept = {name: value for name, value in options.items() if name not in ("WARP_COLUMNS", "PROGRAMS")}
+    return Constants(kept, D=width, HEAD=head, TAIL=tail, num_warps=num_warps)
 
 
 @triton.jit
@@ -91,7 +96,7 @@ def store_row(pointer, part0, part1, row, head, tail, D):  # type: ignore[no-unt
     tl.store(pointer + row * D + tail, part1.to(dtype), mask=tail < D)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@Kernel
 def forward_kernel(  # type: ignore[no-untyped-def]
     residual,
     branch,
@@ -137,7 +142,7 @@ def forward_kernel(  # type: ignore[no-untyped-def]
             tl.store(rho_ptr + here, rho)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@Kernel
 def backward_kernel(  # type: ignore[no-untyped-def]
     gr,
     gy,

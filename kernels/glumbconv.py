@@ -26,9 +26,10 @@ def glumbconv_forward(module: Any, hidden_states: Tensor) -> Tensor:
     """
     x = hidden_states.permute(0, 2, 3, 1)
     inner = _pointwise(module.conv_inverted, x)
-    # The gradient of the last weight needs what goes into it. That is 2.5 activations, and one pass makes it again.
+    # The gradient of the last weight needs what goes into it. That is 2.5 activations, and one pass makes it again. A
+    # block that is made again as a whole keeps them for as long as its backward pass takes.
     trained = any(parameter.requires_grad for parameter in module.conv_point.parameters())
-    if torch.is_grad_enabled() and trained and not dispatch.in_forward_ad():
+    if torch.is_grad_enabled() and trained and not dispatch.in_forward_ad() and not _is_checkpointed():
         y = checkpoint(_middle_and_point, module, inner, use_reentrant=False, preserve_rng_state=False)
     else:
         y = _middle_and_point(module, inner)
@@ -70,6 +71,14 @@ def _middle_and_point(module: Any, inner: Tensor) -> Tensor:
         value, gate = convolved.permute(0, 2, 3, 1).chunk(2, dim=-1)
         y = value * F.silu(gate)
     return _pointwise(module.conv_point, y)
+
+
+def _is_checkpointed() -> bool:
+    """Whether what runs now is made again in the backward pass, or is being made again, by torch's checkpoint."""
+    if torch.compiler.is_compiling():
+        return False
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks is not None and hooks[0].__module__ == checkpoint.__module__
 
 
 def _pointwise(convolution: nn.Module, x: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ddx.kernels.launch import Kernel
+
 
 @triton.jit
 def place(H, W, C: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
@@ -126,7 +128,7 @@ def spread(column, left, middle, bias, taps, ROWS: tl.constexpr):
     return whole, grown, begun
 
 
-@triton.jit
+@Kernel
 def forward_kernel(
     x_ptr,
     g_ptr,
@@ -193,7 +195,7 @@ def _finish(
             tl.store(out_ptr + pixel * C, y.to(out_ptr.dtype.element_ty), mask=seen)
 
 
-@triton.jit
+@Kernel
 def transposed_kernel(
     dh_ptr,
     x_ptr,
@@ -259,7 +261,7 @@ def _add_pixels(of_taps, of_bias, value, columns, ROWS: tl.constexpr):
     return grown, of_bias
 
 
-@triton.jit
+@Kernel
 def dual_kernel(
     x_ptr,
     dx_ptr,

@@ -17,12 +17,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import triton
 from torch import Tensor
 
 from ddx.kernels import dispatch
 from ddx.kernels.glumbconv_kernels import dual_kernel, forward_kernel, transposed_kernel
-from ddx.kernels.launch import Launch
+from ddx.kernels.launch import Constants, Launch, blocks
 
 
 def _tile(rows: int, columns: int = 32) -> dict[str, int]:
@@ -102,10 +101,11 @@ def _channels_last(x: Tensor) -> Tensor:
     return x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous()
 
 
-def _programs(x: Tensor, channels: int, options: dict[str, Any]) -> tuple[int, int]:
+def _programs(x: Tensor, channels: int, options: Constants) -> tuple[int, int]:
     """(tiles of pixels, programs) for `channels` channels of x `[B, H, W, ...]`."""
-    tiles = len(x) * triton.cdiv(x.shape[1], options["ROWS"]) * triton.cdiv(x.shape[2], options["COLUMNS"])
-    return tiles, tiles * triton.cdiv(channels, options["BLOCK_C"])
+    batch, height, width, _ = x.shape
+    tiles = batch * blocks(height, options["ROWS"]) * blocks(width, options["COLUMNS"])
+    return tiles, tiles * blocks(channels, options["BLOCK_C"])
 
 
 @torch.library.custom_op("ddx::glumbconv_mid", mutates_args=())
@@ -123,7 +123,10 @@ def _launch_forward(
     options = launch.options(x.device)
     half = x.shape[-1] // 2
     weight = weight.contiguous()
-    forward_kernel[(_programs(x, half, options)[1],)](
+    forward_kernel.launch(
+        (_programs(x, half, options)[1],),
+        x.device,
+        options.joined(C=half, BIASED=bias is not None, BACKWARD=backward),
         x,
         g,
         weight,
@@ -132,10 +135,6 @@ def _launch_forward(
         *x.shape[1:3],
         x.stride()[:3],
         g.stride()[:3],
-        C=half,
-        BIASED=bias is not None,
-        BACKWARD=backward,
-        **options,
     )
 
 
@@ -160,7 +159,10 @@ def glumbconv_mid_backward(
     tiles, programs = _programs(x, channels, options)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     parts = torch.empty((tiles if weight_gradient else 0, 10, channels), dtype=torch.float32, device=x.device)
-    transposed_kernel[(programs,)](
+    transposed_kernel.launch(
+        (programs,),
+        x.device,
+        options.joined(C=channels, WEIGHT_GRADIENT=weight_gradient),
         dh,
         x,
         weight.contiguous(),
@@ -169,9 +171,6 @@ def glumbconv_mid_backward(
         height,
         width,
         x.stride()[:3],
-        C=channels,
-        WEIGHT_GRADIENT=weight_gradient,
-        **options,
     )
     return dx, parts.sum(dim=0) if weight_gradient else parts.reshape(0, channels)
 
@@ -205,7 +204,10 @@ def _glumbconv_mid_dual(x: Tensor, dx: Tensor, weight: Tensor, bias: Tensor | No
     dy = torch.empty(shape, dtype=dx.dtype, device=x.device)
     options = DUAL.options(x.device)
     weight = weight.contiguous()
-    dual_kernel[(_programs(x, shape[3], options)[1],)](
+    dual_kernel.launch(
+        (_programs(x, shape[3], options)[1],),
+        x.device,
+        options.joined(C=shape[3], BIASED=bias is not None),
         x,
         dx,
         weight,
@@ -215,9 +217,6 @@ def _glumbconv_mid_dual(x: Tensor, dx: Tensor, weight: Tensor, bias: Tensor | No
         *x.shape[1:3],
         x.stride()[:3],
         dx.stride()[:3],
-        C=shape[3],
-        BIASED=bias is not None,
-        **options,
     )
     return y, dy
 

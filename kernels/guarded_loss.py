@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ddx.kernels import dispatch
-from ddx.kernels.launch import Launch
+from ddx.kernels.launch import Kernel, Launch, blocks
 from ddx.kernels.samples import per_sample
 
 SCALE = Launch("guarded_loss_scale", default={"BLOCK": 1024, "num_warps": 4})
@@ -92,7 +92,7 @@ def _scaled(derivative_ptr, gradient_ptr, offset, inside, known, scale):  # type
     tl.store(gradient_ptr + offset, (derivative * scale).to(gradient_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@Kernel
 def _scale_kernel(  # type: ignore[no-untyped-def]
     g_ptr,
     factor_ptr,
@@ -144,7 +144,10 @@ def _scale(
     gradients = [torch.empty(d.shape, dtype=d.dtype, device=d.device) for d in every]
     options = SCALE.options(g.device)
     unread = 3 - len(derivatives)
-    _scale_kernel[(triton.cdiv(num_elements, options["BLOCK"]), len(g))](
+    _scale_kernel.launch(
+        (blocks(num_elements, options["BLOCK"]), len(g)),
+        g.device,
+        options.joined(COUNT=len(derivatives), BY_SAMPLE=by_sample is not None),
         g,
         factor,
         *derivatives,
@@ -155,9 +158,6 @@ def _scale(
         gradients[-1],
         num_elements,
         g.stride(0),
-        COUNT=len(derivatives),
-        BY_SAMPLE=by_sample is not None,
-        **options,
     )
     return gradients
 

@@ -15,8 +15,17 @@ import triton.language as tl
 from torch import Tensor
 
 from ddx.kernels import dispatch
-from ddx.kernels.launch import Launch
-from ddx.kernels.relu_linear_attention import TINY, check, constants, in_place, load_normalised, relu, statistics
+from ddx.kernels.launch import Kernel, Launch
+from ddx.kernels.relu_linear_attention import (
+    LARGEST_HEAD,
+    TINY,
+    check,
+    constants,
+    in_place,
+    load_normalised,
+    relu,
+    statistics,
+)
 from ddx.kernels.rms_norm import rms_norm_dual_reference
 
 # Two states and more tiles than the forward pass has; prefetching the next ones as well would spill.
@@ -67,7 +76,7 @@ def relu_linear_attention_dual(
     check(qkv, q_weight, k_weight)
     if dqkv.shape != qkv.shape:
         raise ValueError(f"qkv and dqkv must have one shape, got {tuple(qkv.shape)} and {tuple(dqkv.shape)}")
-    if not dispatch.use_triton(qkv, dqkv, q_weight, k_weight):
+    if qkv.shape[4] > LARGEST_HEAD or not dispatch.use_triton(qkv, dqkv, q_weight, k_weight):
         return relu_linear_attention_dual_reference(qkv, dqkv, q_weight=q_weight, k_weight=k_weight, norm_eps=norm_eps)
     o, do = _attention_dual(qkv, dqkv, q_weight, k_weight, norm_eps)
     return o, do
@@ -93,7 +102,7 @@ def _load_tangent(at, x_at, rho_ptr, mean_ptr, tokens, inside, weight, NORM: tl.
     return dx
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@Kernel
 def _linear_attention_dual_kernel(  # type: ignore[no-untyped-def]
     qkv_ptr,
     dqkv_ptr,
@@ -186,7 +195,10 @@ def _attention_dual(
     o = torch.empty((batch, num_tokens, heads, channels), dtype=qkv.dtype, device=qkv.device)
     do = torch.empty(o.shape, dtype=dqkv.dtype, device=qkv.device)
     rho, mean = statistics(qkv, dqkv, eps) if norm else (o, o)
-    _linear_attention_dual_kernel[(batch * heads,)](
+    _linear_attention_dual_kernel.launch(
+        (batch * heads,),
+        qkv.device,
+        constants(DUAL.options(qkv.device), channels, qkv.dtype, norm),
         qkv,
         dqkv,
         o if q_weight is None else q_weight.contiguous(),
@@ -201,8 +213,6 @@ def _attention_dual(
         *qkv.stride()[:4],
         *dqkv.stride()[:4],
         TINY,
-        **constants(qkv, norm),
-        **DUAL.options(qkv.device),
     )
     return o, do
 

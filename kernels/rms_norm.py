@@ -10,6 +10,7 @@ the weight is added in two stages, in a fixed order, so repeated runs give the s
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from ddx.kernels import dispatch
 from ddx.kernels.dual_linear import is_untouched
-from ddx.kernels.launch import Launch
+from ddx.kernels.launch import Kernel, Launch, blocks
 
 _ROWS = ({"ROWS": 1, "num_warps": 4}, {"ROWS": 2, "num_warps": 4}, {"ROWS": 4, "num_warps": 8})
 FORWARD = Launch("rms_norm", default=_ROWS[0], candidates=_ROWS)
@@ -100,7 +101,12 @@ def _rows(x: Tensor) -> Tensor:
     return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@functools.cache
+def _widths(width: int) -> dict[str, int]:
+    return {"D": width, "BLOCK_D": triton.next_power_of_2(width)}
+
+
+@Kernel
 def _rms_norm_kernel(  # type: ignore[no-untyped-def]
     x_ptr,
     weight_ptr,
@@ -127,7 +133,7 @@ def _rms_norm_kernel(  # type: ignore[no-untyped-def]
     tl.store(rho_ptr + rows, rho, mask=rows < num_rows)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@Kernel
 def _rms_norm_backward_kernel(  # type: ignore[no-untyped-def]
     g_ptr,
     x_ptr,
@@ -167,7 +173,7 @@ def _rms_norm_backward_kernel(  # type: ignore[no-untyped-def]
         tl.store(partial_ptr + tl.program_id(0).to(tl.int64) * D + columns, total, mask=in_row)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@Kernel
 def _rms_norm_dual_kernel(  # type: ignore[no-untyped-def]
     x_ptr,
     dx_ptr,
@@ -206,7 +212,10 @@ def _rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Ten
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rho = torch.empty(len(rows), dtype=torch.float32, device=x.device)
     options = FORWARD.options(x.device)
-    _rms_norm_kernel[(triton.cdiv(len(rows), options["ROWS"]),)](
+    _rms_norm_kernel.launch(
+        (blocks(len(rows), options["ROWS"]),),
+        x.device,
+        options.joined(**_widths(width), WEIGHTED=weight is not None),
         rows,
         rho if weight is None else weight.contiguous(),  # a pointer of some kind, not read without a weight
         y,
@@ -214,10 +223,6 @@ def _rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Ten
         len(rows),
         rows.stride(0),
         eps,
-        D=width,
-        BLOCK_D=triton.next_power_of_2(width),
-        WEIGHTED=weight is not None,
-        **options,
     )
     return y, rho
 
@@ -237,9 +242,12 @@ def rms_norm_backward_into(
     rows, gradients, width = _rows(x), _rows(g), x.shape[-1]
     written = gx.view(-1, width)
     options = BACKWARD.options(x.device)
-    num_programs = triton.cdiv(len(rows), options["ROWS"])
+    num_programs = blocks(len(rows), options["ROWS"])
     partial = torch.empty(num_programs if weight_gradient else 0, width, dtype=torch.float32, device=x.device)
-    _rms_norm_backward_kernel[(num_programs,)](
+    _rms_norm_backward_kernel.launch(
+        (num_programs,),
+        x.device,
+        options.joined(**_widths(width), WEIGHTED=weight is not None, WEIGHT_GRADIENT=weight_gradient),
         gradients,
         rows,
         rho if weight is None else weight.contiguous(),
@@ -250,11 +258,6 @@ def rms_norm_backward_into(
         gradients.stride(0),
         rows.stride(0),
         written.stride(0),
-        D=width,
-        BLOCK_D=triton.next_power_of_2(width),
-        WEIGHTED=weight is not None,
-        WEIGHT_GRADIENT=weight_gradient,
-        **options,
     )
     return partial.sum(dim=0) if weight_gradient else partial.reshape(0)
 
@@ -293,7 +296,10 @@ def _rms_norm_dual(x: Tensor, dx: Tensor, weight: Tensor | None, eps: float) -> 
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dy = torch.empty(dx.shape, dtype=dx.dtype, device=x.device)
     options = DUAL.options(x.device)
-    _rms_norm_dual_kernel[(triton.cdiv(len(rows), options["ROWS"]),)](
+    _rms_norm_dual_kernel.launch(
+        (blocks(len(rows), options["ROWS"]),),
+        x.device,
+        options.joined(**_widths(width), WEIGHTED=weight is not None),
         rows,
         tangents,
         y if weight is None else weight.contiguous(),
@@ -303,10 +309,6 @@ def _rms_norm_dual(x: Tensor, dx: Tensor, weight: Tensor | None, eps: float) -> 
         rows.stride(0),
         tangents.stride(0),
         eps,
-        D=width,
-        BLOCK_D=triton.next_power_of_2(width),
-        WEIGHTED=weight is not None,
-        **options,
     )
     return y, dy
 

@@ -38,7 +38,7 @@ from ddx.kernels.guarded_loss import (
     scaled_gradients,
     wants_gradient,
 )
-from ddx.kernels.launch import Launch
+from ddx.kernels.launch import Kernel, Launch, blocks
 from ddx.kernels.samples import check_per_sample, check_samples, per_sample, row_total
 
 _BLOCKS = ({"BLOCK": 1024, "num_warps": 4}, {"BLOCK": 512, "num_warps": 2}, {"BLOCK": 2048, "num_warps": 8})
@@ -165,7 +165,7 @@ def _tangent(  # type: ignore[no-untyped-def]
     return -cos * cos * (sigma_data * target_output - teacher_tangent) - warmup * (cos * sin * x_t + sigma_data * jvp)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@Kernel
 def _sums_kernel(  # type: ignore[no-untyped-def]
     output_ptr,
     target_ptr,
@@ -195,7 +195,7 @@ def _sums_kernel(  # type: ignore[no-untyped-def]
     tl.store(part + 2 * count, tl.sum(h * ahead, axis=0))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@Kernel
 def _terms_kernel(  # type: ignore[no-untyped-def]
     output_ptr,
     target_ptr,
@@ -270,11 +270,14 @@ def _scm(
     num_elements = output.numel() // batch
     inputs = [value.contiguous() for value in (output, target_output, teacher_tangent, jvp, x_t, t)]
     sums_options, options = SUMS.options(device), TERMS.options(device)
-    num_partials = triton.cdiv(num_elements, sums_options["BLOCK"])
+    num_partials = blocks(num_elements, sums_options["BLOCK"])
     partial = torch.empty(3, batch, num_partials, dtype=torch.float32, device=device)
-    _sums_kernel[(num_partials, batch)](*inputs, partial, num_elements, warmup, sigma_data, **sums_options)
+    _sums_kernel.launch((num_partials, batch), device, sums_options, *inputs, partial, num_elements, warmup, sigma_data)
     outputs = new_outputs(batch, (output, log_weight), (by_output, by_log_weight))
-    _terms_kernel[(triton.cdiv(num_elements, options["BLOCK"]) if by_output else 1, batch)](
+    _terms_kernel.launch(
+        (blocks(num_elements, options["BLOCK"]) if by_output else 1, batch),
+        device,
+        options.joined(RMS=rms, BY_OUTPUT=by_output, BY_LOG_WEIGHT=by_log_weight),
         *inputs,
         log_weight.contiguous(),
         partial,
@@ -284,10 +287,6 @@ def _scm(
         warmup,
         sigma_data,
         c,
-        RMS=rms,
-        BY_OUTPUT=by_output,
-        BY_LOG_WEIGHT=by_log_weight,
-        **options,
     )
     loss, dropped, factor, d_output, d_log_weight = outputs
     return loss, dropped, factor, d_output, d_log_weight

@@ -16,7 +16,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -31,7 +30,7 @@ from ddx.kernels.guarded_loss import (
     scaled_gradients,
     wants_gradient,
 )
-from ddx.kernels.launch import Launch
+from ddx.kernels.launch import Kernel, Launch, blocks
 from ddx.kernels.samples import as_rows, check_samples, row_total
 
 _BLOCKS = ({"BLOCK": 1024, "num_warps": 4}, {"BLOCK": 512, "num_warps": 2}, {"BLOCK": 2048, "num_warps": 8})
@@ -73,7 +72,7 @@ def guarded_sid_loss(
     return GuardedLoss(loss, dropped)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@Kernel
 def _terms_kernel(  # type: ignore[no-untyped-def]
     teacher_ptr,
     fake_ptr,
@@ -115,7 +114,7 @@ def _terms_kernel(  # type: ignore[no-untyped-def]
     tl.store(distance_ptr + part, tl.sum(tl.abs(u), axis=0))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@Kernel
 def _totals_kernel(  # type: ignore[no-untyped-def]
     partial_ptr,
     distance_ptr,
@@ -142,11 +141,14 @@ def _sid(
     rows = [as_rows(value) for value in (y_teacher, y_fake, x)]
     batch, num_elements = rows[0].shape
     options = TERMS.options(x.device)
-    num_blocks = triton.cdiv(num_elements, options["BLOCK"])
+    num_blocks = blocks(num_elements, options["BLOCK"])
     loss, dropped, factor, *derivatives = new_outputs(batch, (y_teacher, y_fake, x), wanted)
     partial = torch.empty(batch, num_blocks, dtype=torch.float32, device=x.device)
     distance = torch.empty(batch, num_blocks, dtype=torch.float32, device=x.device)
-    _terms_kernel[(num_blocks, batch)](
+    _terms_kernel.launch(
+        (num_blocks, batch),
+        x.device,
+        options.joined(BY_TEACHER=wanted[0], BY_FAKE=wanted[1], BY_X=wanted[2]),
         *rows,
         *derivatives,
         partial,
@@ -155,13 +157,18 @@ def _sid(
         *(value.stride(0) for value in rows),
         alpha,
         c1,
-        BY_TEACHER=wanted[0],
-        BY_FAKE=wanted[1],
-        BY_X=wanted[2],
-        **options,
     )
-    _totals_kernel[(batch,)](
-        partial, distance, loss, dropped, factor, num_blocks, num_elements, **TOTALS.options(x.device)
+    _totals_kernel.launch(
+        (batch,),
+        x.device,
+        TOTALS.options(x.device),
+        partial,
+        distance,
+        loss,
+        dropped,
+        factor,
+        num_blocks,
+        num_elements,
     )
     return loss, dropped, factor, derivatives[0], derivatives[1], derivatives[2]
 

@@ -25,6 +25,11 @@ def loss_and_gradients(
     return {"loss": rows.detach()} | {f"gradient of {n}": g for n, g in zip(varied, found, strict=True)}
 
 
+def kept_in(dtype: torch.dtype) -> Callable[[str], torch.dtype]:
+    """Where a loss rounds: derivatives are kept in the dtype of their input, all else is float32."""
+    return lambda name: torch.float32 if name == "loss" else dtype
+
+
 @contextmanager
 def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Yield the names of what is launched inside: interpreted kernels, and operations of torch but views."""

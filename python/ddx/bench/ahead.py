@@ -22,12 +22,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ddx.bench.calls import launches_asked
 from ddx.bench.case import Case
 from ddx.kernels import dispatch
-from ddx.kernels.launch import LAUNCHES
+from ddx.kernels.launch import LAUNCHES, Constants, Kernel
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """One kernel as the assembler left it. `local_bytes` is what a thread spills or keeps outside of registers."""
+    """One kernel as the assembler left it. `local_bytes` is what a thread spills or keeps outside of registers.
+
+    `resident` is how many programs the GPU holds at once, which a launch of no more than these runs in one round;
+    None for a GPU whose limits are not listed here.
+    """
 
     operation: str
     kernel: str
@@ -37,6 +41,34 @@ class Compiled:
     registers: int
     shared_bytes: int
     local_bytes: int
+    resident: int | None
+
+
+@dataclass(frozen=True)
+class Multiprocessor:
+    """What the programs on one multiprocessor share (CUDA C++ programming guide, technical specifications)."""
+
+    number: int  # on the GPU meant: an H200, an A100
+    shared_bytes: int
+    threads: int
+    programs: int = 32
+    registers: int = 65536
+
+    def resident(self, registers: int, shared_bytes: int, num_warps: int) -> int:
+        """How many programs the whole GPU holds.
+
+        Each of four quarters gives a warp its registers by 256; a program reserves 1 KiB of shared memory.
+        """
+        warps = 4 * (self.registers // 4 // (256 * -(-registers * 32 // 256)))
+        by_registers = warps // num_warps
+        by_memory = self.shared_bytes // (shared_bytes + 1024)
+        return self.number * min(by_registers, by_memory, self.threads // (32 * num_warps), self.programs)
+
+
+MULTIPROCESSORS = {
+    90: Multiprocessor(number=132, shared_bytes=228 * 1024, threads=2048),
+    80: Multiprocessor(number=108, shared_bytes=164 * 1024, threads=2048),
+}
 
 
 def compile_cases(
@@ -90,7 +122,7 @@ class _NoProducts(TorchDispatchMode):
         return left.new_zeros((*left.shape[:-1], right.shape[-1]))
 
 
-class _NoGpu:
+class NoGpu:
     """The few things that Triton asks of a driver before it compiles."""
 
     def __init__(self, capability: int) -> None:
@@ -99,12 +131,15 @@ class _NoGpu:
         self.target = GPUTarget("cuda", capability, 32)
 
     def get_current_target(self) -> Any:
+        """The GPU that is compiled for."""
         return self.target
 
     def get_current_device(self) -> int:
+        """The first."""
         return 0
 
     def get_current_stream(self, device: int) -> int:
+        """The default one."""
         return 0
 
 
@@ -112,22 +147,18 @@ class _NoGpu:
 def _compiling_only(capability: int) -> Iterator[list[tuple[Any, dict[str, Any]]]]:
     """Inside, a launch compiles and returns, on the CPU's tensors too. Yields (compiled kernel, its options)."""
     from triton.runtime.driver import driver
-    from triton.runtime.jit import JITFunction
 
     kernels: list[tuple[Any, dict[str, Any]]] = []
-    launch = JITFunction.run
 
-    def compile_instead(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
-        self.device_caches.clear()  # they are by device, and this device has another target each time
-        kernel = launch(self, *args, grid=grid, warmup=True, **options)
-        kernels.append((kernel, options))
-        return kernel
+    def compile_instead(self: Kernel, grid: Any, device: torch.device, constants: Constants, *arguments: Any) -> None:
+        self.function.device_caches.clear()  # they are by device, and this device has another target each time
+        kernels.append((self.function.warmup(*arguments, grid=grid, **constants), constants))
 
     before = driver._active
-    driver.set_active(_NoGpu(capability))
+    driver.set_active(NoGpu(capability))
     try:
         with (
-            mock.patch.object(JITFunction, "run", compile_instead),
+            mock.patch.object(Kernel, "launch", compile_instead),
             mock.patch.object(dispatch, "backend", lambda device_type: "triton"),
         ):
             yield kernels
@@ -138,6 +169,8 @@ def _compiling_only(capability: int) -> Iterator[list[tuple[Any, dict[str, Any]]
 def _describe(case: Case, kernel: Any, options: dict[str, Any], capability: int, dtype: torch.dtype) -> Compiled:
     usage = _resource_usage(kernel.asm["cubin"])
     shown = {key: value for key, value in options.items() if key.isupper() or key in ("num_warps", "num_stages")}
+    shared_bytes, num_warps = int(kernel.metadata.shared), int(kernel.metadata.num_warps)
+    gpu = MULTIPROCESSORS.get(capability)
     return Compiled(
         operation=f"{case.operation} {case.mode}",
         kernel=kernel.metadata.name,
@@ -145,8 +178,9 @@ def _describe(case: Case, kernel: Any, options: dict[str, Any], capability: int,
         dtype=str(dtype).removeprefix("torch."),
         options=" ".join(f"{key}={value}" for key, value in shown.items()),
         registers=usage["REG"],
-        shared_bytes=int(kernel.metadata.shared),
+        shared_bytes=shared_bytes,
         local_bytes=usage["STACK"] + usage["LOCAL"],
+        resident=None if gpu is None else gpu.resident(usage["REG"], shared_bytes, num_warps),
     )
 
 

@@ -45,7 +45,6 @@ KINDS = {
         "modulate",
         "rms_norm",
         "_loss",
-        "weighted_sum",
     ),
     "softmax attention": ("flash", "fmha", "cudnn_generated", "attention", "softmax"),
     "matrix products": ("gemm", "nvjet", "cutlass", "xmma", "splitk"),

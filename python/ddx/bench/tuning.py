@@ -73,7 +73,7 @@ def write_table(path: Path, device_name: str, chosen: Mapping[str, Options]) -> 
     table[device_name] = {**table.get(device_name, {}), **{name: dict(options) for name, options in chosen.items()}}
     ordered = {device: dict(sorted(table[device].items())) for device in sorted(table)}
     write_json(path, ordered)
-    launch._table.cache_clear()
+    launch.forget_table()
 
 
 def writable_table(path: Path) -> dict[str, dict[str, Any]]:

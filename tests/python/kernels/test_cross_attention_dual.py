@@ -11,11 +11,21 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ddx.kernels.cross_attention_dual import LARGEST_HEAD, cross_attention_dual, cross_attention_dual_reference
-from operations import assert_forward_mode_is_right, assert_no_worse_than_eager, poisoned_outputs
+from operations import assert_forward_mode_is_right, assert_rounded, poisoned_outputs
 
-DTYPES = [torch.float32, torch.float16]
-SHAPES = [(1, 1, 1, 1, 32), (1, 77, 300, 1, 72), (2, 33, 77, 2, 64), (1, 65, 31, 3, 112), (1, 70, 65, 1, 128)]
 MASKS = ["none", "keep", "bias", "minus 10000", "minus infinity"]
+CASES = [  # batch, queries, keys, heads, width of a head; dtype; mask
+    ((1, 1, 1, 1, 32), torch.float16, "none"),
+    ((1, 1, 1, 1, 32), torch.float32, "minus 10000"),
+    ((1, 77, 300, 1, 72), torch.bfloat16, "keep"),
+    ((1, 37, 77, 1, 72), torch.float32, "bias"),
+    ((2, 33, 77, 1, 64), torch.float16, "minus infinity"),
+    ((2, 33, 40, 1, 64), torch.float32, "keep"),
+    ((1, 65, 31, 2, 112), torch.bfloat16, "bias"),
+    ((1, 33, 31, 1, 112), torch.float16, "minus 10000"),
+    ((1, 70, 65, 1, 128), torch.bfloat16, "none"),
+    ((1, 9, 40, 1, 128), torch.float32, "minus infinity"),
+]
 
 
 def make_mask(kind: str, batch: int, length: int, dtype: torch.dtype) -> Tensor | None:
@@ -68,19 +78,23 @@ def jvp_of_sdpa(q: Tensor, dq: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
     return torch.func.jvp(lambda q: sdpa(q, k, v, mask), (q,), (dq,))
 
 
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
+def assert_dual_rounded(given: dict[str, Tensor | None], dtype: torch.dtype) -> None:
+    """Weights are rounded to the dtype of the values that they multiply."""
+    o, do = cross_attention_dual(**given)
+    assert o.dtype == do.dtype == dtype
+    exact = lambda: dict(zip(("o", "do"), jvp_of_sdpa(**wide(given)), strict=True))  # noqa: E731
+    assert_rounded({"o": o, "do": do}, exact, inner=dtype)
+
+
+@pytest.mark.parametrize(("shape", "dtype", "mask"), CASES)
 def test_output_and_tangent_against_float64(path: str, shape, dtype: torch.dtype, mask: str) -> None:
     given = inputs(shape, dtype, mask)
-    ours, stock, exact = cross_attention_dual(**given), jvp_of_sdpa(**given), jvp_of_sdpa(**wide(given))
-    for name, mine, theirs, true in zip(("o", "do"), ours, stock, exact, strict=True):
-        # One key: the tangent is nothing but what rounding leaves of ds v - ds v.
-        assert_no_worse_than_eager(name, mine, theirs, true, absolute=1e-6)
+    assert_dual_rounded(given, dtype)
 
 
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("width", [5, 32, 72, 130])
+@pytest.mark.parametrize(
+    ("width", "mask"), [(5, "none"), (32, "keep"), (72, "bias"), (130, "minus 10000"), (32, "minus infinity")]
+)
 def test_the_reference_is_the_forward_derivative_of_sdpa(width: int, mask: str) -> None:
     given = wide(inputs((2, 7, 9, 2, width), torch.float32, mask))
     torch.testing.assert_close(cross_attention_dual_reference(**given), jvp_of_sdpa(**given), rtol=1e-12, atol=1e-12)
@@ -107,12 +121,10 @@ def test_what_all_keys_and_all_values_share_costs_no_precision(path: str, width:
     given["k"] = given["k"] + 8 * torch.randn(width, generator=generator).half()
     given["v"] = given["v"] + 24
     given["q"] = given["q"] / 8
-    ours, stock, exact = cross_attention_dual(**given), jvp_of_sdpa(**given), jvp_of_sdpa(**wide(given))
-    for name, mine, theirs, true in zip(("o", "do"), ours, stock, exact, strict=True):
-        assert_no_worse_than_eager(name, mine, theirs, true)
+    assert_dual_rounded(given, torch.float16)
 
 
-@pytest.mark.parametrize("width", [5, 16, 24, 33, 40, 80, 96, LARGEST_HEAD + 2])
+@pytest.mark.parametrize("width", [5, 24, 33, 80, 96, LARGEST_HEAD + 2])
 def test_heads_of_any_size(path: str, width: int) -> None:
     given = inputs((2, 9, 35, 2, width), torch.float32, "keep")
     torch.testing.assert_close(cross_attention_dual(**given), jvp_of_sdpa(**given), rtol=1e-5, atol=1e-5)
@@ -145,8 +157,7 @@ def test_inputs_of_any_strides_are_read_in_place(triton_path: None, monkeypatch:
     torch.testing.assert_close(dual, cross_attention_dual_reference(q, dq, k, v, mask), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(2, 37, 35, 3, 72), (1, 70, 9, 2, 112)])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "dtype"), [((2, 37, 35, 2, 72), torch.float16), ((1, 33, 9, 2, 112), torch.float32)])
 def test_every_element_is_written_and_none_outside(
     triton_path: None, monkeypatch: pytest.MonkeyPatch, shape, dtype: torch.dtype
 ) -> None:
@@ -166,13 +177,13 @@ def test_keys_and_columns_that_are_not_there_are_not_read(triton_path: None, wid
     )
 
 
-def test_repeated_runs_give_the_same_bits(path: str) -> None:
+def test_repeated_runs_give_the_same_bits(triton_path: None) -> None:
     given = inputs((2, 33, 77, 1, 72), torch.float16, "keep")
     first, second = cross_attention_dual(**given), cross_attention_dual(**given)
     assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
 
 
-def test_forward_mode_is_right(path: str) -> None:
+def test_forward_mode_is_right(triton_path: None) -> None:
     given = inputs((1, 9, 11, 1, 32), torch.float32, "keep")
     rest = {name: value for name, value in given.items() if name != "q"}
     assert_forward_mode_is_right(lambda q: cross_attention_dual(q, **rest), given["q"])
@@ -186,7 +197,7 @@ def test_a_gradient_is_refused_not_answered_with_zero(triton_path: None) -> None
         o.sum().backward()
 
 
-def test_it_compiles_whole(path: str) -> None:
+def test_it_compiles_whole(triton_path: None) -> None:
     given = inputs((1, 9, 11, 2, 72), torch.float32, "keep")
     torch._dynamo.reset()
     compiled = torch.compile(cross_attention_dual, backend="aot_eager", fullgraph=True)

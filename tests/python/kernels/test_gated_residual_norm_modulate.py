@@ -17,7 +17,6 @@ from ddx.kernels.gated_residual_norm_modulate import (
     gated_residual_norm_modulate,
     gated_residual_norm_modulate_reference,
     gated_residual_reference,
-    norm_modulate,
     norm_modulate_reference,
 )
 from ddx.kernels.gated_residual_norm_modulate_dual import (
@@ -30,7 +29,7 @@ from ddx.kernels.gated_residual_norm_modulate_dual import (
 )
 from operations import (
     assert_forward_mode_is_right,
-    assert_no_worse_than_eager,
+    assert_rounded,
     gradients,
     poisoned_outputs,
 )
@@ -38,8 +37,8 @@ from operations import (
 SIZES = [
     ((1, 1, 1), torch.float16),
     ((2, 3, 77), torch.float32),
-    ((1, 5, 160), torch.float16),
-    ((2, 2, 64), torch.float32),
+    ((1, 5, 160), torch.bfloat16),
+    ((2, 2, 64), torch.float16),
 ]
 
 
@@ -56,6 +55,11 @@ class Form(NamedTuple):
 def without(function: Callable[..., Any], *names: str) -> Callable[..., Any]:
     """The function with these inputs None."""
     return lambda **given: function(**given, **dict.fromkeys(names))
+
+
+def norm_modulate(x: Tensor, scale: Tensor, shift: Tensor, **options: Any) -> Tensor:
+    """What a block begins with: there is no operation that leaves the residual out."""
+    return gated_residual_norm_modulate(x, None, None, scale, shift, **options)[1]
 
 
 FUSED = (
@@ -95,6 +99,14 @@ BESIDE = (
 )
 
 every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+every_pair = pytest.mark.parametrize(  # each form at two of the sizes, each size with two forms or more
+    ("form", "shape", "dtype"),
+    [
+        pytest.param(form, *SIZES[number % 4], id=f"{name}, {SIZES[number % 4][1]}".replace("torch.", ""))
+        for first, (name, form) in enumerate(FORMS.items())
+        for number in (first, first + 2)
+    ],
+)
 
 
 @pytest.fixture(autouse=True)
@@ -126,17 +138,13 @@ def wide(values: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.double() for name, value in values.items()}
 
 
-def assert_close_to_float64(
-    ours: Callable[..., Any], reference: Callable[..., Any], given: dict[str, Tensor], *, absolute: float = 2e-7
-) -> None:
-    found, eager = gradients(ours, given), gradients(reference, given)
-    exact = gradients(reference, wide(given))
-    for name, value in found.items():
-        assert_no_worse_than_eager(name, value, eager[name], exact[name], absolute=absolute)
+def assert_close_to_float64(ours: Callable[..., Any], reference: Callable[..., Any], given: dict[str, Tensor]) -> None:
+    # A norm is that of the sum as it was rounded; plain torch rounds between its operations.
+    narrowest = max((value.dtype for value in given.values()), key=lambda dtype: torch.finfo(dtype).eps)
+    assert_rounded(gradients(ours, given), lambda: gradients(reference, wide(given)), inner=narrowest)
 
 
-@every_form
-@pytest.mark.parametrize(("shape", "dtype"), SIZES)
+@every_pair
 def test_output_and_gradients_against_float64(path: str, form: Form, shape, dtype: torch.dtype) -> None:
     assert_close_to_float64(form.ours, form.reference, inputs(form.names, shape, dtype))
 
@@ -154,14 +162,13 @@ def test_many_tokens(triton_path: None) -> None:
     assert_close_to_float64(form.ours, form.reference, inputs(form.names, (1, 77, 20), torch.float32))
 
 
-@every_form
-@pytest.mark.parametrize(("shape", "dtype"), SIZES)
+@every_pair
 def test_tangent_against_float64(path: str, form: Form, shape, dtype: torch.dtype) -> None:
     given = inputs(form.names, shape, dtype)
     given |= tangents(given)
-    found, eager, exact = form.dual(**given), form.dual_reference(**given), form.dual_reference(**wide(given))
-    for number, (mine, theirs, true) in enumerate(zip(found, eager, exact, strict=True)):
-        assert_no_worse_than_eager(f"output {number}", mine, theirs, true, absolute=2e-7)
+    found = dict(enumerate(form.dual(**given)))
+    assert {value.dtype for value in found.values()} == {dtype}
+    assert_rounded(found, lambda: dict(enumerate(form.dual_reference(**wide(given)))), inner=dtype)
 
 
 def test_a_tangent_that_is_not_given_is_zero(path: str) -> None:
@@ -190,21 +197,21 @@ def test_the_dual_reference_is_the_forward_derivative(form: Form) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtypes", "of_r"),
+    ("dtypes", "gated"),
     [
-        ({"branch": torch.bfloat16}, torch.float32),  # the residual stream under autocast
-        ({"residual": torch.bfloat16, "branch": torch.bfloat16}, torch.float32),  # its first block
-        ({"gate": torch.bfloat16, "scale": torch.bfloat16, "shift": torch.bfloat16}, torch.float32),
+        ({"branch": torch.bfloat16}, True),  # the residual stream under autocast
+        ({"residual": torch.bfloat16, "branch": torch.bfloat16}, True),  # its first block
+        ({"residual": torch.bfloat16, "branch": torch.bfloat16}, False),
+        ({"gate": torch.bfloat16, "scale": torch.bfloat16, "shift": torch.bfloat16}, True),
     ],
 )
-@pytest.mark.parametrize("gated", [True, False])
-def test_mixed_dtypes_promote_as_in_plain_torch(path: str, dtypes: dict, of_r: torch.dtype, gated: bool) -> None:
+def test_mixed_dtypes_promote_as_in_plain_torch(triton_path: None, dtypes: dict, gated: bool) -> None:
     form = FORMS["gated residual, norm" if gated else "residual, norm"]
     given = {
         name: value.to(dtypes.get(name, torch.float32))
         for name, value in inputs(form.names, (2, 3, 96), torch.float32).items()
     }
-    expected_r = of_r if gated or "residual" not in dtypes else torch.bfloat16
+    expected_r = torch.float32 if gated or "residual" not in dtypes else torch.bfloat16
 
     def ours(**given: Tensor) -> tuple[Tensor, Tensor]:
         return form.ours(**given, norm_dtype=torch.bfloat16)
@@ -220,7 +227,7 @@ def test_mixed_dtypes_promote_as_in_plain_torch(path: str, dtypes: dict, of_r: t
     r, y, dr, dy = form.dual(**given, **tangents(given), norm_dtype=torch.bfloat16)
     assert [output.dtype for output in (r, y, dr, dy)] == [expected_r, torch.bfloat16] * 2
     for mine, theirs in zip((r, y), ours(**given), strict=True):
-        assert torch.equal(mine, theirs) or path == "torch"
+        assert torch.equal(mine, theirs)
 
 
 @pytest.mark.parametrize(("offset", "size"), [(1e4, 1.0), (0.0, 1e-4), (0.0, 1e4)])
@@ -228,8 +235,7 @@ def test_rows_far_from_zero_tiny_or_huge(path: str, offset: float, size: float) 
     form = FORMS["norm"]
     given = inputs(form.names, (1, 3, 96), torch.float32)
     given["x"] = offset + size * given["x"]
-    one_place = offset * torch.finfo(torch.float32).eps  # of the mean, on which any order of adding may differ
-    assert_close_to_float64(form.ours, form.reference, given, absolute=2e-7 + one_place)
+    assert_close_to_float64(form.ours, form.reference, given)
 
 
 def test_the_norm_is_that_of_the_sum_as_it_was_rounded(path: str) -> None:
@@ -295,7 +301,7 @@ def test_a_strided_last_axis_and_vectors_of_two_axes(path: str) -> None:
 def test_every_element_is_written_and_none_outside(
     triton_path: None, form: Form, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = inputs(form.names, (2, 5, 77), torch.float32)
+    given = inputs(form.names, (2, 3, 77), torch.float32)
     with poisoned_outputs(monkeypatch):
         found = gradients(form.ours, given)
         found |= {f"dual {number}": value for number, value in enumerate(form.dual(**given, **tangents(given)))}
@@ -303,8 +309,8 @@ def test_every_element_is_written_and_none_outside(
 
 
 @every_form
-def test_repeated_runs_give_the_same_bits(path: str, form: Form) -> None:
-    given = inputs(form.names, (2, 5, 96), torch.float16)
+def test_repeated_runs_give_the_same_bits(triton_path: None, form: Form) -> None:
+    given = inputs(form.names, (2, 5, 40), torch.float16)
     first, second = gradients(form.ours, given), gradients(form.ours, given)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -398,7 +404,7 @@ def test_the_gradient_of_a_branch_is_written_only_where_it_differs(triton_path: 
 
 
 @pytest.mark.parametrize("form", ["gated residual", "gated residual, norm"])
-def test_forward_mode_is_right(path: str, form: str) -> None:
+def test_forward_mode_is_right(triton_path: None, form: str) -> None:
     names, ours, *_ = FORMS[form]
     first, *others = names
     given = inputs(names, (1, 2, 33), torch.float32)
@@ -418,7 +424,7 @@ def test_a_second_derivative_is_refused_not_answered_with_zero(triton_path: None
 
 
 @pytest.mark.parametrize("form", ["norm", "gated residual, norm", "beside"])
-def test_it_compiles_whole(path: str, form: str) -> None:
+def test_it_compiles_whole(triton_path: None, form: str) -> None:
     names, function = (("residual", "scale", "shift"), BESIDE[0]) if form == "beside" else FORMS[form][:2]
     given = inputs(names, (1, 2, 33), torch.float32)
     torch._dynamo.reset()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddx.kernels import dispatch
 from ddx.kernels import glumbconv_mid as module
 from ddx.kernels.glumbconv_mid import (
     glumbconv_mid,
@@ -15,7 +16,7 @@ from ddx.kernels.glumbconv_mid import (
 )
 from operations import (
     assert_forward_mode_is_right,
-    assert_no_worse_than_eager,
+    assert_rounded,
     gradients,
     poisoned_outputs,
 )
@@ -23,8 +24,8 @@ from operations import (
 CASES = [
     ((1, 3, 4, 10), torch.float32),  # two strips, two segments and two blocks of channels, with a rest of each
     ((1, 3, 2, 6), torch.float16),
-    ((2, 3, 1, 6), torch.float32),
-    ((1, 1, 5, 6), torch.float16),
+    ((2, 3, 1, 6), torch.bfloat16),
+    ((1, 1, 5, 6), torch.bfloat16),
     ((1, 1, 1, 2), torch.float32),
 ]
 
@@ -63,10 +64,13 @@ def wide(values: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def assert_gradients_against_float64(given: dict[str, Tensor]) -> None:
-    ours, eager = gradients(glumbconv_mid, given), gradients(glumbconv_mid_reference, given)
-    exact = gradients(glumbconv_mid_reference, wide(given))
-    for name, value in ours.items():
-        assert_no_worse_than_eager(name, value, eager[name], exact[name], absolute=1e-6)
+    dtype = given["x"].dtype
+    ours = gradients(glumbconv_mid, given)
+    assert {value.dtype for value in ours.values()} == {dtype}
+    # The gradient of h stands in memory between two kernels; and plain torch rounds between its operations.
+    plain = dispatch.backend("cpu") == "torch"
+    inner = lambda name: dtype if plain or name.startswith("gradient") else torch.float32  # noqa: E731
+    assert_rounded(ours, lambda: gradients(glumbconv_mid_reference, wide(given)), inner=inner)
 
 
 @pytest.mark.parametrize(("shape", "dtype"), CASES)
@@ -84,17 +88,19 @@ def test_output_and_gradients_with_the_tiles_of_a_gpu(triton_path: None, default
 
 def test_an_odd_number_of_tokens_with_the_tiles_of_a_gpu(triton_path: None, default_tiles: None) -> None:
     given = inputs((1, 7, 11, 6), torch.float16)
-    exact = glumbconv_mid_reference(**wide(given))
-    assert_no_worse_than_eager("y", glumbconv_mid(**given), glumbconv_mid_reference(**given), exact)
+    assert_rounded({"y": glumbconv_mid(**given)}, lambda: {"y": glumbconv_mid_reference(**wide(given))})
 
 
 @pytest.mark.parametrize(("shape", "dtype"), CASES)
 def test_tangent_against_float64(path: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     given = {**inputs(shape, dtype, biased=shape[1] > 1), "dx": tangent(shape, dtype)}
-    ours, eager = glumbconv_mid_dual(**given), glumbconv_mid_dual_reference(**given)
-    exact = glumbconv_mid_dual_reference(**wide(given))
-    for name, mine, theirs, true in zip(("y", "dy"), ours, eager, exact, strict=True):
-        assert_no_worse_than_eager(name, mine, theirs, true, absolute=1e-6)
+    y, dy = glumbconv_mid_dual(**given)
+    assert y.dtype == dy.dtype == dtype
+    assert_rounded(
+        {"y": y, "dy": dy},
+        lambda: dict(zip(("y", "dy"), glumbconv_mid_dual_reference(**wide(given)), strict=True)),
+        inner=dtype if path == "torch" else torch.float32,
+    )
 
 
 def test_the_dual_reference_is_the_forward_derivative() -> None:
@@ -168,7 +174,7 @@ def test_large_values_saturate_and_nan_stays_where_it_is(path: str) -> None:
     assert nan[0, :2, :2, 1].all() and nan.sum() == 4
 
 
-def test_repeated_runs_give_the_same_bits(path: str) -> None:
+def test_repeated_runs_give_the_same_bits(triton_path: None) -> None:
     given = inputs((1, 3, 1, 6), torch.float16)
     first, second = gradients(glumbconv_mid, given), gradients(glumbconv_mid, given)
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -200,7 +206,7 @@ def test_only_its_inputs_are_kept_for_the_backward_pass(triton_path: None) -> No
     assert sorted(kept) == sorted(value.data_ptr() for value in given.values())
 
 
-def test_forward_mode_is_right(path: str) -> None:
+def test_forward_mode_is_right(triton_path: None) -> None:
     given = inputs((1, 1, 2, 4), torch.float32)
     assert_forward_mode_is_right(lambda x: glumbconv_mid(x, given["weight"], given["bias"]), given["x"])
 
@@ -213,7 +219,7 @@ def test_a_second_derivative_is_refused_not_answered_with_zero(triton_path: None
         gradient.square().sum().backward()
 
 
-def test_it_compiles_whole(path: str) -> None:
+def test_it_compiles_whole(triton_path: None) -> None:
     given = inputs((1, 2, 3, 6), torch.float32)
     torch._dynamo.reset()
     compiled = torch.compile(glumbconv_mid, backend="aot_eager", fullgraph=True)

@@ -156,7 +156,7 @@ def test_nothing_else_is_launched(triton_path: None, kind: Kind, monkeypatch: py
     assert tuple(names) == kind.launches
 
 
-def test_repeated_runs_give_the_same_bits(path: str, kind: Kind) -> None:
+def test_repeated_runs_give_the_same_bits(triton_path: None, kind: Kind) -> None:
     given = kind.inputs(2, 2, 32, 33, dtype=torch.float16)
     first, second = (loss_and_gradients(kind.loss, given, kind.varied) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)

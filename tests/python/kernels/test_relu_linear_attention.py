@@ -10,10 +10,17 @@ from torch import Tensor
 
 from ddx.kernels.relu_linear_attention import relu_linear_attention, relu_linear_attention_reference
 from ddx.kernels.relu_linear_attention_dual import relu_linear_attention_dual, relu_linear_attention_dual_reference
-from operations import assert_forward_mode_is_right, assert_no_worse_than_eager, gradients, poisoned_outputs
+from operations import assert_forward_mode_is_right, assert_rounded, gradients, poisoned_outputs
 
-SHAPES = [(1, 1, 1, 16), (2, 77, 3, 32), (1, 300, 2, 24)]  # batch, tokens, heads, channels of a head
-DTYPES = [torch.float32, torch.float16]
+CASES = [  # batch, tokens, heads, channels of a head; dtype; with a norm of queries and keys
+    ((1, 1, 1, 16), torch.float32, False),
+    ((1, 1, 1, 16), torch.float16, True),
+    ((2, 77, 3, 32), torch.float32, True),
+    ((2, 77, 3, 32), torch.bfloat16, False),
+    ((1, 77, 2, 24), torch.bfloat16, True),
+    ((1, 300, 1, 24), torch.float16, False),
+]
+every_case = pytest.mark.parametrize(("shape", "dtype", "norm"), CASES)
 
 
 def inputs(
@@ -33,30 +40,31 @@ def wide(values: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.double() for name, value in values.items()}
 
 
-@pytest.mark.parametrize("norm", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
+@every_case
 def test_output_and_gradients_against_float64(path: str, shape: Any, dtype: torch.dtype, norm: bool) -> None:
     given = inputs(shape, dtype, norm=norm)
-    ours, eager = gradients(relu_linear_attention, given), gradients(relu_linear_attention_reference, given)
-    exact = gradients(relu_linear_attention_reference, wide(given))
-    for name, value in ours.items():
-        assert_no_worse_than_eager(name, value, eager[name], exact[name], absolute=1e-6)
+    ours = gradients(relu_linear_attention, given)
+    assert {value.dtype for value in ours.values()} == {dtype}
+    # A norm's result is rounded, as that of a norm of its own would be.
+    inner = dtype if norm else torch.float32
+    assert_rounded(ours, lambda: gradients(relu_linear_attention_reference, wide(given)), inner=inner)
 
 
-@pytest.mark.parametrize("norm", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
+@every_case
 def test_tangent_against_float64(path: str, shape: Any, dtype: torch.dtype, norm: bool) -> None:
     given = inputs(shape, dtype, norm=norm, dual=True)
-    constant = {name: value for name, value in given.items() if name.endswith("weight")}
-    eager = torch.func.jvp(
-        lambda qkv: relu_linear_attention_reference(qkv, **constant), (given["qkv"],), (given["dqkv"],)
-    )
-    exact = relu_linear_attention_dual_reference(**wide(given))
-    ours = relu_linear_attention_dual(**given)
-    for name, mine, theirs, true in zip(("o", "do"), ours, eager, exact, strict=True):
-        assert_no_worse_than_eager(name, mine, theirs, true, absolute=2e-6)
+    o, do = relu_linear_attention_dual(**given)
+    assert o.dtype == do.dtype == dtype
+    inner = dtype if norm else torch.float32
+    exact = lambda: dict(zip(("o", "do"), relu_linear_attention_dual_reference(**wide(given)), strict=True))  # noqa: E731
+    assert_rounded({"o": o, "do": do}, exact, inner=inner)
+
+
+def test_a_head_too_wide_for_the_kernel_takes_the_reference(triton_path: None) -> None:
+    given = inputs((1, 5, 2, 72), torch.float32, norm=True, dual=True)
+    torch.testing.assert_close(relu_linear_attention_dual(**given), relu_linear_attention_dual_reference(**given))
+    del given["dqkv"]
+    torch.testing.assert_close(relu_linear_attention(**given), relu_linear_attention_reference(**given))
 
 
 @pytest.mark.parametrize("norm", [False, True])
@@ -109,7 +117,7 @@ def test_other_strides_give_the_same(path: str) -> None:
 def test_every_element_is_written_and_none_outside(
     triton_path: None, monkeypatch: pytest.MonkeyPatch, norm: bool
 ) -> None:
-    given = inputs((2, 77, 3, 24), torch.float32, norm=norm, dual=True)
+    given = inputs((1, 33, 2, 24), torch.float32, norm=norm, dual=True)
     with poisoned_outputs(monkeypatch):
         tangents = relu_linear_attention_dual(**given)
         dqkv = given.pop("dqkv")
@@ -118,13 +126,13 @@ def test_every_element_is_written_and_none_outside(
     assert all(torch.isfinite(value).all() for value in (*found.values(), *tangents))
 
 
-def test_repeated_runs_give_the_same_bits(path: str) -> None:
-    given = inputs((2, 77, 3, 32), torch.float16, norm=True)
+def test_repeated_runs_give_the_same_bits(triton_path: None) -> None:
+    given = inputs((1, 40, 2, 16), torch.float16, norm=True)
     first, second = gradients(relu_linear_attention, given), gradients(relu_linear_attention, given)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_forward_mode_is_right(path: str) -> None:
+def test_forward_mode_is_right(triton_path: None) -> None:
     given = inputs((1, 9, 2, 16), torch.float32, norm=True)
     qkv = given.pop("qkv").abs() + 0.1  # away from the kink, so that differences are derivatives
     assert_forward_mode_is_right(lambda qkv: relu_linear_attention(qkv, **given), qkv)
@@ -137,7 +145,7 @@ def test_a_second_derivative_is_refused_not_answered_with_zero(triton_path: None
         gradient.square().sum().backward()
 
 
-def test_it_compiles_whole(path: str) -> None:
+def test_it_compiles_whole(triton_path: None) -> None:
     given = inputs((1, 9, 2, 16), torch.float32, norm=True)
     torch._dynamo.reset()
     compiled = torch.compile(relu_linear_attention, backend="aot_eager", fullgraph=True)
@@ -158,8 +166,6 @@ def test_wrong_shapes_are_named() -> None:
     qkv = torch.randn(2, 5, 3, 2, 16)
     with pytest.raises(ValueError, match=r"\[B, N, 3, H, d\]"):
         relu_linear_attention(qkv[:, :, :2])
-    with pytest.raises(ValueError, match="64 channels"):
-        relu_linear_attention(torch.randn(1, 2, 3, 1, 65))
     with pytest.raises(ValueError, match="both weights or neither"):
         relu_linear_attention(qkv, q_weight=torch.ones(32))
     with pytest.raises(ValueError, match=r"k_weight must be \[32\]"):

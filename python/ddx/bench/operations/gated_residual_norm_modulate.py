@@ -2,7 +2,7 @@
 
 The modulation is cut from one `[B, 6, D]` tensor. SANA gates the self-attention and the feed-forward, and the
 norm follows the cross-attention, which it does not gate: `residual_norm_modulate`; a block without cross-attention
-gates, adds and normalises at once.
+gates, adds and normalises at once. A block begins with a norm alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddx.bench.case import Case, Size
-from ddx.kernels.gated_residual_norm_modulate import gated_residual, gated_residual_norm_modulate, norm_modulate
+from ddx.kernels.gated_residual_norm_modulate import gated_residual, gated_residual_norm_modulate
 from ddx.kernels.gated_residual_norm_modulate_dual import (
     gated_residual_dual,
     gated_residual_norm_modulate_dual,
@@ -47,6 +47,11 @@ def stock_gated_residual_norm_modulate(
     """Diffusers' block without a cross-attention."""
     r = stock_gated_residual(residual, branch, gate)
     return r, stock_norm_modulate(r, scale, shift)
+
+
+def norm_modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """The fused operation without a branch, as a block begins; the residual that it hands on costs nothing."""
+    return gated_residual_norm_modulate(x, None, None, scale, shift)[1]
 
 
 def residual_norm_modulate(residual: Tensor, branch: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
