@@ -95,7 +95,13 @@ def command(invocation: Invocation) -> int:
         return _dry_run(invocation, config, method_config)
     from ddx.training.distill import distill
 
-    folder = distill(config, method_config, workspace=invocation.workspace, progress=invocation.progress)
+    folder = distill(
+        config,
+        method_config,
+        workspace=invocation.workspace,
+        progress=invocation.progress,
+        said=invocation.said,
+    )
     if os.environ.get("RANK", "0") != "0":  # one of several processes under torchrun
         return 0
     if invocation.as_json:
@@ -117,7 +123,7 @@ def _dry_run(invocation: Invocation, config: DistillConfig, method_config: Any) 
     from ddx.config import to_dict
     from ddx.training.distill import plan
 
-    folder, store, estimate = plan(config, method_config, workspace=invocation.workspace)
+    folder, store, estimate = plan(config, method_config, workspace=invocation.workspace, said=invocation.said)
     settings = {**to_dict(config), **to_dict(method_config)}
     if invocation.as_json:
         emit_json(

@@ -28,7 +28,7 @@ from ddx.cli.did_you_mean import flag_hint, key_hint
 from ddx.cli.suggestions import configs, folders, suggest_keys, suggestions
 from ddx.config import Settings, UnknownKeyError, build_many, field_types, parse_sets, read_yaml
 from ddx.errors import UsageError, nearest
-from ddx.values import FLAGS
+from ddx.values import FLAGS, SETS
 from ddx.workspace import Workspace
 
 if typing.TYPE_CHECKING:
@@ -60,6 +60,12 @@ class Invocation:
     def get(self, key: str, default: Any = None) -> Any:
         """Return what `key` was set to, before any conversion: for choices that decide which config to build."""
         return self.values.get(key, default)
+
+    @property
+    def said(self) -> frozenset[str]:
+        """The settings that the line itself names, by flag or --set."""
+        named = (layer for layer in self.layers if layer.origin in (FLAGS, SETS))
+        return frozenset(str(key).replace("-", "_") for layer in named for key in layer)
 
     def build(self, config_class: type[Config], **more: Any) -> Config:
         """Return the resolved config; `more` wins over every layer (None values are left out)."""

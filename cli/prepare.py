@@ -45,7 +45,7 @@ def command(invocation: Invocation) -> int:
         emit(f"writes    {folder}")
         emit(f"estimate  {estimate}")
         return 0
-    folder = prepare(config, workspace=invocation.workspace, progress=invocation.progress)
+    folder = prepare(config, workspace=invocation.workspace, progress=invocation.progress, said=invocation.said)
     if os.environ.get("RANK", "0") != "0":  # one of several processes under torchrun
         return 0
     if invocation.as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,19 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def run(teacher: Path, store: Path | None, workspace: Path, *, progress: Any = None, **settings: Any) -> Path:
+def run(
+    teacher: Path,
+    store: Path | None,
+    workspace: Path,
+    *,
+    progress: Any = None,
+    said: Collection[str] = (),
+    **settings: Any,
+) -> Path:
     values = {**SETTINGS, "teacher": str(teacher), "data": None if store is None else str(store), **settings}
     config, method_config = resolve([Settings(values, "the test")])
-    return distill(config, method_config, workspace=Workspace(workspace), progress=progress or NullProgress())
+    progress = progress or NullProgress()
+    return distill(config, method_config, workspace=Workspace(workspace), progress=progress, said=said)
 
 
 def flags(teacher: Path, store: Path, workspace: Path, **settings: Any) -> list[str]:

@@ -8,8 +8,17 @@ from typing import Any
 import torch
 
 from ddx.run_record import versions, write_run
+from ddx.teachers.base import Teacher
+from ddx.teachers.families import open_teacher
+from ddx.teachers.hub import local_source
 from ddx.teachers.registry import load_teacher
 from pipelines import make_sana, make_stable_diffusion
+
+
+def opened(student: Path) -> Teacher:
+    """A student's own pipeline behind the contract of teachers, to compute with its network."""
+    return open_teacher(local_source(student), device="cpu", dtype=None, resolution=None)
+
 
 KINDS = ("flow", "eps", "v")
 

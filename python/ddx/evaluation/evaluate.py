@@ -147,7 +147,10 @@ def open_both(config: EvaluateConfig, workspace: Workspace, progress: Progress) 
         folder = workspace.newest_student(lambda found: teacher_key(found.record.get("teacher", "")) == wanted)
     if config.student is None:
         progress.log(f"student: {folder} (the newest)" if folder else "no student of this teacher: scoring it alone")
-    record = StudentFolder(folder).record if folder else {}
+    files = StudentFolder(folder) if folder else None
+    if files is not None and files.remark:
+        progress.log(files.remark)
+    record = files.record if files else {}
     name = config.teacher or record.get("teacher")
     if not name:
         raise DdxError(f"{folder} does not say which teacher it had", hint="name it with --teacher")

@@ -168,6 +168,12 @@ class Method(ABC, Generic[ConfigT]):
         """
         return min(step // (length or max(self.train_steps // num_stages, 1)), num_stages - 1)
 
+    def stretched(self, share: float) -> tuple[str, ...]:
+        """Return the settings that are shares of the run and still act behind `share` of it: more steps would move
+        them.
+        """
+        return ()
+
     def state(self) -> dict[str, Tensor]:
         """Return what the method itself carries from step to step, live tensors: checkpoints keep and restore it."""
         return {}

@@ -11,6 +11,7 @@ log-normal mean is log 2 above theirs. Their c grows as the root of the dimensio
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -169,6 +170,10 @@ class ConsistencyMethod(FlowMethod[ConfigT]):
 
 class GridMethod(ConsistencyMethod[GridConfigT]):
     """A consistency method whose pairs are neighbours on a grid, which may grow finer during the run."""
+
+    def stretched(self, share: float) -> tuple[str, ...]:
+        """Return the start of a grid that grows finer."""
+        return ("grid_steps_start",) if (self.config.grid_steps_start or math.inf) < self.config.grid_steps else ()
 
     def grid_steps_at(self, progress: float) -> int:
         """Return N at this share of the run: doubled at equal shares from the start to the end, if it is to grow."""

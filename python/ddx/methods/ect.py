@@ -62,6 +62,10 @@ class ECTPairs(ConsistencyMethod[ECTConfigT]):
         """Return the stage, from 0."""
         return min(int(batch.progress * self.config.num_stages), self.config.num_stages - 1)
 
+    def stretched(self, share: float) -> tuple[str, ...]:
+        """Return the stages, if there are several."""
+        return ("num_stages",) if self.config.num_stages > 1 else ()
+
     def draw_pair(self, batch: Batch) -> tuple[Times, Tensor, Tensor]:
         """Return the drawn times, and those that the stage pairs them with."""
         times = self.draw_times(batch)

@@ -9,6 +9,7 @@ VP:    f = c_skip x_t + c_out x0(x_t, t)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -97,6 +98,12 @@ class LCM(FlowMethod[LCMConfig]):
     def usual_guidance(self) -> tuple[float, float]:
         """Return the published ranges."""
         return (4.0, 6.0) if isinstance(self.teacher.process, FlowProcess) else (6.0, 16.0)
+
+    def stretched(self, share: float) -> tuple[str, ...]:
+        """Return the start of a grid that grows finer."""
+        return (
+            ("solver_steps_start",) if (self.config.solver_steps_start or math.inf) < self.config.solver_steps else ()
+        )
 
     def networks(self) -> tuple[NetworkSpec, ...]:
         """Return the student, and the target unless the student is its own."""

@@ -57,6 +57,10 @@ class Progressive(FlowMap[ProgressiveConfig]):
         """Return the number of the stage that training step `step` is in, from 0."""
         return self.stage_at(step, self.config.first_steps.bit_length(), self.config.stage_length)
 
+    def stretched(self, share: float) -> tuple[str, ...]:
+        """Return the length of a stage, where it is a share of the run."""
+        return ("stage_length",) if self.config.stage_length is None else ()
+
     def renewed(self, step: int) -> tuple[str, ...]:
         """Take a new snapshot where a stage begins."""
         return (BEFORE,) if step > 0 and self.stage(step) > self.stage(step - 1) else ()

@@ -60,6 +60,10 @@ class ReFlow(FlowMethod[ReFlowConfig]):
         """See :meth:`Method.reads_pairs`: those of the first round."""
         return self.config.pairs == "stored"
 
+    def stretched(self, share: float) -> tuple[str, ...]:
+        """Return the length of a round, where it is a share of the run."""
+        return ("round_length",) if self.config.rounds > 1 and self.config.round_length is None else ()
+
     def networks(self) -> tuple[NetworkSpec, ...]:
         """Return the student, and with several rounds the snapshot whose ODE makes the pairs."""
         student = NetworkSpec(name=STUDENT)

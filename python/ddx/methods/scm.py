@@ -161,6 +161,10 @@ class SCM(FlowMethod[SCMConfig]):
         tangent: Tensor = torch.func.jvp(trig_prediction, (v, x, tau), (dv, dx, dtau))[1]
         return tangent
 
+    def stretched(self, share: float) -> tuple[str, ...]:
+        """Return the warm-up of the tangent, while it lasts."""
+        return ("tangent_warmup",) if share < self.config.tangent_warmup else ()
+
     def warmup(self, progress: float) -> float:
         """Return r at this share of the run."""
         share = self.config.tangent_warmup

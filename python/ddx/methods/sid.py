@@ -61,6 +61,11 @@ class SiDForm(ScoreDistillation[SiDConfigT]):
         "ema_half_life": 50_000.0,
     }
 
+    def stretched(self, share: float) -> tuple[str, ...]:
+        """Return what alpha moves to, and the share whose gradients are stopped while it lasts."""
+        moving = ("alpha_end",) if self.config.alpha_end is not None else ()
+        return (*moving, "stopped_share") if share < self.config.stopped_share else moving
+
     def alpha_at(self, progress: float) -> float:
         """Return alpha at this share of the run."""
         start, end = self.config.alpha, self.config.alpha_end

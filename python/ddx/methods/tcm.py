@@ -57,6 +57,10 @@ class TCM(ECTPairs[TCMConfig]):
         """Return the student, and what it was when the first stage ended."""
         return *super().networks(), NetworkSpec(name=FIRST, average_of=STUDENT, decay=1.0)
 
+    def stretched(self, share: float) -> tuple[str, ...]:
+        """Return where the second stage begins, and the stages of the first."""
+        return ("first_share", *super().stretched(share))
+
     def renewed(self, step: int) -> tuple[str, ...]:
         """Return the snapshot at the end of the first stage."""
         return (FIRST,) if step == self._second_stage_begins else ()

@@ -52,8 +52,23 @@ class StudentPipeline:
         self.pipeline.to(self.device)
         if getattr(self.pipeline, "transformer", None) is not None:
             fuse_if_faster(self.pipeline.transformer)
+        self._refuse_what_is_not_finite()
         self.guidance = self.files.guidance
         self._weights_of = self.files.folder.resolve()
+
+    def _refuse_what_is_not_finite(self) -> None:
+        """Look at decoded pictures before the pipeline rounds them: in 8 bits NaN is black."""
+        import torch
+
+        processor = self.pipeline.image_processor
+        finish = processor.postprocess
+
+        def checked(pixels: torch.Tensor, *arguments: Any, **named: Any) -> Any:
+            if not bool(torch.isfinite(pixels).all()):
+                raise not_finite(self.files.name)
+            return finish(pixels, *arguments, **named)
+
+        processor.postprocess = checked
 
     def set_guidance(self, guidance: float) -> None:
         """Fold another guidance scale in. DdxError when the student does not take guidance, or nothing was kept."""
@@ -132,6 +147,14 @@ class StudentPipeline:
         except ValueError as error:
             raise UsageError(f"the student's pipeline refuses the call: {error}", hint="check --resolution") from error
         return pictures
+
+
+def not_finite(name: str) -> DdxError:
+    """Return the error for a picture of `name` that holds no numbers."""
+    return DdxError(
+        f"{name} draws a picture that is not finite",
+        hint="try --dtype float32; if that does not help its weights are broken: train at a lower learning rate",
+    )
 
 
 def dtype_keyword() -> str:

@@ -111,6 +111,8 @@ def sample(config: SampleConfig, workspace: Workspace, progress: Progress | None
     prompts = _prompts(config, files.record)
     if config.student is None:
         progress.log(f"student: {folder} (the newest)")
+    if files.remark:
+        progress.log(files.remark)
     if config.steps > files.trained_steps:
         progress.log(f"{config.steps} steps: the student was made for 1 to {files.trained_steps}; more seldom help")
     student = StudentPipeline(folder, device=config.device, dtype=config.dtype)

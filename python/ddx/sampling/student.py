@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from ddx.errors import DdxError, UsageError
 from ddx.run_record import read_run
+from ddx.teachers.registry import TEACHERS
 
 if TYPE_CHECKING:
     import torch
 
 _DTYPE_OF_TAG = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 _DTYPE_OF_OPTION = {"float32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_FOR_TEACHERS = "`ddx evaluate` scores a teacher, `ddx distill` makes a student of it: --teacher"
 _DENOISERS = ("transformer", "unet")
 
 
@@ -35,6 +38,8 @@ class StudentFolder:
                 hint="see `ddx list students`",
             )
         if not self.folder.is_dir():
+            if str(folder) in TEACHERS:
+                raise UsageError(f"{folder} is a teacher, not a student", hint=f"{_FOR_TEACHERS} {folder}")
             raise UsageError(f"there is no student at {self.folder}", hint="see `ddx list students`")
         if not index.is_file():
             if record is not None and not record.get("finished"):
@@ -46,6 +51,8 @@ class StudentFolder:
                 f"{self.folder} holds no student: it has no model_index.json",
                 hint="give the folder that `ddx distill` wrote, or see `ddx list students`",
             )
+        if record is not None and record.get("kind") == "teacher":
+            raise UsageError(f"{self.folder} holds a teacher, not a student", hint=f"{_FOR_TEACHERS} {self.folder}")
         self.record: dict[str, Any] = record or {}
         self.index = _read_json(index)
         self.pipeline_class = str(self.index.get("_class_name", ""))
@@ -58,6 +65,22 @@ class StudentFolder:
     def name(self) -> str:
         """The folder's name."""
         return self.folder.resolve().name
+
+    @property
+    def remark(self) -> str | None:
+        """What to say of a pipeline that does not say that it is a student, None for one that does."""
+        if self.record:
+            return None
+        return f"{self.folder} has no run.json of a student: if it is a teacher, a few steps are not enough for it"
+
+    @property
+    def prediction(self) -> str | None:
+        """What its denoiser predicts, as its record or else its scheduler says; None where neither does."""
+        if self.takes_sigmas:
+            return "flow"
+        scheduler = self.folder / "scheduler" / "scheduler_config.json"
+        named = _read_json(scheduler).get("prediction_type") if scheduler.is_file() else None
+        return self.record.get("prediction") or _PREDICTIONS.get(str(named))
 
     @property
     def takes_sigmas(self) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddx.progress import NullProgress, Progress
+from ddx.sampling.pipeline import not_finite
 
 if TYPE_CHECKING:
     from ddx.teachers.base import Teacher
@@ -47,6 +48,8 @@ def draw_with_teacher(
             generators=[torch.Generator("cpu").manual_seed(seed) for seed in seeds[rows]],
             resolution=resolution,
         )
+        if not bool(torch.isfinite(latents).all()):
+            raise not_finite(f"the teacher {teacher.name}")
         drawn.append(teacher.decode(latents).numpy())
         progress.advance(len(latents))
     return np.concatenate(drawn)

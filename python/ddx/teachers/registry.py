@@ -11,6 +11,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ddx.errors import UsageError
+from ddx.run_record import read_run
 from ddx.teachers.unknown import is_single_file, unknown_teacher
 
 if TYPE_CHECKING:
@@ -143,6 +145,7 @@ def load_teacher(
     elif spec is not None:
         source = hub.hub_source(spec.source, spec.revision, name=spec.name, licence=spec.licence)
     elif Path(text).expanduser().is_dir():
+        _refuse_student(Path(text).expanduser())
         source = hub.local_source(Path(text).expanduser())
     elif _HUB_ID.fullmatch(text) and not text.startswith("runs/") and not is_single_file(text):
         source = hub.hub_source(text, "main")
@@ -156,3 +159,13 @@ def load_teacher(
         default_resolution=spec.resolution if spec else None,
         default_guidance=spec.guidance if spec else None,
     )
+
+
+def _refuse_student(folder: Path) -> None:
+    record = read_run(folder)
+    if record is not None and record.get("kind") == "student":
+        teacher = record.get("teacher", "NAME")
+        raise UsageError(
+            f"{folder} is a student, not a teacher: it was distilled from {teacher}",
+            hint=f"give --teacher {teacher}; `ddx distill --from-student {folder}` goes on with the student's weights",
+        )

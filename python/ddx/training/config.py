@@ -16,7 +16,8 @@ RESUMABLE_CHANGES = frozenset(
         *("sample_every", "sample_prompts", "sample_steps", "reference_steps"),
     )
 )
-
+# What may differ if the command names it and the folder: it goes into the record's history.
+EXPLICIT_CHANGES = frozenset(("learning_rate", "train_steps"))
 
 OPTIMIZERS = ("adamw", "radam", "adamw8bit", "came")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,12 @@ def distill(
     *,
     workspace: Workspace | None = None,
     progress: Progress | None = None,
+    said: Collection[str] = (),
 ) -> Path:
     """Distil a student and return its folder, a plain diffusers pipeline; the same call goes on with an unfinished one.
 
+    `said` are the settings that the user named for this call, and not a preset or a default: of a run in `config.out`,
+    finished or not, the learning rate and the number of steps may then be others than before.
     Raises UsageError for settings that do not fit together, DdxError for weights or data that are not there, for a
     folder that another process writes to and for a run that diverges, and Interrupted (a KeyboardInterrupt), with the
     state saved, when the process is asked to stop.
@@ -46,7 +50,7 @@ def distill(
     with join(config.device) as ranks, ExitStack() as opened:
         progress = progress if progress is not None and ranks.is_first else NullProgress()
         workspace = workspace or Workspace()
-        run = prepare_run(config, method_config, workspace, ranks, progress)
+        run = prepare_run(config, method_config, workspace, ranks, progress, said)
         if run.folder.finished:
             progress.log(f"{run.folder.path} is finished already")
             return run.folder.path
@@ -54,7 +58,7 @@ def distill(
         if ranks.share(latest_checkpoint(run.checkpoints) != run.folder.checkpoint):
             raise already_written(run.folder.path)  # it went on between our look and our lock
         opened.enter_context(tells_what_is_saved(run.checkpoints))
-        trainer = Trainer(run.method, config, ranks, run.dtype, _start(run, workspace))
+        trainer = Trainer(run.method, config, ranks, run.dtype, _start(run, workspace, progress))
         start = _resume(run, trainer)
         record_run(run, start, finished=False)
         grid, clock = _sample_grid(run), Clock(_seconds_before(run, start))
@@ -101,19 +105,22 @@ def _train(
 
 
 def plan(
-    config: DistillConfig, method_config: Any, *, workspace: Workspace | None = None
+    config: DistillConfig, method_config: Any, *, workspace: Workspace | None = None, said: Collection[str] = ()
 ) -> tuple[StudentFolder, Path, Estimate]:
     """Return the folder, the store and the cost that `distill` would have, without writing anything."""
     with join(config.device) as ranks:
         workspace = workspace or Workspace()
-        run = prepare_run(config, method_config, workspace, ranks, NullProgress())
-        _start(run, workspace)
+        run = prepare_run(config, method_config, workspace, ranks, NullProgress(), said)
+        _start(run, workspace, NullProgress())
         return run.folder, run.store.path, estimate_run(run.method, config, run.teacher, run.dtype, ranks.world)
 
 
-def _start(run: Run, workspace: Workspace) -> dict[str, torch.Tensor] | None:
+def _start(run: Run, workspace: Workspace, progress: Progress) -> dict[str, torch.Tensor] | None:
     """Return the weights that the student begins with; none of a run whose checkpoint has them all."""
-    return None if run.folder.checkpoint else starting_weights(run.config.from_student, run.teacher, workspace)
+    if run.folder.checkpoint:
+        return None
+    guidance = run.method.export_notes().get("guidance_range")
+    return starting_weights(run.config.from_student, run.teacher, workspace, guidance, progress.log)
 
 
 def _resume(run: Run, trainer: Trainer) -> int:

@@ -27,6 +27,7 @@ def record_run(run: Run, step: int, *, finished: bool, **more: Any) -> None:
         "teacher_source": run.teacher.source,
         "teacher_revision": run.teacher.revision,
         "teacher_licence": run.teacher.licence,
+        "prediction": run.teacher.prediction,
         "teacher_fingerprint": run.teacher.fingerprint(config.resolution),
         "method": config.method,
         "resolution": config.resolution or run.teacher.default_resolution,
@@ -36,6 +37,7 @@ def record_run(run: Run, step: int, *, finished: bool, **more: Any) -> None:
         "seed": config.seed,
         **run.method.export_notes(),
         **more,
+        **({"history": run.history} if run.history else {}),
         "config": run.settings,
         "versions": versions(),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 
 from ddx.config import field_types
@@ -17,13 +18,19 @@ from ddx.workspace import Workspace
 NUM_STEPS = 20  # of the pictures in a grid, beside the teacher's as it was
 
 
-def prepare(config: PrepareConfig, *, workspace: Workspace | None = None, progress: Progress | None = None) -> Path:
+def prepare(
+    config: PrepareConfig,
+    *,
+    workspace: Workspace | None = None,
+    progress: Progress | None = None,
+    said: Collection[str] = (),
+) -> Path:
     """Prepare a teacher and return its folder, which is a --teacher; the same call goes on with an unfinished one.
 
-    Raises what :func:`ddx.training.distill.distill` raises.
+    `said`, and what is raised, as of :func:`ddx.training.distill.distill`.
     """
     workspace = workspace or Workspace()
-    return distill(*_as_distillation(config, workspace), workspace=workspace, progress=progress)
+    return distill(*_as_distillation(config, workspace), workspace=workspace, progress=progress, said=said)
 
 
 def plan_preparation(config: PrepareConfig, *, workspace: Workspace | None = None) -> tuple[Path, Path, Estimate]:

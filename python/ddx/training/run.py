@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from ddx.run_record import read_run
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
 from ddx.teachers.registry import load_teacher
+from ddx.training.checkpoint import step_of
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks
 from ddx.training.find_store import find_store, require_pairs
-from ddx.training.student_folder import CHECKPOINTS, StudentFolder, choose_folder
+from ddx.training.student_folder import CHECKPOINTS, StudentFolder, cannot_extend, choose_folder
 from ddx.training.tracking import Metrics
 from ddx.workspace import Workspace
 
@@ -39,6 +41,7 @@ class Run:
     num_samples: int
     null: Condition
     folder: StudentFolder
+    history: list[Mapping[str, Any]]  # of settings that were changed on the way
     metrics: Metrics
     ranks: Ranks
     dtype: torch.dtype
@@ -60,7 +63,12 @@ class Run:
 
 
 def prepare_run(
-    config: DistillConfig, method_config: Any, workspace: Workspace, ranks: Ranks, progress: Progress
+    config: DistillConfig,
+    method_config: Any,
+    workspace: Workspace,
+    ranks: Ranks,
+    progress: Progress,
+    said: Collection[str] = (),
 ) -> Run:
     """Find the teacher, the store and the folder; every mistake of the user comes to light here."""
     if config.batch_size % ranks.world:
@@ -73,8 +81,9 @@ def prepare_run(
     method = load_method(config.method, method_config, teacher)
     settings = {**to_dict(config), **to_dict(method_config)}
     folder = ranks.share(
-        choose_folder(config.out, workspace, settings, {"teacher": config.teacher, "method": config.method})
+        choose_folder(config.out, workspace, settings, {"teacher": config.teacher, "method": config.method}, said)
     )
+    _refuse_stretching(folder, method)
     before = read_run(folder.path) if folder.resumed else None
     store, say = find_store(config, teacher, workspace, before, synthetic=method.reads_pairs)
     if method.reads_pairs:
@@ -83,7 +92,8 @@ def prepare_run(
         progress.log(say)
         if folder.resumed and not folder.finished:
             where = folder.checkpoint.name if folder.checkpoint else "its start"
-            progress.log(f"going on with the unfinished {folder.path} from {where}")
+            changes = "".join(f", {name} {now} instead of {then}" for name, (then, now) in folder.changes.items())
+            progress.log(f"going on with {folder.path} from {where}{changes}")
     num_samples = store.num_ok
     if num_samples < config.batch_size:
         raise UsageError(
@@ -99,10 +109,31 @@ def prepare_run(
         num_samples=num_samples,
         null=store.null_condition().to(ranks.device, torch.float32),
         folder=folder,
+        history=_history(folder, before or {}),
         metrics=Metrics(folder.path),
         ranks=ranks,
         dtype=dtype,
     )
+
+
+def _refuse_stretching(folder: StudentFolder, method: Method[Any]) -> None:
+    """Raise UsageError where the method has stages that more steps would move."""
+    before, now = folder.changes.get("train_steps", (0, 0))
+    if now > before:
+        names = method.stretched(_step(folder) / now)
+        if names:
+            raise cannot_extend(
+                folder.path, f"{', '.join(names)}: shares of {before} steps, which in {now} would be elsewhere"
+            )
+
+
+def _history(folder: StudentFolder, before: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    changed = {"step": _step(folder), **{name: list(values) for name, values in folder.changes.items()}}
+    return [*before.get("history", ()), *([changed] if folder.changes else ())]
+
+
+def _step(folder: StudentFolder) -> int:
+    return 0 if folder.checkpoint is None else step_of(folder.checkpoint)
 
 
 def _compute_dtype(name: str, device: torch.device) -> torch.dtype:

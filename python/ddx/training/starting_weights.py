@@ -6,7 +6,7 @@ one. Fake scores, and whatever else is a copy of the teacher, start from the tea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -18,15 +18,30 @@ from ddx.sampling.student import StudentFolder
 from ddx.teachers.base import Teacher
 from ddx.workspace import Workspace
 
+_OF_PICTURES = ("resolution", "latent_shape")  # may differ: one student draws several sizes
 
-def starting_weights(student: Path | None, teacher: Teacher, workspace: Workspace) -> dict[str, Tensor] | None:
-    """Return the weights of an exported student, None for None.
 
-    Raises UsageError where there is none, and where it is not a student of a teacher of this shape.
+def starting_weights(
+    student: Path | None,
+    teacher: Teacher,
+    workspace: Workspace,
+    guidance: Sequence[float] | None = None,
+    say: Callable[[str], None] = lambda message: None,
+) -> dict[str, Tensor] | None:
+    """Return the weights of an exported student, None for None; `say` hears of a guidance outside the run's range.
+
+    Raises UsageError where there is none, and where it is not a student of this teacher: by its record, by what its
+    network predicts, or by the shapes of its weights.
     """
     if student is None:
         return None
     files = StudentFolder(choose_student(student, workspace))
+    _require_same_teacher(files, teacher, say)
+    if guidance is not None and files.guidance is not None and not guidance[0] <= files.guidance <= guidance[1]:
+        wanted = " to ".join(f"{scale:g}" for scale in sorted(set(guidance)))
+        say(
+            f"{files.folder} holds guidance {files.guidance:g}, and this run is for {wanted}: it begins with the former"
+        )
     weights = files.weights()
     shapes = {name: value.shape for name, value in teacher.network().state_dict().items()}
     if {name: value.shape for name, value in weights.items()} != shapes:
@@ -35,6 +50,31 @@ def starting_weights(student: Path | None, teacher: Teacher, workspace: Workspac
             hint=f"give the teacher that it was distilled from: --teacher {files.record.get('teacher', 'NAME')}",
         )
     return weights
+
+
+def _require_same_teacher(files: StudentFolder, teacher: Teacher, say: Callable[[str], None]) -> None:
+    if not files.record:
+        raise UsageError(
+            f"{files.folder} is not a student: it has no run.json", hint="give the folder that `ddx distill` wrote"
+        )
+    hint = f"give the teacher that it was distilled from: --teacher {files.record.get('teacher', 'NAME')}"
+    if files.prediction not in (None, teacher.prediction):
+        raise UsageError(
+            f"{files.folder} is a student of another teacher: it predicts {files.prediction}, {teacher.name} predicts "
+            f"{teacher.prediction}",
+            hint=hint,
+        )
+    then, now = files.record.get("teacher_fingerprint") or {}, teacher.fingerprint()
+    for key in (key for key in now if key not in _OF_PICTURES):
+        if key in then and then[key] != now[key]:
+            raise UsageError(
+                f"{files.folder} is a student of another teacher: its {key} was {then[key]}, that of {teacher.name} is "
+                f"{now[key]}",
+                hint=hint,
+            )
+    before = files.record.get("teacher_source")
+    if before not in (None, teacher.source):
+        say(f"{files.folder} was distilled from {before}, the teacher now is {teacher.source}")
 
 
 def start_from(network: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ddx.errors import UsageError
 from ddx.run_record import read_run
 from ddx.training.checkpoint import latest_checkpoint
-from ddx.training.config import RESUMABLE_CHANGES
+from ddx.training.config import EXPLICIT_CHANGES, RESUMABLE_CHANGES
 from ddx.workspace import Workspace, is_vacant
 
 CHECKPOINTS = "checkpoints"
@@ -18,18 +18,28 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True)
 class StudentFolder:
-    """Where a student goes. `checkpoint` is where to go on from; `finished` means that nothing is left to do."""
+    """Where a student goes. `checkpoint` is where to go on from; `finished` means that nothing is left to do.
+
+    `changes`: the settings that differ from those that the run had before, as (before, now).
+    """
 
     path: Path
     checkpoint: Path | None = None
     resumed: bool = False
     finished: bool = False
+    changes: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
 
 
 def choose_folder(
-    out: Path | None, workspace: Workspace, settings: Mapping[str, Any], identity: Mapping[str, Any]
+    out: Path | None,
+    workspace: Workspace,
+    settings: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    said: Collection[str] = (),
 ) -> StudentFolder:
     """Return the folder for a run of these settings (JSON values) and identity (teacher, method, store).
+
+    `said` are the settings that the user named for this very run: with `out`, some of them may be others than before.
 
     Without `out`, an unfinished student of the same teacher and method is resumed, else a new folder is taken. With
     `out`, that folder is resumed or begun. Raises UsageError naming the first setting in which an unfinished run
@@ -47,11 +57,48 @@ def choose_folder(
                 raise UsageError(f"{path} exists and is not a student", hint="give another --out, or delete it")
             return StudentFolder(path)
         if record.get("finished"):
-            _refuse_changes(path, record, settings, identity, "is finished")
-            return StudentFolder(path, finished=True)
+            changes = _changes(path, record, settings, identity, "is finished", said)
+            return _extended(path, changes, settings) if changes else StudentFolder(path, finished=True)
     record = read_run(path) or {}
-    _refuse_changes(path, record, settings, identity, "is unfinished")
-    return StudentFolder(path, latest_checkpoint(path / CHECKPOINTS), resumed=True)
+    changes = _changes(path, record, settings, identity, "is unfinished", () if out is None else said)
+    _require_extensible(path, changes, settings)
+    return StudentFolder(path, latest_checkpoint(path / CHECKPOINTS), resumed=True, changes=changes)
+
+
+def _extended(path: Path, changes: Mapping[str, tuple[Any, Any]], settings: Mapping[str, Any]) -> StudentFolder:
+    """Return the folder of a finished run that goes on from its last state."""
+    if "train_steps" not in changes:
+        raise UsageError(f"{path} is finished: no step is left for {', '.join(changes)}", hint="add --train-steps N")
+    _require_extensible(path, changes, settings)
+    checkpoint = latest_checkpoint(path / CHECKPOINTS)
+    if checkpoint is None:
+        raise UsageError(
+            f"{path} is finished and its checkpoints are gone: it cannot go on",
+            hint=f"--from-student {path} --out PATH begins another student with its weights",
+        )
+    return StudentFolder(path, checkpoint, resumed=True, changes=changes)
+
+
+def _require_extensible(path: Path, changes: Mapping[str, tuple[Any, Any]], settings: Mapping[str, Any]) -> None:
+    """Raise UsageError, saying what would change, where another number of steps changes more than the end of a run."""
+    before, now = changes.get("train_steps", (0, 0))
+    if now < before:
+        raise UsageError(
+            f"{path} was started with train_steps = {before}, and can be made longer, not shorter: {now}",
+            hint=f"give --train-steps {before} to go on with it, or --out PATH for another student",
+        )
+    if now > before and settings["lr_schedule"] != "constant":
+        raise cannot_extend(
+            path, f"its {settings['lr_schedule']} learning rate falls to 0 at step {before}, and would at {now}"
+        )
+
+
+def cannot_extend(path: Path, why: str) -> UsageError:
+    """Return the error for a run that a larger number of steps would have made another one."""
+    return UsageError(
+        f"{path} cannot be made longer: {why}",
+        hint=f"--from-student {path} --out PATH begins another student with its weights",
+    )
 
 
 def _unfinished(workspace: Workspace, identity: Mapping[str, Any]) -> Path | None:
@@ -62,21 +109,33 @@ def _unfinished(workspace: Workspace, identity: Mapping[str, Any]) -> Path | Non
     return None
 
 
-def _refuse_changes(
-    path: Path, record: Mapping[str, Any], settings: Mapping[str, Any], identity: Mapping[str, Any], what: str
-) -> None:
-    before = record.get("config", {})
+def _changes(
+    path: Path,
+    record: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    what: str,
+    said: Collection[str],
+) -> dict[str, tuple[Any, Any]]:
+    """Return what differs from the record and may; UsageError for the first that may not."""
+    before, changes = record.get("config", {}), {}
     for key, value in settings.items():
         if key in RESUMABLE_CHANGES:
             continue
-        if key not in before or before[key] != value:
-            raise UsageError(
-                f"{path} {what} and was started with {key} = {before.get(key)}, not {value}",
-                hint=f"give --set {key}={before.get(key)} to go on with it, or --out PATH for another student",
-            )
+        if key in before and before[key] == value:
+            continue
+        if key in EXPLICIT_CHANGES and key in said:
+            changes[key] = (before.get(key), value)
+            continue
+        anew = f"; --out {path} --set {key}={value} goes on with the new one" if key in EXPLICIT_CHANGES else ""
+        raise UsageError(
+            f"{path} {what} and was started with {key} = {before.get(key)}, not {value}",
+            hint=f"give --set {key}={before.get(key)} to go on with it, or --out PATH for another student{anew}",
+        )
     for key, value in identity.items():
         if record.get(key) != value:
             raise UsageError(
                 f"{path} {what} and belongs to another {key.replace('_', ' ')}: {record.get(key)}, not {value}",
                 hint="give --out PATH for another student",
             )
+    return changes

@@ -18,7 +18,7 @@ from ddx.sampling.student import StudentFolder
 from ddx.teachers.registry import load_teacher
 from ddx.teachers.sana_fused import is_fused, unfuse
 from pipelines import make_sana
-from students import make_student
+from students import make_student, opened
 
 PROMPTS = ("a red circle above a blue square", "two small cats", "a house in the light of a green dog")
 
@@ -27,7 +27,7 @@ PROMPTS = ("a red circle above a blue square", "two small cats", "a house in the
 def test_flow_call_is_multistep_consistency_sampling(flow_student: Path, steps: int) -> None:
     """x0 = x - sigma v(x, sigma), then x = (1 - sigma') x0 + sigma' eps with the next draw of the same generator."""
     student = StudentPipeline(flow_student, device="cpu")
-    teacher = load_teacher(flow_student)
+    teacher = opened(flow_student)
     generator = torch.Generator().manual_seed(5)
     condition = teacher.encode_text(PROMPTS[:1])[0]
     x = torch.randn(1, *teacher.latent_shape(), generator=generator)
@@ -47,7 +47,7 @@ def test_vp_call_is_lcm_sampling(tmp_path: Path, kind: str, steps: int) -> None:
     """f = c_skip x + c_out x0 at LCM's grid, and noise of the next time between the steps (Luo et al. 2023)."""
     folder = make_student(kind, tmp_path / kind)
     student = StudentPipeline(folder, device="cpu")
-    teacher = load_teacher(folder)
+    teacher = opened(folder)
     process, generator = teacher.process, torch.Generator().manual_seed(1)
     condition = teacher.encode_text(PROMPTS[:1])[0]
     x = torch.randn(1, *teacher.latent_shape(), generator=generator)
@@ -94,7 +94,7 @@ def test_encoded_prompts_draw_the_same_pictures(family: str, request: pytest.Fix
 
     folder = request.getfixturevalue(family)
     student = StudentPipeline(folder, device="cpu")
-    condition = Condition.cat(load_teacher(folder).encode_text(PROMPTS))
+    condition = Condition.cat(opened(folder).encode_text(PROMPTS))
     drawn = student.draw_conditions(condition, [3, 4, 5], 2)
     assert drawn.dtype == np.uint8 and drawn.shape == (3, 64, 64, 3)
     for picture, expected in zip(drawn, student.draw(PROMPTS, [3, 4, 5], 2), strict=True):

@@ -10,7 +10,12 @@ from safetensors.torch import load_file
 import distill_runs as runs
 from ddx.cli import main
 from ddx.errors import UsageError
-from pipelines import make_sana
+from ddx.run_record import write_run
+from ddx.teachers.registry import load_teacher
+from ddx.training.starting_weights import starting_weights
+from ddx.workspace import Workspace
+from pipelines import make_sana, make_stable_diffusion
+from students import make_student
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +80,9 @@ def test_an_unfinished_run_goes_on_without_the_student_that_it_began_with(
 
 def test_what_cannot_be_begun_with_is_refused(first: Path, teacher_folder: Path, store: Path, tmp_path: Path) -> None:
     other = make_sana(tmp_path / "wider", layers=3)
+    with pytest.raises(UsageError, match="is not a student: it has no run"):
+        runs.run(teacher_folder, store, tmp_path, from_student=str(other))
+    write_run(other, {"kind": "student"}, finished=True)
     with pytest.raises(UsageError, match="is a student of another one"):
         runs.run(teacher_folder, store, tmp_path, from_student=str(other))
     with pytest.raises(UsageError, match="there is no student at"):
@@ -90,3 +98,30 @@ def test_the_command_says_what_is_wrong(
     assert main.run(command) == 2
     error = capfd.readouterr().err
     assert "there is no student at nothing" in error and "ddx list students" in error
+
+
+def test_a_student_of_another_teacher_is_refused_and_another_guidance_is_said(tmp_path: Path) -> None:
+    student = make_student("v", tmp_path / "student")
+    said: list[str] = []
+
+    def start(teacher: Path) -> None:
+        starting_weights(student, load_teacher(teacher), Workspace(tmp_path), (6.0, 16.0), said.append)
+
+    start(tmp_path / "student-teacher")
+    assert len(said) == 1 and "guidance 4.5" in said[0] and "6 to 16" in said[0]
+    with pytest.raises(UsageError, match="it predicts v, eps predicts eps") as error:
+        start(make_stable_diffusion(tmp_path / "eps", "epsilon"))  # weights of the same shapes
+    assert error.value.hint and "student-teacher" in error.value.hint
+    with pytest.raises(UsageError, match="is a student, not a teacher") as error:
+        load_teacher(student)
+    assert error.value.hint and "student-teacher" in error.value.hint and "--from-student" in error.value.hint
+
+
+def test_a_student_by_its_record_of_other_parts_is_refused(tmp_path: Path) -> None:
+    teacher = load_teacher(make_sana(tmp_path / "sana"))
+    then = {**teacher.fingerprint(), "resolution": 1024}
+    student = make_student("flow", tmp_path / "student", teacher_fingerprint=then, teacher_source=teacher.source)
+    starting_weights(student, teacher, Workspace(tmp_path))  # drawn at another size
+    write_run(student, {"kind": "student", "teacher_fingerprint": {**then, "weights": "sha256:0"}}, finished=True)
+    with pytest.raises(UsageError, match="its weights was sha256:0"):
+        starting_weights(student, teacher, Workspace(tmp_path))
