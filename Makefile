@@ -50,7 +50,8 @@ help:
 	@echo "make test-zarrs a store read by zarrs, the Zarr of Rust, which compiles for minutes"
 	@echo "make test-gpu the tests that need a CUDA device, with compiled kernels"
 	@echo "make check   formatters, linters, types"
-	@echo "make fuzz    damaged inputs of fourteen kinds, each for FUZZ_SECONDS=$(FUZZ_SECONDS); what fails is kept"
+	@echo "make fuzz    damaged inputs of fourteen kinds, each for FUZZ_SECONDS=$(FUZZ_SECONDS), and as long encodings of"
+	@echo "             pictures against Pillow; what fails is kept"
 	@echo "make bench   the benchmarks; results go to benchmarks/results/"
 	@echo "make install only the virtual environment, with ddx as an editable install"
 
@@ -103,10 +104,13 @@ check: $(STAMP)
 	cargo fmt --check --manifest-path tests/zarrs/Cargo.toml
 	cargo clippy --locked --release --workspace --all-targets -- -D warnings
 
-# One kind after the other; bytes from a random seed, which is printed.
+# One kind after the other; bytes from a random seed, which is printed. After damage, pictures that nothing is wrong with:
+# a decoder that draws them wrong does not panic.
 fuzz: $(STAMP)
 	DDX_FUZZ_SECONDS=$(FUZZ_SECONDS) PYO3_PYTHON=$(abspath $(BIN)/python) \
 	  cargo test --locked --release --workspace --test fuzz
+	DDX_FUZZ_SECONDS=$(FUZZ_SECONDS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -k encoding \
+	  tests/python/ingest/test_decoders.py
 
 bench: $(STAMP)
 	@$(BIN)/python -c 'import tomllib; o = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \

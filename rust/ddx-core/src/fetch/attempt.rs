@@ -10,6 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 use url::{Host, Url};
 
+use super::receive::Received;
 use super::slots::Slot;
 use super::{AddressRule, BUDGET_PIECE, Body, FetchError, Fetcher, retry};
 
@@ -69,35 +70,40 @@ impl Attempt<'_> {
     }
 
     async fn body(&mut self, mut response: Response, slot: Slot) -> Result<Body, FetchError> {
-        let config = &self.fetcher.config;
-        let limit = config.max_body_bytes;
+        let limit = self.fetcher.config.max_body_bytes;
         let stated = response.content_length();
         if stated.is_some_and(|length| length > limit as u64) {
             return Err(FetchError::TooLarge(limit));
         }
-        // Taken whole before the first byte: bodies that each waited for more could wait for one another for ever.
-        let reserved = stated.map_or(limit, |length| length as usize);
-        let mut budget = self.uncounted(reserve(self.fetcher, reserved)).await?;
-        let mut bytes = BytesMut::with_capacity(stated.map_or(64 << 10, |length| length as usize));
-        loop {
-            let chunk = timeout_at(self.deadline, timeout(config.idle_timeout, response.chunk()));
-            match chunk.await {
-                Err(_) => return Err(FetchError::Timeout("total")),
-                Ok(Err(_)) => return Err(FetchError::Timeout("idle")),
-                Ok(Ok(Err(error))) => return Err(FetchError::from_client(&error)),
-                Ok(Ok(Ok(None))) => break,
-                Ok(Ok(Ok(Some(chunk)))) if bytes.len() + chunk.len() > limit => {
-                    return Err(FetchError::TooLarge(limit));
-                }
-                Ok(Ok(Ok(Some(chunk)))) => bytes.extend_from_slice(&chunk),
-            }
+        // The first piece, which is short, tells whether the stated length is that of the image.
+        let mut start = BytesMut::new();
+        while start.len() < Received::TELLING {
+            let Some(piece) = self.piece(&mut response).await? else { break };
+            start.extend_from_slice(&piece);
+        }
+        let mut received = Received::new(&start, stated, limit);
+        // Taken whole before the rest: bodies that each waited for more could wait for one another for ever.
+        let mut budget = self.uncounted(reserve(self.fetcher, received.most())).await?;
+        received.push(&start)?;
+        while let Some(piece) = self.piece(&mut response).await? {
+            received.push(&piece)?;
         }
         drop(slot);
+        let bytes = received.finish()?;
         let used = pieces(bytes.len());
         if let Some(surplus) = budget.num_permits().checked_sub(used).filter(|surplus| *surplus > 0) {
             drop(budget.split(surplus));
         }
-        Ok(Body { bytes: Bytes::from(bytes), budget: Some(budget) })
+        Ok(Body { bytes, budget: Some(budget) })
+    }
+
+    async fn piece(&self, response: &mut Response) -> Result<Option<Bytes>, FetchError> {
+        let piece = timeout(self.fetcher.config.idle_timeout, response.chunk());
+        match timeout_at(self.deadline, piece).await {
+            Err(_) => Err(FetchError::Timeout("total")),
+            Ok(Err(_)) => Err(FetchError::Timeout("idle")),
+            Ok(Ok(piece)) => piece.map_err(|error| FetchError::from_client(&error)),
+        }
     }
 }
 

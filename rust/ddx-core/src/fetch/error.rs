@@ -57,6 +57,9 @@ pub enum FetchError {
     /// More bytes than allowed.
     #[error("more than {0} bytes")]
     TooLarge(usize),
+    /// A body that is broken as gzip.
+    #[error("gzip: {0}")]
+    Gzip(String),
     /// Nothing at that place of a store.
     #[error("{0}: no such object")]
     NoObject(String),

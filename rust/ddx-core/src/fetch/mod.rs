@@ -5,6 +5,7 @@ mod attempt;
 mod dns;
 mod error;
 mod object;
+mod receive;
 mod retry;
 mod slots;
 
@@ -40,7 +41,7 @@ pub struct FetchConfig {
     pub idle_timeout: Duration,
     /// For all attempts at a row together, redirects and pauses included; waiting for a free slot is not counted.
     pub total_timeout: Duration,
-    /// Of one body.
+    /// Of one body, which is decompressed where it is gzip.
     pub max_body_bytes: usize,
     /// Attempts after the first.
     pub retries: u32,

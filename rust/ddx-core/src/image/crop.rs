@@ -3,7 +3,6 @@
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions};
 
-use super::colour::to_srgb;
 use super::{ImageError, Picture, Size};
 use crate::panics::caught;
 
@@ -59,7 +58,7 @@ impl Resizer {
     }
 
     fn resize_or_panic(&mut self, picture: Picture, crop: &CropBox, size: Size) -> Result<Vec<u8>, ImageError> {
-        let Picture { width, height, rgb, profile } = picture;
+        let Picture { width, height, rgb } = picture;
         let failed = |error: &dyn std::fmt::Display| ImageError::Decode(format!("resize: {error}"));
         let source = ImageRef::new(width, height, &rgb, PixelType::U8x3).map_err(|error| failed(&error))?;
         let mut target = Image::new(size.width, size.height, PixelType::U8x3);
@@ -70,11 +69,7 @@ impl Resizer {
             crop.height,
         );
         self.inner.resize(&source, &mut target, &options).map_err(|error| failed(&error))?;
-        let mut resized = target.into_vec();
-        if let Some(profile) = profile {
-            to_srgb(&mut resized, &profile);
-        }
-        Ok(resized)
+        Ok(target.into_vec())
     }
 }
 
@@ -102,7 +97,7 @@ mod tests {
     #[test]
     fn a_picture_of_the_right_size_is_copied() {
         let rgb: Vec<u8> = (0..4 * 4 * 3).collect();
-        let picture = Picture { width: 4, height: 4, rgb: rgb.clone(), profile: None };
+        let picture = Picture { width: 4, height: 4, rgb: rgb.clone() };
         let crop = cover_crop(4, 4, Size::square(4), 1.0).unwrap();
         assert_eq!(Resizer::default().resize(picture, &crop, Size::square(4)).unwrap(), rgb);
     }

@@ -1,11 +1,12 @@
-//! One door to all decoders: size before allocation, panics caught, orientation undone.
+//! One door to all decoders: size before allocation, panics caught, colours in sRGB, orientation undone.
 
 use image::metadata::Orientation;
 
 #[cfg(feature = "avif")]
 use super::avif;
+use super::colour::to_srgb;
 use super::sniff::{Format, sniff};
-use super::{ImageError, Picture, jpeg, raster};
+use super::{ImageError, Picture, Stored, jpeg, raster};
 use crate::panics::caught;
 
 /// What is known before a pixel is decoded.
@@ -58,18 +59,22 @@ pub fn read_header(bytes: &[u8], max_pixels: u64) -> Result<Header, ImageError> 
     Ok(header)
 }
 
-/// Decodes to upright 8-bit RGB: grey and CMYK converted, 16 bits scaled, transparency over white, first frame only.
+/// Decodes to upright 8-bit sRGB: grey and CMYK converted, 16 bits scaled, transparency over white, ICC profiles applied,
+/// first frame only.
 ///
 /// # Errors
 /// If the bytes are broken or cut short.
 pub fn decode(bytes: &[u8], header: &Header) -> Result<Picture, ImageError> {
     guarded(|| {
-        let (picture, orientation) = match header.format {
+        let Stored { mut picture, orientation, profile, is_grey } = match header.format {
             Format::Jpeg => jpeg::decode(bytes)?,
             #[cfg(feature = "avif")]
             Format::Avif => avif::decode(bytes, header.width, header.height)?,
             format => raster::decode(bytes, format)?,
         };
+        if let Some(profile) = profile {
+            to_srgb(&mut picture.rgb, &profile, is_grey);
+        }
         upright(picture, orientation)
     })
 }
@@ -83,13 +88,13 @@ fn upright(picture: Picture, orientation: Orientation) -> Result<Picture, ImageE
     if orientation == Orientation::NoTransforms {
         return Ok(picture);
     }
-    let Picture { width, height, rgb, profile } = picture;
+    let Picture { width, height, rgb } = picture;
     let pixels = image::RgbImage::from_raw(width, height, rgb)
         .ok_or_else(|| ImageError::Decode(format!("the decoder gave too few pixels for {width}x{height}")))?;
     let mut pixels = image::DynamicImage::ImageRgb8(pixels);
     pixels.apply_orientation(orientation);
     let (width, height) = (pixels.width(), pixels.height());
-    Ok(Picture { width, height, rgb: pixels.into_bytes(), profile })
+    Ok(Picture { width, height, rgb: pixels.into_bytes() })
 }
 
 fn first_bytes(bytes: &[u8]) -> String {

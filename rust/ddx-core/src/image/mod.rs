@@ -5,12 +5,14 @@ mod avif;
 mod colour;
 mod crop;
 mod decode;
+mod exif;
 mod jpeg;
+mod png;
 mod raster;
 mod size;
 mod sniff;
-#[cfg(feature = "libjpeg-turbo")]
-mod turbo;
+
+use image::metadata::Orientation;
 
 pub use crop::{CropBox, Resizer, cover_crop};
 pub use decode::{Header, decode, read_header};
@@ -20,17 +22,25 @@ pub use sniff::{Format, sniff};
 /// What the names of images end in, in lower case.
 pub const EXTENSIONS: [&str; 11] = ["jpg", "jpeg", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff", "avif"];
 
-/// 8-bit RGB in C order with what still has to be done to it: colours in the space of `profile`.
+/// 8-bit sRGB in C order, upright.
 #[derive(Clone, Debug)]
 pub struct Picture {
-    /// Width in pixels, after orientation.
+    /// Width in pixels.
     pub width: u32,
-    /// Height in pixels, after orientation.
+    /// Height in pixels.
     pub height: u32,
     /// `height * width * 3` bytes.
     pub rgb: Vec<u8>,
-    /// An ICC profile other than sRGB. It is applied to the resized picture, which has far fewer pixels.
-    pub profile: Option<Vec<u8>>,
+}
+
+/// What a decoder gives: a picture as stored, and what is still to be done to it.
+struct Stored {
+    picture: Picture,
+    orientation: Orientation,
+    /// The ICC profile of its colours.
+    profile: Option<Vec<u8>>,
+    /// Whether the profile is one for grey.
+    is_grey: bool,
 }
 
 /// Why a picture cannot be used.

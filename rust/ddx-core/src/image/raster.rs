@@ -1,5 +1,6 @@
 //! PNG, WebP, GIF, BMP and TIFF through the `image` crate.
 
+use std::borrow::Cow;
 use std::io::Cursor;
 
 use image::codecs::{bmp::BmpDecoder, gif::GifDecoder, png::PngDecoder, tiff::TiffDecoder, webp::WebPDecoder};
@@ -8,7 +9,7 @@ use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageResult, Limits};
 
 use super::colour::to_rgb;
-use super::{Format, ImageError, Picture};
+use super::{Format, ImageError, Picture, Stored, exif, png};
 
 /// What a decoder may allocate for a picture of so many pixels: eight bytes each at most, twice, and tables.
 fn limits(num_pixels: u64, format: Format) -> Limits {
@@ -95,24 +96,28 @@ fn tables_fit(bytes: &[u8]) -> bool {
     entries.into_iter().all(|length| length <= bytes.len())
 }
 
-pub(super) fn decode(bytes: &[u8], format: Format) -> Result<(Picture, Orientation), ImageError> {
+pub(super) fn decode(bytes: &[u8], format: Format) -> Result<Stored, ImageError> {
+    let bytes = if format == Format::Png { png::ended(bytes) } else { Cow::Borrowed(bytes) };
     let decode = || -> ImageResult<_> {
-        let mut decoder = open(bytes, format)?;
+        let mut decoder = open(&bytes, format)?;
         let (width, height) = decoder.dimensions();
-        if format == Format::WebP && !frames_fit(bytes, width, height) {
+        if format == Format::WebP && !frames_fit(&bytes, width, height) {
             return Err(image::ImageError::Limits(LimitError::from_kind(LimitErrorKind::DimensionError)));
         }
         decoder.set_limits(limits(u64::from(width) * u64::from(height), format))?;
         // Metadata that cannot be read is metadata that is not there.
         let (mut orientation, mut profile) = (Orientation::NoTransforms, None);
-        if format != Format::WebP || metadata_fit(bytes) {
-            orientation = decoder.orientation().unwrap_or(orientation);
-            profile = if decoder.color_type().has_color() { decoder.icc_profile().unwrap_or(None) } else { None };
+        if format != Format::WebP || metadata_fit(&bytes) {
+            orientation = match decoder.exif_metadata() {
+                Ok(Some(block)) => exif::orientation(&block),
+                _ => decoder.orientation().unwrap_or(orientation),
+            };
+            profile = decoder.icc_profile().unwrap_or(None);
         }
-        let pixels = DynamicImage::from_decoder(decoder)?;
-        Ok((pixels, orientation, profile))
+        let is_grey = !decoder.color_type().has_color();
+        Ok((DynamicImage::from_decoder(decoder)?, orientation, profile, is_grey))
     };
-    let (pixels, orientation, profile) = decode().map_err(|error| failed(format, &error))?;
+    let (pixels, orientation, profile, is_grey) = decode().map_err(|error| failed(format, &error))?;
     let (width, height) = (pixels.width(), pixels.height());
-    Ok((Picture { width, height, rgb: to_rgb(pixels), profile }, orientation))
+    Ok(Stored { picture: Picture { width, height, rgb: to_rgb(pixels) }, orientation, profile, is_grey })
 }

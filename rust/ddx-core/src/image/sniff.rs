@@ -3,7 +3,7 @@
 /// A format that the first bytes tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// Decoded by `zune-jpeg`.
+    /// Decoded by `zune-jpeg` and `jpeg-decoder`.
     Jpeg,
     /// Decoded by `image`.
     Png,

@@ -102,6 +102,7 @@ impl From<&FetchError> for RowStatus {
             FetchError::Redirects(_) => Self::Redirects,
             FetchError::OptedOut(_) => Self::OptedOut,
             FetchError::TooLarge(_) => Self::TooLarge,
+            FetchError::Gzip(_) => Self::Decode,
             FetchError::NoObject(_) => Self::MissingFile,
             FetchError::Object(_) => Self::UnreadableFile,
         }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ddx_core::image::{CropBox, ImageError, Picture, Resizer, Size, cover_crop, decode, read_header};
+use ddx_core::image::{ImageError, Resizer, Size, cover_crop, decode, read_header};
 
 use crate::harness::{Target, unrepaired};
 use crate::pictures;
@@ -125,14 +125,12 @@ fn profile() {
     ];
     let target =
         Target { name: "profile", files: pictures::profiles(), words: &words, repair: unrepaired, max_mib: MAX_MIB };
-    let mut resizer = Resizer::default();
+    let rgb: Vec<u8> = (0..16 * 16 * 3).map(|byte| byte as u8).collect();
     target.fuzz(|path, _| {
-        let rgb: Vec<u8> = (0..16 * 16 * 3).map(|byte| byte as u8).collect();
-        let profile = Some(std::fs::read(path).unwrap());
-        let picture = Picture { width: 16, height: 16, rgb: rgb.clone(), profile };
-        let crop = CropBox { left: 0.0, top: 0.0, width: 16.0, height: 16.0 };
-        let square = resizer.resize(picture, &crop, Size::square(16)).map_err(|error| error.to_string())?;
-        assert_eq!(square.len(), rgb.len());
-        if square == rgb { Err("a profile that changes nothing".to_owned()) } else { Ok(()) }
+        let bytes = pictures::with_profile(&rgb, 16, std::fs::read(path).unwrap());
+        let header = read_header(&bytes, MAX_PIXELS).map_err(|error| error.to_string())?;
+        let picture = decode(&bytes, &header).map_err(|error| error.to_string())?;
+        assert_eq!(picture.rgb.len(), rgb.len());
+        if picture.rgb == rgb { Err("a profile that changes nothing".to_owned()) } else { Ok(()) }
     });
 }

@@ -82,6 +82,15 @@ pub fn profile() -> Vec<u8> {
 }
 
 /// Profiles of RGB: by primaries and by tables of both depths.
+/// A PNG of `side` by `side` pixels in the colours of an ICC profile.
+pub fn with_profile(rgb: &[u8], side: u32, profile: Vec<u8>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut encoder = PngEncoder::new(&mut bytes);
+    encoder.set_icc_profile(profile).unwrap();
+    encoder.write_image(rgb, side, side, ExtendedColorType::Rgb8).unwrap();
+    bytes
+}
+
 pub fn profiles() -> Files {
     let mut table = ColorProfile::new_display_p3();
     let mut curves = ColorProfile::new_adobe_rgb();
@@ -135,6 +144,11 @@ pub fn jpegs() -> Files {
             sampled(SamplingFactor::F_4_1),
             sampled(SamplingFactor::F_1_2),
             encode(rgb, ColorType::Rgb, &|encoder| encoder.set_progressive(true)),
+            // These are a scan for each component.
+            encode(rgb, ColorType::Rgb, &|encoder| {
+                encoder.set_sampling_factor(SamplingFactor::F_2_2);
+                encoder.set_optimized_huffman_tables(true);
+            }),
             encode(rgb, ColorType::Rgb, &|encoder| {
                 encoder.set_progressive_scans(30);
                 encoder.set_sampling_factor(SamplingFactor::F_2_1);

@@ -101,6 +101,19 @@ fn a_body_is_cut_off_at_the_limit() {
 }
 
 #[test]
+fn gzip_that_nobody_asked_for_is_undone_within_the_limit() {
+    let server = Server::start(HashMap::new());
+    for path in ["gzip", "gzip-silent", "gzip-chunked", "gzip-untrue"] {
+        let body = fetch(config(), &server.url(path)).unwrap();
+        assert_eq!(&body.bytes[..], BODY, "{path}");
+        assert_eq!(body.budget.unwrap().num_permits(), 1, "{path}");
+    }
+    assert_eq!(reason(config(), &server.url("gzip-bomb")), "too_large");
+    assert_eq!(reason(config(), &server.url("gzip-cut")), "decode");
+    assert_eq!(server.hits("gzip-cut"), 1);
+}
+
+#[test]
 fn a_budget_smaller_than_all_bodies_together_still_lets_all_through() {
     let server = Server::start(HashMap::new());
     // One body of unknown length reserves 25 pieces of 4096 bytes, which is all there is.

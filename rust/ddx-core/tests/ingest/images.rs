@@ -4,7 +4,7 @@ use std::io::Cursor;
 
 use ddx_core::image::{Format, ImageError, Picture, decode, read_header, sniff};
 use image::{DynamicImage, GrayImage, ImageBuffer, ImageFormat, Luma, Rgb, RgbImage, Rgba, RgbaImage};
-use jpeg_encoder::{ColorType, Encoder};
+use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
 
 const MANY: u64 = 1_000_000;
 
@@ -61,6 +61,54 @@ fn jpeg_is_decoded_baseline_and_progressive() {
     let progressive = |encoder: &mut Encoder<&mut Vec<u8>>| encoder.set_progressive(true);
     let bytes = encode_jpeg(pixels.as_raw(), pixels.dimensions(), ColorType::Rgb, &progressive);
     assert_close(&open(&bytes).unwrap(), &pixels, 12);
+}
+
+#[test]
+fn a_jpeg_may_have_a_scan_for_each_component() {
+    // With Huffman tables of its own the encoder writes each component by itself.
+    for factor in [SamplingFactor::F_1_1, SamplingFactor::F_2_1, SamplingFactor::F_1_2, SamplingFactor::F_2_2] {
+        for (width, height) in [(61, 47), (64, 48), (17, 90)] {
+            let settings = |encoder: &mut Encoder<&mut Vec<u8>>| {
+                encoder.set_optimized_huffman_tables(true);
+                encoder.set_sampling_factor(factor);
+            };
+            let pixels = gradient(width, height);
+            let bytes = encode_jpeg(pixels.as_raw(), pixels.dimensions(), ColorType::Rgb, &settings);
+            assert_eq!(bytes.windows(2).filter(|it| *it == [0xff, 0xda]).count(), 3);
+            assert_close(&open(&bytes).unwrap(), &pixels, 24);
+        }
+    }
+}
+
+#[test]
+fn a_jpeg_that_leaves_something_out_or_is_of_another_kind_is_refused() {
+    let pixels = gradient(40, 24);
+    let progressive = |encoder: &mut Encoder<&mut Vec<u8>>| encoder.set_progressive(true);
+    let separate = |encoder: &mut Encoder<&mut Vec<u8>>| encoder.set_optimized_huffman_tables(true);
+    for settings in [&progressive as &dyn Fn(&mut Encoder<&mut Vec<u8>>), &separate] {
+        let bytes = encode_jpeg(pixels.as_raw(), pixels.dimensions(), ColorType::Rgb, settings);
+        let last_scan = bytes.windows(2).rposition(|it| it == [0xff, 0xda]).unwrap();
+        let error = open(&[&bytes[..last_scan], &[0xff, 0xd9]].concat()).unwrap_err();
+        assert!(error.to_string().contains("its scans leave something out"), "{error}");
+    }
+    let bytes = jpeg(&pixels);
+    let frame = bytes.windows(4).position(|it| it == [0xff, 0xc0, 0, 17]).unwrap();
+    for (offset, value, name) in [(1, 0xc9, "arithmetic-coded"), (1, 0xc3, "lossless"), (4, 12, "other than 8 bits")] {
+        let mut other = bytes.clone();
+        other[frame + offset] = value;
+        let error = open(&other).unwrap_err();
+        assert!(matches!(error, ImageError::Unsupported(_)) && error.to_string().contains(name), "{error}");
+    }
+}
+
+#[test]
+fn a_png_without_its_end_is_whole_if_its_pixels_are() {
+    let pixels = gradient(40, 24);
+    let bytes = encode(pixels.clone(), ImageFormat::Png);
+    for cut in 1..=12 {
+        assert_close(&open(&bytes[..bytes.len() - cut]).unwrap(), &pixels, 0);
+    }
+    assert!(open(&bytes[..bytes.len() - 20]).is_err());
 }
 
 #[test]

@@ -127,7 +127,7 @@ fn hostile_answers_all_end_in_a_status() {
         ("to-metadata", "refused_address"),
         ("to-file", "bad_url"),
         ("away", "http_503"),
-        ("gzip", "not_an_image"),
+        ("gzip-bomb", "too_large"),
         ("noai", "opted_out"),
     ];
     let mut urls: Vec<_> = cases.iter().map(|(path, _)| Some(server.url(path))).collect();

@@ -7,8 +7,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use flate2::Compression;
+use flate2::write::GzEncoder;
+
 /// What every good answer holds.
 pub const BODY: &[u8] = b"a body of some bytes";
+
+const GZIP: &str = "Content-Encoding: gzip\r\n";
+
+fn gzip(body: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(body).unwrap();
+    encoder.finish().unwrap()
+}
 
 pub struct Server {
     pub port: u16,
@@ -121,8 +132,19 @@ fn answer(
         "silent" => wait_for_ever(),
         "huge" => stream.write_all(head("200 OK", "Content-Length: 999999999999\r\n").as_bytes()),
         "cut" => stream.write_all(&[head("200 OK", "Content-Length: 100\r\n").as_bytes(), b"half"].concat()),
-        // For a client that would inflate it, though it did not ask for that.
-        "gzip" => stream.write_all(&sized("200 OK", "Content-Encoding: gzip\r\n", &[0x1f, 0x8b, 8, 0, 0, 0])),
+        // Nobody asked for gzip.
+        "gzip" => stream.write_all(&sized("200 OK", GZIP, &gzip(BODY))),
+        "gzip-silent" => stream.write_all(&sized("200 OK", "", &[&gzip(BODY)[..], b"behind it"].concat())),
+        "gzip-chunked" => {
+            stream.write_all(head("200 OK", &format!("{GZIP}Transfer-Encoding: chunked\r\n")).as_bytes())?;
+            for byte in gzip(BODY) {
+                stream.write_all(&[b'1', b'\r', b'\n', byte, b'\r', b'\n'])?;
+            }
+            stream.write_all(b"0\r\n\r\n")
+        }
+        "gzip-untrue" => stream.write_all(&sized("200 OK", GZIP, BODY)),
+        "gzip-bomb" => stream.write_all(&sized("200 OK", GZIP, &gzip(&vec![0; 5 << 20]))),
+        "gzip-cut" => stream.write_all(&sized("200 OK", GZIP, &gzip(BODY)[..20])),
         "noai" => stream.write_all(&sized("200 OK", "X-Robots-Tag: noindex, noai\r\n", BODY)),
         "to-ok" => stream.write_all(&sized("302 Found", "Location: /ok\r\n", b"")),
         "to-name" => {

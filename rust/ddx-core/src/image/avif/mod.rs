@@ -3,10 +3,9 @@
 mod container;
 mod planes;
 
-use image::metadata::Orientation;
 use re_rav1d::dav1d::{Decoder, Error as DecoderError, Picture as Frame, PlanarImageComponent as Plane, Settings};
 
-use super::{ImageError, Picture};
+use super::{ImageError, Picture, Stored};
 use container::Container;
 use planes::{over_white, to_rgb};
 
@@ -19,14 +18,15 @@ pub(super) fn dimensions(bytes: &[u8]) -> Result<(u32, u32), ImageError> {
     Ok((container.width, container.height))
 }
 
-pub(super) fn decode(bytes: &[u8], width: u32, height: u32) -> Result<(Picture, Orientation), ImageError> {
+pub(super) fn decode(bytes: &[u8], width: u32, height: u32) -> Result<Stored, ImageError> {
     let container = Container::read(bytes).map_err(failed)?;
     let frame = decode_frame(&container.picture, width, height)?;
     let mut rgb = to_rgb(&frame, container.colours).map_err(failed)?;
     if let Some(alpha) = &container.alpha {
         over_white(&mut rgb, &decode_frame(alpha, width, height)?);
     }
-    Ok((Picture { width, height, rgb, profile: container.profile }, container.orientation))
+    let Container { orientation, profile, .. } = container;
+    Ok(Stored { picture: Picture { width, height, rgb }, orientation, profile, is_grey: false })
 }
 
 /// The first frame, which must have the size that the container says.

@@ -1,19 +1,22 @@
 //! JPEG pixels through libjpeg-turbo, a third faster than `zune-jpeg`; a build must ask for it, because it needs nasm.
 //!
 //! It takes the common files that it decodes without a word: colours as YCbCr, and grey. CMYK and whatever it warns of
-//! or refuses is left to `zune-jpeg`, so that a build with it refuses no file that another accepts.
+//! or refuses is left to the others, so that a build with it refuses no file that another accepts.
 
 use std::cell::RefCell;
 
 use turbojpeg::{Colorspace, Decompressor, Image, PixelFormat};
-use zune_core::colorspace::ColorSpace;
+
+use super::Pixels;
+use super::layout::{Colours, Layout};
 
 thread_local! {
     static DECODER: RefCell<Option<Decompressor>> = const { RefCell::new(None) };
 }
 
-/// The pixels as RGB; None where the other decoder has to see to it. `width` and `height` are within the limits.
-pub(super) fn decode(bytes: &[u8], width: usize, height: usize, colours: ColorSpace) -> Option<Vec<u8>> {
+/// The pixels as RGB; None where another decoder has to see to it.
+pub(super) fn decode(bytes: &[u8], layout: &Layout) -> Option<Pixels> {
+    let (width, height) = (usize::from(layout.width), usize::from(layout.height));
     DECODER.with_borrow_mut(|decoder| {
         if decoder.is_none() {
             *decoder = Decompressor::new().ok();
@@ -22,8 +25,8 @@ pub(super) fn decode(bytes: &[u8], width: usize, height: usize, colours: ColorSp
         let header = decoder.read_header(bytes).ok()?;
         // The two must agree on what the numbers mean: not every file says it.
         let agreed = matches!(
-            (header.colorspace, colours),
-            (Colorspace::YCbCr, ColorSpace::YCbCr) | (Colorspace::Gray, ColorSpace::Luma)
+            (header.colorspace, layout.colours),
+            (Colorspace::YCbCr, Colours::YCbCr) | (Colorspace::Gray, Colours::Grey)
         );
         if !agreed || (header.width, header.height) != (width, height) {
             return None;
@@ -31,7 +34,7 @@ pub(super) fn decode(bytes: &[u8], width: usize, height: usize, colours: ColorSp
         let (pitch, format) = (width * 3, PixelFormat::RGB);
         let mut pixels = vec![0; pitch * height];
         decoder.decompress(bytes, Image { pixels: &mut pixels[..], width, pitch, height, format }).ok()?;
-        Some(pixels)
+        Some(Ok(pixels))
     })
 }
 
@@ -48,21 +51,22 @@ mod tests {
         bytes
     }
 
+    fn read(bytes: &[u8]) -> Option<Pixels> {
+        decode(bytes, &Layout::read(bytes, false).unwrap())
+    }
+
     #[test]
     fn colours_and_grey_are_taken() {
-        let [colours, grey] = [jpeg(ColorType::Rgb, 3), jpeg(ColorType::Luma, 1)];
-        for (bytes, space) in [(colours, ColorSpace::YCbCr), (grey, ColorSpace::Luma)] {
-            assert_eq!(decode(&bytes, 32, 24, space).unwrap().len(), 32 * 24 * 3);
+        for bytes in [jpeg(ColorType::Rgb, 3), jpeg(ColorType::Luma, 1)] {
+            assert_eq!(read(&bytes).unwrap().unwrap().len(), 32 * 24 * 3);
         }
     }
 
     #[test]
-    fn what_is_doubtful_is_left_to_the_other_decoder() {
+    fn what_is_doubtful_is_left_to_the_other_decoders() {
         let bytes = jpeg(ColorType::Rgb, 3);
-        assert!(decode(&bytes, 24, 32, ColorSpace::YCbCr).is_none());
-        assert!(decode(&bytes, 32, 24, ColorSpace::RGB).is_none());
         let cut = [&bytes[..bytes.len() / 2], &[0xff, 0xd9]].concat();
-        assert!(decode(&cut, 32, 24, ColorSpace::YCbCr).is_none());
-        assert!(decode(&jpeg(ColorType::Cmyk, 4), 32, 24, ColorSpace::CMYK).is_none());
+        assert!(read(&cut).is_none());
+        assert!(read(&jpeg(ColorType::Cmyk, 4)).is_none());
     }
 }
