@@ -99,7 +99,7 @@ def test_fused_in_float64_is_the_stock_model(wide_attention: None, kind: str) ->
 
 @pytest.mark.parametrize("kind", ["guidance", "patches"])  # which between them have everything
 def test_the_kernels_do_no_more_than_round(triton_path: None, kind: str) -> None:
-    network, exact = make(kind), make(kind, torch.float64)
+    network, exact = make(kind, layers=1), make(kind, torch.float64, layers=1)
     fuse(network)
     assert_rounded(run(network, arguments(kind)), lambda: run(exact, arguments(kind, torch.float64)))
 
