@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from costs import Costs
 
 # Before any test module imports torch or huggingface_hub, which read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -21,10 +24,19 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+WORKSPACES = itertools.count()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Every run says at its end where its time went."""
+    config.pluginmanager.register(Costs(config))
+
+
 @pytest.fixture(autouse=True)
 def own_workspace(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test writes into the checkout: the default workspace is a folder of the test."""
-    monkeypatch.setenv("DDX_WORKSPACE", str(tmp_path_factory.mktemp("workspace") / "runs"))
+    folder = tmp_path_factory.getbasetemp() / f"workspace-{next(WORKSPACES)}"  # made by what writes there, if anything
+    monkeypatch.setenv("DDX_WORKSPACE", str(folder / "runs"))
     yield
 
 

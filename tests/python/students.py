@@ -23,11 +23,13 @@ def opened(student: Path) -> Teacher:
 KINDS = ("flow", "eps", "v")
 
 
-def make_student(kind: str, folder: Path, *, dtype: torch.dtype = torch.float32, **record: Any) -> Path:
+def make_student(
+    kind: str, folder: Path, *, dtype: torch.dtype = torch.float32, layers: int = 2, **record: Any
+) -> Path:
     """A student in `folder` of a tiny random teacher (beside it, in `<folder>-teacher`); returns `folder`."""
     teacher_folder = folder.with_name(f"{folder.name}-teacher")
     if kind == "flow":
-        make_sana(teacher_folder)
+        make_sana(teacher_folder, layers=layers)
     else:
         make_stable_diffusion(teacher_folder, "epsilon" if kind == "eps" else "v_prediction")
     teacher = load_teacher(teacher_folder)

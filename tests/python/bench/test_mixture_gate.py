@@ -33,7 +33,7 @@ def test_the_mixture_itself_passes_the_gate(mixture: Mixture) -> None:
     assert gate(sample(mixture), Modes.of(mixture)).passed
 
 
-@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("process", ["flow", "edm"])  # their states are of the least size and of the largest
 def test_the_ode_of_the_exact_velocity_ends_in_the_mixture(process: str) -> None:
     teacher = MixtureTeacher(MIXTURE, process)
     view, condition = FlowView(teacher), teacher.null_condition().expand(NUM)
@@ -99,7 +99,7 @@ def test_a_mode_that_is_drawn_too_often_fails(mixture: Mixture) -> None:
 
 def test_guided_modes_are_those_of_the_guided_ode_and_not_the_mixture_s() -> None:
     teacher = MixtureTeacher(circle(num_classes=2), guidance=2.0)
-    found = ode_modes(teacher)
+    found = ode_modes(teacher, num_samples=2 * NUM)
     again = ode_modes(teacher, num_samples=NUM, seed=6)
     assert float((found.means - again.means).abs().max()) < 0.03
     assert float((found.stds / again.stds - 1).abs().max()) < 0.05

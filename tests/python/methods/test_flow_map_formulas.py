@@ -106,7 +106,9 @@ def test_shortcut_is_its_formula(teacher: Teacher) -> None:
 
 
 @pytest.mark.parametrize(
-    ("latents_from", "teacher"), [("data", "flow"), ("student", "eps"), ("data", "v")], indirect=["teacher"]
+    ("latents_from", "teacher"),
+    [("data", "flow"), ("student", "flow"), ("data", "eps"), ("student", "v")],
+    indirect=["teacher"],
 )
 def test_twinflow_is_its_formula(teacher: Teacher, latents_from: str) -> None:
     shares = {"full_share": 0.4, "near_share": 0.1, "fake_share": 0.25, "same_time_share": 0.0}

@@ -178,8 +178,8 @@ def _difference(first: object, second: object) -> int:
     return int(np.abs(np.asarray(first).astype(int) - np.asarray(second).astype(int)).max())
 
 
-def test_the_kernels_draw_what_the_card_says_they_draw(triton_path: None, flow_student: Path) -> None:
-    ours = StudentPipeline(flow_student, device="cpu")
+def test_the_kernels_draw_what_the_card_says_they_draw(triton_path: None, tmp_path: Path) -> None:
+    ours = StudentPipeline(make_student("flow", tmp_path / "student", layers=1), device="cpu")
     assert is_fused(ours.pipeline.transformer)
     picture = np.asarray(ours.draw(PROMPTS[:1], [3], 1)[0], dtype=float)
     unfuse(ours.pipeline.transformer)

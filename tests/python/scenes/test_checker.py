@@ -8,9 +8,12 @@ from ddx.scenes.captions import SHAPES, parse_caption, sample_scenes
 from ddx.scenes.checker import ATTRIBUTES, check, find_objects, score
 from ddx.scenes.render import DrawnObject, paint, render
 
-SPECS = sample_scenes(400, seed=11)
-IMAGES = render(SPECS, 12)
-CAPTIONS = [spec.caption for spec in SPECS]
+
+@pytest.fixture(scope="module")
+def drawn() -> tuple[np.ndarray, list[str]]:
+    """Pictures of the data set, and their captions."""
+    specs = sample_scenes(400, seed=11)
+    return render(specs, 12), [spec.caption for spec in specs]
 
 
 def picture(*objects: DrawnObject) -> np.ndarray:
@@ -21,20 +24,21 @@ def circle(x: float, y: float, radius: float = 10.0, rgb: tuple[float, float, fl
     return DrawnObject("circle", x, y, radius, 0.0, rgb)
 
 
-def test_the_data_sets_own_pictures_pass() -> None:
-    assert all(value >= 0.99 for value in score(IMAGES, CAPTIONS).values())
+def test_the_data_sets_own_pictures_pass(drawn: tuple[np.ndarray, list[str]]) -> None:
+    assert all(value >= 0.99 for value in score(*drawn).values())
 
 
-def test_shuffled_captions_are_at_chance() -> None:
-    order = np.random.default_rng(0).permutation(len(CAPTIONS))
-    assert score(IMAGES, [CAPTIONS[index] for index in order])["overall"] <= 0.03
+def test_shuffled_captions_are_at_chance(drawn: tuple[np.ndarray, list[str]]) -> None:
+    images, captions = drawn
+    order = np.random.default_rng(0).permutation(len(captions))
+    assert score(images, [captions[index] for index in order])["overall"] <= 0.03
 
 
 def test_noise_and_blank_pictures_hold_nothing() -> None:
-    rng = np.random.default_rng(0)
+    rng, captions = np.random.default_rng(0), [spec.caption for spec in sample_scenes(40, seed=11)]
     noise = rng.integers(0, 256, size=(40, 64, 64, 3), dtype=np.uint8)
-    assert score(noise, CAPTIONS[:40])["overall"] == 0.0
-    assert score(np.full_like(noise, 128), CAPTIONS[:40])["count"] == 0.0
+    assert score(noise, captions)["overall"] == 0.0
+    assert score(np.full_like(noise, 128), captions)["count"] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -86,9 +90,10 @@ def test_shapes_survive_a_codec_like_blur(shape: str) -> None:
 
 
 def test_wrong_inputs_are_named() -> None:
+    images = np.zeros((2, 64, 64, 3), dtype=np.uint8)
     with pytest.raises(DdxError, match="float32"):
-        check(IMAGES[:2].astype(np.float32), CAPTIONS[:2])
+        check(images.astype(np.float32), ["a red circle"] * 2)
     with pytest.raises(DdxError, match="with 1 captions"):
-        check(IMAGES[:2], CAPTIONS[:1])
+        check(images, ["a red circle"])
     with pytest.raises(DdxError, match="a cat"):
-        check(IMAGES[:1], ["a cat"])
+        check(images[:1], ["a cat"])

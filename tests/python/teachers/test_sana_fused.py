@@ -16,6 +16,8 @@ from ddx.teachers.sana_dual import dual_forward
 from ddx.teachers.sana_fused import fuse, fuse_if_faster, is_fused, unfuse
 from operations import assert_rounded
 
+# The interpreter takes ten seconds for a layer, forward and back; that layers do not meet is shown on the other path.
+LAYERS = {"triton": 1, "torch": 2}
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "qk-norm": {"qk_norm": "rms_norm_across_heads"},
@@ -119,7 +121,7 @@ def test_out_again_is_bit_for_bit_the_stock_model_and_states_never_change() -> N
 
 
 def test_a_copy_of_a_fused_network_is_fused_and_its_own(path: str) -> None:
-    network, given = make("plain"), arguments("plain")
+    network, given = make("plain", layers=LAYERS[path]), arguments("plain")
     fuse(network)
     twin = copy.deepcopy(network)
     before = network(**given, return_dict=False)[0]
@@ -130,9 +132,8 @@ def test_a_copy_of_a_fused_network_is_fused_and_its_own(path: str) -> None:
     torch.testing.assert_close(twin(**given, return_dict=False)[0], before)
 
 
-def test_gradient_checkpointing_changes_nothing(path: str) -> None:
-    # the interpreter takes half a minute for a layer, forward and back
-    network, given = make("qk-norm", layers=1 if path == "triton" else 2), arguments("qk-norm")
+def test_gradient_checkpointing_changes_nothing() -> None:
+    network, given = make("qk-norm"), arguments("qk-norm")
     fuse(network)
     plain = run(network.train(), given)
     network.enable_gradient_checkpointing()
@@ -141,7 +142,7 @@ def test_gradient_checkpointing_changes_nothing(path: str) -> None:
 
 
 def test_compilation_around_it_changes_nothing(path: str) -> None:
-    network, given = make("plain", layers=1 if path == "triton" else 2), arguments("plain")
+    network, given = make("plain", layers=LAYERS[path]), arguments("plain")
     fuse(network)
     plain = run(network, given)
     torch._dynamo.reset()
@@ -153,7 +154,7 @@ def test_compilation_around_it_changes_nothing(path: str) -> None:
 
 
 def test_weights_that_change_are_seen(path: str) -> None:
-    network, given = make("qk-norm").requires_grad_(False), arguments("qk-norm")
+    network, given = make("qk-norm", layers=LAYERS[path]).requires_grad_(False), arguments("qk-norm")
     fuse(network)
     with torch.no_grad():
         network(**given)  # frozen weights may be joined and kept
@@ -216,7 +217,7 @@ def test_the_dual_forward_is_forward_mode_of_the_stock_model_in_float64(wide_att
 
 @pytest.mark.parametrize("kind", ["guidance", "patches"])
 def test_the_dual_kernels_do_no_more_than_round(triton_path: None, kind: str) -> None:
-    ours, exact = dual(make(kind), kind, torch.float32), make(kind, torch.float64)
+    ours, exact = dual(make(kind, layers=1), kind, torch.float32), make(kind, torch.float64, layers=1)
     names = ("output", "tangent")
     assert_rounded(
         dict(zip(names, ours, strict=True)),
@@ -225,7 +226,7 @@ def test_the_dual_kernels_do_no_more_than_round(triton_path: None, kind: str) ->
 
 
 def test_forward_mode_through_a_fused_model_is_right(triton_path: None) -> None:
-    network = make("qk-norm")
+    network = make("qk-norm", layers=1)
     stock = forward_mode(network, "qk-norm", torch.float32)
     fuse(network)
     torch._dynamo.reset()

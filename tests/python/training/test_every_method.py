@@ -22,8 +22,10 @@ from distilling import CAPTIONS, make_batch, make_teacher, make_trainer, read_me
 
 torch.set_num_threads(1)
 STEPS = (1, 2, 4)
-# those that have no discriminator of their own, with the weight of one beside them
-JUDGED = [(name, 0.1) for name, spec in METHODS.items() if issubclass(spec.config, JudgedConfig)]
+# those that have no discriminator of their own, and are also run with one beside them
+JUDGED = [name for name, spec in METHODS.items() if issubclass(spec.config, JudgedConfig)]
+# every method once with whole weights, and once with low-rank matrices
+RUNS = [(name, None, 0) for name in METHODS] + [(name, 0.1 if name in JUDGED else None, 4) for name in METHODS]
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +47,7 @@ def copied(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
     return {group: {n: v.clone() for n, v in named.items()} for group, named in trainer.snapshot().tensors.items()}
 
 
-@pytest.mark.parametrize("lora_rank", [0, 4], ids=["full", "lora"])
-@pytest.mark.parametrize(("name", "gan_weight"), [*((name, None) for name in METHODS), *JUDGED])
+@pytest.mark.parametrize(("name", "gan_weight", "lora_rank"), RUNS)
 def test_it_moves_the_student_leaves_the_teacher_and_resumes_exactly(
     teacher: Teacher, name: str, gan_weight: float | None, lora_rank: int
 ) -> None:
@@ -83,12 +84,11 @@ def test_its_student_is_a_plain_pipeline_that_draws_what_it_says(
     train(trainer, teacher, range(2))
     method, student = trainer.method, trainer.final_student()
     condition = make_batch(teacher).condition.index(slice(0, 1))
+    notes = export_student(method, student, tmp_path / "student", "float32", torch.float32)
+    write_run(tmp_path / "student", {"kind": "student", **method.export_notes(), **notes}, finished=True)
+    pipeline = StudentPipeline(tmp_path / "student", device="cpu")
+    assert type(pipeline.pipeline).__module__.startswith("diffusers.")
     for steps in STEPS:
-        folder = tmp_path / f"{steps}"
-        notes = export_student(method, student, folder, "float32", torch.float32)
-        write_run(folder, {"kind": "student", **method.export_notes(), **notes}, finished=True)
-        pipeline = StudentPipeline(folder, device="cpu")
-        assert type(pipeline.pipeline).__module__.startswith("diffusers.")
         generator = torch.Generator().manual_seed(3)
         noises = [torch.randn(1, *teacher.latent_shape(), generator=generator) for _ in range(steps)]
         expected = method.draw(student, noises, condition)

@@ -109,12 +109,12 @@ def test_the_record_says_what_was_done(trained: Path) -> None:
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(("stage", "step"), [("autoencoder", 3), ("text", 2), ("flow", 3), ("decoder", 1)])
-def test_a_stopped_run_ends_with_the_same_weights(trained: Path, tmp_path: Path, stage: str, step: int) -> None:
+def test_a_run_that_is_stopped_in_every_stage_ends_with_the_same_weights(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "teacher"
-    with pytest.raises(Interrupted):
-        train_teacher(TINY, out, progress=StopAt(stage, step))
-    assert not (out / "model_index.json").exists()
+    for stage, step in (("autoencoder", 3), ("text", 2), ("flow", 3), ("decoder", 1)):
+        with pytest.raises(Interrupted):
+            train_teacher(TINY, out, progress=StopAt(stage, step))
+        assert not (out / "model_index.json").exists()
     train_teacher(TINY, out)
     expected, found = weights(trained), weights(out)
     assert expected.keys() == found.keys()
