@@ -13,7 +13,6 @@ from ddx.cli.options import Invocation, config_options
 from ddx.data.config import InspectConfig
 
 MANY_ROWS = 1_000_000  # from here on reading them all takes long enough to show progress
-LONGEST_DETAIL = 60
 
 
 @click.command(
@@ -30,26 +29,31 @@ Example:
 def command(invocation: Invocation, what: str) -> int:
     """Show what a store holds.
 
-    For a store, also one that is not complete: its teacher and sizes, its rows by status with examples, and the hosts
-    that its pictures came from; --report writes a page with statistics, --verify reads all of it and exits with 1 if
-    a file is not what was written. For a student's folder: its record. For a teacher's name: what is known without its
-    weights.
+    For a store, also one that is not complete or only fetched: its rows by status with examples, the hosts that its
+    pictures came from, its teacher and sizes; --report writes a page with statistics, --verify reads all of it and
+    exits with 1 if a file is not what was written. For a student's folder: its record. For a teacher's name: what is
+    known without its weights.
     """
     from ddx.cli.console import emit, emit_json
+    from ddx.data.fetched_rows import FOLDER
 
     config = invocation.build(InspectConfig)
     path = Path(what).expanduser()
     is_store = (path / "zarr.json").is_file()
+    is_fetched = not is_store and (path / FOLDER).is_dir()
     if (config.report or config.verify) and not is_store:
         from ddx.errors import UsageError
 
         flag = "verify" if config.verify else "report"
         raise UsageError(f"{what} is not a store, and --{flag} is for one", hint=f"leave --{flag} out")
     verified = verify_store(path, invocation) if config.verify else {}
-    found = {**look_into_store(path, config, invocation), **verified} if is_store else look(what)
+    if is_store:
+        found = {**look_into_store(path, config, invocation), **verified}
+    else:
+        found = look_into_fetched(path) if is_fetched else look(what)
     if invocation.as_json:
         emit_json(found)
-    elif is_store:
+    elif is_store or is_fetched:
         show_store(found)
     else:
         for line in lines(found):
@@ -92,6 +96,26 @@ def look_into_store(path: Path, config: InspectConfig, invocation: Invocation) -
     return found
 
 
+def look_into_fetched(path: Path) -> dict[str, Any]:
+    """Return the ledger of pictures that `--stage fetch` left, of which there is no store yet."""
+    import pyarrow.parquet as pq
+
+    from ddx.data.fetched_rows import count_statuses, fetched_tables
+    from ddx.data.inspection.ledger import COLUMNS, read_ledger
+
+    paths = fetched_tables(path)
+    ok, failed = count_statuses(paths)
+    return {
+        "path": str(path),
+        "rows": ok + sum(failed.values()),
+        "ok": ok,
+        "failed": failed,
+        "stage": "fetched, not encoded",
+        "parts": {"fetched": len(paths)},
+        **read_ledger(pq.read_table(table, columns=list(COLUMNS)) for table in paths),
+    }
+
+
 def look(what: str) -> dict[str, Any]:
     """Return what is known of a student or a teacher. UsageError when it is neither."""
     from dataclasses import asdict
@@ -115,28 +139,35 @@ def look(what: str) -> dict[str, Any]:
 
 
 def show_store(found: dict[str, Any]) -> None:
-    """Print a store: its facts, then the tables of failures, examples and hosts, and the cure last."""
+    """Print a store: the ledger of its rows, the cure, then its facts."""
     from ddx.cli.console import emit
     from ddx.data.inspection.ledger import cure
 
-    failed, examples, hosts, segments = (found[name] for name in ("failed", "examples", "hosts", "segments"))
-    tables = ("failed", "examples", "hosts", "report", "verified", "segments")
-    facts = {key: value for key, value in found.items() if key not in tables}
-    facts["sources"] = ", ".join(found["sources"])
+    failed, segments = found["failed"], found.get("segments", [])
+    ledger = ("path", "rows", "ok", "failed", "complete", "stage", "parts")
+    for line in lines({name: found[name] for name in ledger if name in found and name != "failed"}):
+        emit(line)
+    _show_failures(failed, found["ok"])
+    _show_examples(found["examples"])
+    _show_hosts(found["hosts"])
+    if advice := cure(failed):
+        emit(f"\n{advice}")
+    if "stage" in found:
+        emit("\nThe same `ddx precompute` command with --stage encode makes the store of them.")
+    shown = (*ledger, "examples", "hosts", "report", "verified", "segments")
+    facts = {key: value for key, value in found.items() if key not in shown}
+    if "sources" in facts:
+        facts["sources"] = ", ".join(found["sources"])
     if len(segments) > 1:
         del facts["sources"], facts["settings"]
+    if facts:
+        emit("")
     for line in lines(facts):
         emit(line)
     for segment in segments if len(segments) > 1 else []:
         name = f"rows {segment['first_row']} to {segment['first_row'] + segment['rows'] - 1}"
-        shown = {"sources": ", ".join(segment["sources"]), "settings": segment["settings"]}
-        for line in lines({name: shown}):
+        for line in lines({name: {"sources": ", ".join(segment["sources"]), "settings": segment["settings"]}}):
             emit(line)
-    _show_failures(failed, found["ok"])
-    _show_examples(examples)
-    _show_hosts(hosts)
-    if advice := cure(failed):
-        emit(f"\n{advice}")
     if "verified" in found:
         emit(f"\nverified: {size(found['verified']['bytes'])}, nothing is damaged")
     if "report" in found:
@@ -157,14 +188,16 @@ def _show_failures(failed: Mapping[str, int], ok: int) -> None:
 
 
 def _show_examples(examples: Mapping[str, list[dict[str, Any]]]) -> None:
-    from ddx.cli.console import emit, emit_table
+    from ddx.cli.console import emit
 
-    rows = [
-        [status, row["row"], _short(row["detail"]), row["source"]] for status in examples for row in examples[status]
-    ]
-    if rows:
-        emit("")
-        emit_table(["failed", "row", "because", "source"], rows)
+    for status, rows in examples.items():
+        emit(f"\n{status}")
+        for row in rows:
+            caption = f"  {_one_line(row['caption'])!r}" if row["caption"] else ""
+            emit(f"  row {row['row']}  {row['key']}{caption}")
+            for text in (row["detail"], row["source"]):
+                if text:
+                    emit(f"    {_one_line(text)}")
 
 
 def _show_hosts(hosts: Mapping[str, Any]) -> None:
@@ -182,9 +215,8 @@ def _show_hosts(hosts: Mapping[str, Any]) -> None:
         emit("There are so many hosts that the numbers of one may be too low.")
 
 
-def _short(detail: str) -> str:
-    line = " ".join(detail.split())
-    return line if len(line) <= LONGEST_DETAIL else line[: LONGEST_DETAIL - 1] + "…"
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def lines(found: Mapping[str, Any], indent: str = "") -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, final
 
@@ -31,6 +32,9 @@ class Input:
     that are not named are found by LAION's spellings and their relatives, in any case. `filter` is a condition on the
     columns, `unique` leaves out rows whose URL or path came before, `limit` takes the first rows that are left, or with
     a `shuffle` seed random ones, in the order of the input. `captions_only` looks for no image in tables and lists.
+    Of a list of captions `max_captions` are kept. A caption's byte order mark decides how it is encoded, else it is
+    UTF-8, else `caption_encoding` (of a name such as utf-16le before UTF-8). Stores are not entered, nor the folders
+    `apart`, unless a source names a place in one.
 
     Raises CoreError for a missing file, an empty or broken one, a missing column (the message lists the columns, the
     hint names the flag), a filter that makes no sense, and when no row passes it.
@@ -45,7 +49,10 @@ class Input:
         path_column: str | None = None,
         caption_columns: Sequence[str] = (),
         key_column: str | None = None,
+        max_captions: int | None = None,
+        caption_encoding: str | None = None,
         captions_only: bool = False,
+        apart: Sequence[str | Path] = (),
         filter: str | None = None,
         unique: bool = False,
         limit: int | None = None,
@@ -57,6 +64,21 @@ class Input:
     @property
     def identities(self) -> list[str | None]:
         """For each file what its store says of its contents (size and ETag); None for one on a disk."""
+    @property
+    def listings(self) -> list[str | None]:
+        """For each file that is a folder of images on a disk the names and sizes of all that lies in it."""
+    @property
+    def left_out(self) -> list[str]:
+        """What lies in the folders that were named and is not read, counted by reason; a text a folder."""
+    @property
+    def overrides_utf8(self) -> bool:
+        """Whether `caption_encoding` reads otherwise what is UTF-8 too."""
+    @property
+    def num_captions(self) -> int:
+        """The captions that a row has places for."""
+    @property
+    def longest_list(self) -> int:
+        """The longest list of captions, of which less may be kept; 1 where there are no lists."""
     @property
     def rows(self) -> int: ...
     def pick(self, rows: Sequence[int]) -> Input:

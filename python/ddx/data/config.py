@@ -11,7 +11,17 @@ from ddx.errors import UsageError, nearest
 
 # Why a row may fail, as `rows.parquet` says it.
 STATUSES = (
-    *("no_caption", "no_image", "unreadable_source", "missing_file", "unreadable_file", "bad_url", "refused_address"),
+    *(
+        "no_caption",
+        "caption_encoding",
+        "caption_type",
+        "no_image",
+        "unreadable_source",
+        "missing_file",
+        "unreadable_file",
+        "bad_url",
+        "refused_address",
+    ),
     *("dns", "connect", "timeout", "reset", *(f"http_{code}" for code in range(300, 600)), "redirects", "opted_out"),
     *("too_large", "empty", "wrong_checksum", "not_an_image", "unsupported_format", "too_many_pixels", "too_small"),
     *("decode", "non_finite", "float16_range", "float8_error", "duplicate"),
@@ -38,6 +48,12 @@ class PrecomputeConfig:
     path_column: str | None = option(None, "column of local image paths (none: found by its name)", metavar="NAME")
     caption_column: tuple[str, ...] = option(
         (), "column of captions (none: found by its name); may be repeated: training draws one of them", metavar="NAME"
+    )
+    max_captions: int | None = option(None, "captions to keep of a row that has a list of them (none: all)")
+    caption_encoding: str | None = option(
+        None,
+        "of captions that are not UTF-8 and say nothing of it, such as cp1252 (none: such rows fail)",
+        metavar="NAME",
     )
     key_column: str | None = option(None, "column that names a row (none: found by its name)", metavar="NAME")
     where: str | None = option(None, "rows to take, such as: width >= 512 and aesthetic > 5", metavar="CONDITION")
@@ -108,7 +124,7 @@ class PrecomputeConfig:
             )
         if self.shuffle is not None and self.shuffle < 0:
             raise UsageError(f"shuffle = {self.shuffle} is negative", hint="--shuffle 0 or more")
-        for name in ("batch_size", "part_rows", "concurrency", "per_host", "limit", "bucket_step"):
+        for name in ("batch_size", "part_rows", "concurrency", "per_host", "limit", "bucket_step", "max_captions"):
             if (value := getattr(self, name)) is not None and value < 1:
                 flag = "--" + name.replace("_", "-")
                 raise UsageError(f"{name} = {value}: at least 1 is needed", hint=f"{flag} 1 or more")

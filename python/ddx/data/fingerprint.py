@@ -20,23 +20,22 @@ def digest(*mappings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(mappings, sort_keys=True).encode()).hexdigest()
 
 
-def source_digest(files: Sequence[str], identities: Sequence[str | None]) -> str:
+def source_digest(files: Sequence[str], identities: Sequence[str | None], listings: Sequence[str | None]) -> str:
     """A hash of the input files, wherever they lie: whole small files, size and both ends of large ones.
 
     A parquet footer holds the place, size and extremes of every column chunk, so other contents change it. Of a folder
-    of images: their names and sizes. Of an object in a store, which has an identity: that, and nothing is read.
+    of images: its listing, the names and sizes of what lies in it. Of an object in a store: its identity, and nothing
+    is read.
     """
     total = hashlib.sha256()
-    for file, identity in zip(files, identities, strict=True):
+    for file, identity, listing in zip(files, identities, listings, strict=True):
         if identity is not None:
             total.update(f"{identity};".encode())
             continue
-        path = Path(file)
-        if path.is_dir():
-            for inside in sorted(path.rglob("*")):
-                if inside.is_file():
-                    total.update(f"{inside.relative_to(path)}:{inside.stat().st_size};".encode())
+        if listing is not None:
+            total.update(listing.encode())
             continue
+        path = Path(file)
         size = path.stat().st_size
         total.update(f"{size};".encode())
         with path.open("rb") as stream:

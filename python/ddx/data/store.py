@@ -144,6 +144,8 @@ class Store:
         """Raise DdxError when parts are missing."""
         if not self.is_complete:
             done = sum(1 for _ in self.done_parts())
+            if done == self.num_parts and not self.num_ok:
+                raise DdxError(f"{self.path} has no row that could be used", hint=f"ddx inspect {self.path}")
             raise DdxError(
                 f"{self.path} is not complete: {done} of {self.num_parts} parts are done",
                 hint="run the same `ddx precompute` command again; it goes on where it stopped",

@@ -13,6 +13,9 @@ pub enum Error {
     /// A folder without a single file that could be an input.
     #[error("no parquet, tar, ffrecord, CSV, TSV or JSONL file and no image in {0}")]
     NothingUsable(String),
+    /// A folder that holds latents and no pictures.
+    #[error("{0} is a store, and its files are no rows to make another of")]
+    IsStore(PathBuf),
     /// A file whose name says nothing.
     #[error("{0}: not a kind of file that rows are read from")]
     UnknownKind(PathBuf),
@@ -225,6 +228,9 @@ impl Error {
             Self::NothingUsable(_) | Self::UnknownKind(_) => {
                 "give *.parquet, *.tar, *.ffr, *.csv, *.tsv or *.jsonl, a pattern, or a folder of these or of images"
             }
+            Self::IsStore(_) => {
+                "give what it was made from, or its rows.parquet, which has captions and where pictures were"
+            }
             Self::NotATar { .. } => "give a complete, uncompressed tar; a download may have been cut short",
             Self::NotAList { .. } => "the name's ending tells the format: .csv, .tsv or .jsonl",
             Self::Filter { .. } => "write it like: --where \"aesthetic >= 5.5 and width >= 512 and NSFW = 'UNLIKELY'\"",
@@ -242,7 +248,7 @@ impl Error {
                  the pictures, and captions are enough"
             }
             Self::NoSuchColumn { .. } => "use one of the columns listed",
-            Self::ColumnType { .. } => "choose another column",
+            Self::ColumnType { .. } => "name another column, or write this one as one of the types that would do",
             Self::SeveralImageColumns(_) => "give one of --url-column, --image-column and --path-column",
             Self::Write { source, .. } => return write_hint(source),
             Self::Damaged { .. } => {

@@ -1,6 +1,7 @@
 //! Python face of `ddx_core::source` and `ddx_core::ingest`.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use ddx_core::fetch::FetchConfig;
 use ddx_core::image::Size;
 use ddx_core::ingest::{Ingest as CoreIngest, IngestConfig, Item, PartEnd as CorePartEnd, Poll, RowRecord};
-use ddx_core::source::{ColumnChoice, Input as CoreInput, Selection, Source, pick, select};
+use ddx_core::source::{Charset, ColumnChoice, Input as CoreInput, Selection, Source, pick, select};
 use pyo3::prelude::*;
 
 use crate::buffer::{Buffer, Element};
@@ -21,8 +22,16 @@ const PATIENCE: Duration = Duration::from_millis(100);
 #[pyclass(frozen, module = "ddx._core")]
 struct Input {
     source: Arc<dyn Source>,
+    opened: Arc<Opened>,
+}
+
+/// What is known of an input whichever of its rows are taken.
+struct Opened {
     files: Vec<String>,
     identities: Vec<Option<String>>,
+    listings: Vec<Option<String>>,
+    left_out: Vec<String>,
+    overrides_utf8: bool,
 }
 
 #[pymethods]
@@ -32,7 +41,8 @@ impl Input {
     #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)]
     #[pyo3(signature = (
         sources, *, url_column=None, image_column=None, path_column=None, caption_columns=Vec::new(), key_column=None,
-        captions_only=false, filter=None, unique=false, limit=None, shuffle=None,
+        max_captions=None, caption_encoding=None, captions_only=false, apart=Vec::new(), filter=None, unique=false,
+        limit=None, shuffle=None,
     ))]
     fn new(
         py: Python<'_>,
@@ -42,7 +52,10 @@ impl Input {
         path_column: Option<String>,
         caption_columns: Vec<String>,
         key_column: Option<String>,
+        max_captions: Option<usize>,
+        caption_encoding: Option<&str>,
         captions_only: bool,
+        apart: Vec<PathBuf>,
         filter: Option<String>,
         unique: bool,
         limit: Option<u64>,
@@ -53,15 +66,22 @@ impl Input {
             image: image_column,
             path: path_column,
             captions: caption_columns,
+            max_captions,
+            charset: caption_encoding.map_or(Ok(Charset::default()), Charset::named).map_err(to_python)?,
             key: key_column,
             captions_only,
         };
         let selection = Selection { filter, unique, limit, shuffle };
         let open = || {
-            let input = CoreInput::open(&sources, &choice)?;
-            let files = input.files().map(|path| path.to_string_lossy().into_owned()).collect();
-            let identities = input.identities().map(|identity| identity.map(str::to_owned)).collect();
-            Ok(Self { source: select(Arc::new(input), &selection)?, files, identities })
+            let input = CoreInput::open_without(&sources, &apart, &choice)?;
+            let opened = Opened {
+                files: input.files().map(|path| path.to_string_lossy().into_owned()).collect(),
+                identities: input.identities().map(|identity| identity.map(str::to_owned)).collect(),
+                listings: input.listings().map(|listing| listing.map(str::to_owned)).collect(),
+                left_out: input.left_out().to_vec(),
+                overrides_utf8: choice.charset.overrides_utf8(),
+            };
+            Ok(Self { source: select(Arc::new(input), &selection)?, opened: Arc::new(opened) })
         };
         py.detach(open).map_err(to_python)
     }
@@ -70,7 +90,7 @@ impl Input {
     #[allow(clippy::needless_pass_by_value)] // what Python hands over is owned
     fn pick(&self, rows: Vec<u64>) -> PyResult<Self> {
         let source = pick(self.source.clone(), &rows).map_err(to_python)?;
-        Ok(Self { source, files: self.files.clone(), identities: self.identities.clone() })
+        Ok(Self { source, opened: self.opened.clone() })
     }
 
     #[getter]
@@ -81,13 +101,43 @@ impl Input {
     /// The files in order; a folder of images is one of them.
     #[getter]
     fn files(&self) -> Vec<String> {
-        self.files.clone()
+        self.opened.files.clone()
     }
 
     /// For each file what its store says of its contents; None for one on a disk.
     #[getter]
     fn identities(&self) -> Vec<Option<String>> {
-        self.identities.clone()
+        self.opened.identities.clone()
+    }
+
+    /// For each file that is a folder of images on a disk the names and sizes of all that lies in it.
+    #[getter]
+    fn listings(&self) -> Vec<Option<String>> {
+        self.opened.listings.clone()
+    }
+
+    /// What lies in the folders that were named and is not read, counted by reason; a text a folder.
+    #[getter]
+    fn left_out(&self) -> Vec<String> {
+        self.opened.left_out.clone()
+    }
+
+    /// Whether the named encoding reads otherwise what is UTF-8 too.
+    #[getter]
+    fn overrides_utf8(&self) -> bool {
+        self.opened.overrides_utf8
+    }
+
+    /// The captions that a row has places for.
+    #[getter]
+    fn num_captions(&self) -> usize {
+        self.source.num_captions()
+    }
+
+    /// The longest list of captions, which may be longer than what is kept of it.
+    #[getter]
+    fn longest_list(&self) -> usize {
+        self.source.longest_list()
     }
 
     #[getter]

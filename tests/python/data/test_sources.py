@@ -13,8 +13,9 @@ from PIL import Image
 from ddx.cli import main
 from ddx.data.config import PrecomputeConfig
 from ddx.data.precompute import precompute
+from ddx.data.rows import piece_path, read_rows
 from ddx.data.store import Store
-from ddx.errors import UsageError
+from ddx.errors import DdxError, UsageError
 from source_files import (
     CAPTIONS,
     NUM,
@@ -116,9 +117,9 @@ def test_tiff_is_decoded_where_it_is_asked_for(make: Callable[..., Store], refer
             path, compression=("raw", "tiff_lzw", "tiff_adobe_deflate")[number % 3]
         )
         path.with_suffix(".txt").write_text(caption)
-    table = make([tmp_path / "p"], tmp_path / "without.zarr").rows_table()
-    assert set(table["status"].to_pylist()) == {"unsupported_format"}
-    assert "--tiff" in table["detail"].to_pylist()[0]
+    with pytest.raises(DdxError, match=f"{NUM} unsupported_format"):
+        make([tmp_path / "p"], tmp_path / "without.zarr")
+    assert all("--tiff" in detail for detail in read_rows(tmp_path / "without.zarr" / piece_path(0)).detail)
     store = make([tmp_path / "p"], tmp_path / "with.zarr", tiff=True)
     np.testing.assert_array_equal(store.array("latents"), reference.array("latents"))
 

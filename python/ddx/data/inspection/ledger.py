@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from ddx.data.rows import OK
 
-COLUMNS = ("row", "source", "status", "detail")
+COLUMNS = ("row", "key", "source", "caption", "status", "detail")
 NUM_EXAMPLES = 3
 NUM_HOSTS = 20
 # Hosts that are counted at once; a web crawl has millions of them, nearly all with a row or two.
@@ -26,11 +26,11 @@ _HOST = r"(?i)^https?://(?:[^/?#\\]*@)?(?P<host>\[[^\]/]*\]|[^/?#\\:]+)"
 def read_ledger(tables: Iterable[pa.Table], max_hosts: int = MAX_HOSTS) -> dict[str, Any]:
     """Examples of each failure and the rows by host, of tables with COLUMNS, in memory bounded by `max_hosts`.
 
-    `examples`: by status the first rows that failed so, each with `row`, `source` and `detail`. `hosts`: `worst`, those
-    with the most failures (`host`, `rows`, `ok`, `failed`, `most`: the most frequent failure or None); `others`, the
-    rest summed, None if there is none (`hosts`, `rows`, `ok`, `failed`); `exact`. Beyond `max_hosts` the half with the
-    fewest failures is summed up before all rows are seen: then `exact` is false, numbers of a host may be too low, and
-    that of the others is not known (None). Rows without an http(s) URL have no host.
+    `examples`: by status the first rows that failed so, with the other COLUMNS. `hosts`: `worst`, those with the most
+    failures (`host`, `rows`, `ok`, `failed`, `most`: the most frequent failure or None); `others`, the rest summed,
+    None if there is none (`hosts`, `rows`, `ok`, `failed`); `exact`. Beyond `max_hosts` the half with the fewest
+    failures is summed up before all rows are seen: then `exact` is false, numbers of a host may be too low, and that
+    of the others is not known (None). Rows without an http(s) URL have no host.
     """
     examples: dict[str, list[dict[str, Any]]] = {}
     hosts = _Hosts(max_hosts)
@@ -55,7 +55,7 @@ def _add_examples(examples: dict[str, list[dict[str, Any]]], failed: pa.Table) -
         known = examples.setdefault(status, [])
         if len(known) < NUM_EXAMPLES:
             rows = failed.filter(pc.equal(failed["status"], status)).slice(0, NUM_EXAMPLES - len(known))
-            known += rows.select(["row", "source", "detail"]).to_pylist()
+            known += rows.select(["row", "key", "source", "caption", "detail"]).to_pylist()
 
 
 class _Hosts:

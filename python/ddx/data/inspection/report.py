@@ -86,7 +86,8 @@ def _examples(found: Mapping[str, Any]) -> str:
     blocks = []
     for status, rows in found["examples"].items():
         items = "".join(
-            f"<li>row {row['row']:,}: {html.escape(row['detail'])}"
+            f"<li>row {row['row']:,}, {html.escape(row['key'])}: {html.escape(row['detail'])}"
+            + (f"<br><q>{html.escape(row['caption'])}</q>" if row["caption"] else "")
             + (f"<br><code>{html.escape(row['source'])}</code>" if row["source"] else "")
             + "</li>"
             for row in rows

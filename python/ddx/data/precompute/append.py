@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,29 @@ def find_place(plan: Plan, attributes: Mapping[str, Any] | None) -> Plan:
     found, wanted = of_the_store(segments[0].settings), of_the_store(placed.settings)
     if not plan.config.append:
         others = found == wanted and plan.settings["input"] not in (segment.settings["input"] for segment in segments)
+        if others and (before := source_before(plan, segments)):
+            raise UsageError(
+                f"{plan.store} holds {before.rows} rows of {', '.join(plan.sources)}, which has changed since; "
+                f"this run has {plan.sizes.rows}",
+                hint="--append --dedup content adds its rows but those whose picture is there already; or put the new "
+                "rows into a file of their own, and add that one with --append",
+            )
         hint = "add its rows with --append, or give --out for a second store" if others else None
         refuse_mismatch(plan.store, segments[0].settings, plan.settings, hint=hint)
         return plan
     captions = {"captions of a row": _num_captions(plan.store)}
     refuse_mismatch(plan.store, {**found, **captions}, {**wanted, "captions of a row": plan.sizes.num_captions})
     return placed
+
+
+def source_before(plan: Plan, segments: Sequence[Segment]) -> Segment | None:
+    """The last segment of one of the plan's sources as it was then."""
+    names = {_place_name(source) for source in plan.sources}
+    return next((it for it in reversed(segments) if names & set(map(_place_name, it.sources))), None)
+
+
+def _place_name(source: str) -> str:
+    return source if "://" in source else str(Path(source).absolute())
 
 
 def find_place_of_pictures(plan: Plan) -> Plan:

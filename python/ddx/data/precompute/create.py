@@ -61,7 +61,7 @@ def _create(plan: Plan) -> tuple[Plan, StoreWriter]:
     if plan.sizes.pooled_width and plan.sizes.num_captions > 1:
         raise UsageError(
             f"{plan.teacher.name} has pooled embeddings, which a store keeps for one caption a row",
-            hint="give --caption-column once",
+            hint="add --max-captions 1, or give --caption-column once",
         )
     specs = array_specs(plan.sizes)
     for path, array in arrays.items():

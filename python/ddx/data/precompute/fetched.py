@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ddx.data.fetched_rows import FOLDER, count_statuses, rows_path
 from ddx.data.precompute.pictures import End, Pictures, fetch
 from ddx.data.precompute.plan import Plan
 from ddx.data.rows import read_rows, sync_folder
@@ -25,7 +26,6 @@ from ddx.errors import DdxError, UsageError, cannot_write
 if TYPE_CHECKING:
     from ddx.progress import Progress
 
-FOLDER = "_ddx/fetched"
 SCHEMA = pa.schema([("row", pa.int64()), ("width", pa.int32()), ("height", pa.int32()), ("picture", pa.binary())])
 DIGEST = b"ddx.digest"
 
@@ -93,6 +93,13 @@ def fetched(plan: Plan, parts: Sequence[int]) -> Iterator[Pictures | End]:
         yield End(part, rows, captions, rows.numbers)
 
 
+def fetched_statuses(plan: Plan) -> tuple[int, dict[str, int]] | None:
+    """Rows that are fine, and failed ones by reason; None while parts are missing, or some are encoded already."""
+    if not all(_rows_path(plan, part).is_file() for part in plan.sizes.parts):
+        return None
+    return count_statuses(_rows_path(plan, part) for part in plan.sizes.parts)
+
+
 def _table(batch: Pictures) -> pa.Table:
     height, width = batch.images.shape[1:3]
     num = len(batch.rows)
@@ -129,7 +136,7 @@ def _pictures_path(plan: Plan, part: int) -> Path:
 
 
 def _rows_path(plan: Plan, part: int) -> Path:
-    return plan.store / FOLDER / f"{part}.rows.parquet"
+    return rows_path(plan.store, part)
 
 
 def _put(temporary: Path, path: Path) -> None:

@@ -27,7 +27,7 @@ COLUMNS = ("url_column", "image_column", "path_column", "key_column")
 # Settings that shape the bytes, and are recorded where they are not what they are by default.
 UNUSUAL = (
     *("where", "dedup", "limit", "shuffle", "flip", "posterior", "tiff", "verify_checksums"),
-    *("max_aspect", "bucket_step", "text_dtype"),
+    *("max_aspect", "bucket_step", "text_dtype", "max_captions"),
 )
 # Those of all the recorded settings that begin to matter when pictures are encoded.
 ENCODING = ("dtype", "flip", "posterior", "text_dtype")
@@ -94,7 +94,12 @@ class Plan:
     def reads(self) -> str:
         """The rows and where their parts are found, in words."""
         roles = ", ".join(f"{role} from {column}" for role, column in self.input.columns.items())
-        return f"{self.sizes.rows} rows of {', '.join(self.sources)} ({roles})"
+        longest, kept = self.input.longest_list, self.config.max_captions
+        lists = ""
+        if longest > 1:
+            lists = f", up to {longest} captions a row"
+            lists += f", of which the first {kept} are kept" if kept and kept < longest else ""
+        return f"{self.sizes.rows} rows of {', '.join(self.sources)} ({roles}{lists})"
 
     def share(self, rank: int) -> range:
         """The parts of a rank."""
@@ -111,12 +116,16 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Works
             "there is nothing to precompute",
             hint="for example `ddx precompute laion.parquet`; tars, lists, folders and s3:// are read too",
         )
+    places = workspace or Workspace()
     try:
         with core_errors():
             source = Input(
                 list(sources),
                 **{name: getattr(config, name) for name in COLUMNS},
                 caption_columns=config.caption_column,
+                max_captions=config.max_captions,
+                caption_encoding=config.caption_encoding,
+                apart=[places.root, *([config.out] if config.out else [])],
                 captions_only=config.synthetic,
                 filter=config.where,
                 unique=config.dedup == "url",
@@ -145,22 +154,20 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Works
     resolution = config.resolution or teacher.default_resolution
     fingerprint = dict(teacher.fingerprint(resolution))
     synthetic = _synthetic(config, teacher)
-    store = config.out or (workspace or Workspace()).store_path(
-        sources[0], teacher.name, resolution, synthetic=config.synthetic
-    )
+    store = config.out or places.store_path(sources[0], teacher.name, resolution, synthetic=config.synthetic)
     sizes = Sizes(
         rows=source.rows,
         part_rows=config.part_rows,
         buckets=make_buckets(teacher, resolution, config.max_aspect, config.bucket_step),
         text_width=teacher.text_width,
         max_tokens=int(fingerprint["max_sequence_length"]),
-        num_captions=max(len(config.caption_column), 1),
+        num_captions=source.num_captions,
         flip=config.flip,
         logvar=config.posterior == "params",
         float8=config.text_dtype == "float8",
     )
     settings = {
-        "input": source_digest(source.files, source.identities),
+        "input": source_digest(source.files, source.identities, source.listings),
         "input_rows": source.rows,
         "columns": dict(source.columns),
         "part_rows": sizes.part_rows,
@@ -170,6 +177,8 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Works
         "max_upscale": config.max_upscale,
         # Absent unless given, so that a store made before they existed is still the same.
         **{name: value for name in UNUSUAL if (value := getattr(config, name)) != getattr(PrecomputeConfig, name)},
+        # The others decode only what fails without them.
+        **({"caption_encoding": config.caption_encoding} if source.overrides_utf8 else {}),
         **({} if synthetic is None else {SETTING: synthetic.setting()}),
     }
     return Plan(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,11 +14,12 @@ from ddx.config import to_dict
 from ddx.data import rows as row_table
 from ddx.data.config import PrecomputeConfig
 from ddx.data.core import core_errors
+from ddx.data.fetched_rows import FOLDER
 from ddx.data.precompute.append import find_place_of_pictures, require_store
 from ddx.data.precompute.create import open_writer
-from ddx.data.precompute.dedup import drop_duplicates
+from ddx.data.precompute.dedup import DUPLICATE, drop_duplicates
 from ddx.data.precompute.encode_parts import encoded_parts
-from ddx.data.precompute.fetched import fetch_parts, fetched, forget, forget_all
+from ddx.data.precompute.fetched import fetch_parts, fetched, fetched_statuses, forget, forget_all
 from ddx.data.precompute.part_writer import PartWriter
 from ddx.data.precompute.pictures import fetch
 from ddx.data.precompute.plan import Plan, make_plan
@@ -60,10 +61,13 @@ def precompute(
     if not plan.rank.is_first:
         progress = NullProgress()
     progress.log(plan.reads)
+    for line in plan.input.left_out:
+        progress.log(line)
     if config.stage == "fetch":
         plan = find_place_of_pictures(plan)
         with _writes_alone(plan) as mine:
             fetch_parts(plan, plan.share(plan.rank.rank) if mine else [], progress)
+        refuse_none(plan, fetched_statuses(plan))
         return plan.store
     require_store(plan)
     with _writes_alone(plan) as mine:
@@ -79,7 +83,25 @@ def precompute(
     if config.retry:
         retry_rows(plan, writer, progress)
     _complete(plan, progress)
+    refuse_none(plan, tally(committed(writer, plan)))
     return plan.store
+
+
+def refuse_none(plan: Plan, counts: tuple[int, Mapping[str, int]] | None) -> None:
+    """Raise DdxError when rows that are all done failed, each of them; equal pictures in the store are no failure."""
+    ok, failed = counts or (1, {})
+    if ok or not failed.keys() - {DUPLICATE}:
+        return
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(failed.items(), key=lambda item: -item[1]))
+    again = (
+        f"remove {plan.store / FOLDER} and fetch again"
+        if plan.config.stage == "fetch"
+        else "the same command with --retry all"
+    )
+    raise DdxError(
+        f"no row of {', '.join(plan.sources)} could be used: {reasons}",
+        hint=f"`ddx inspect {plan.store}` shows rows with their reasons; once these are gone, {again}",
+    )
 
 
 def committed(writer: StoreWriter, plan: Plan) -> list[dict[str, Any]]:
@@ -149,6 +171,8 @@ def _complete(plan: Plan, progress: Progress) -> None:
         (plan.store / row_table.FILE_NAME).unlink(missing_ok=True)  # one from before --retry
         drop_duplicates(plan, store.segments, progress)
         ok, failed = tally(store.commits())
+        if not ok:  # nothing can be learnt from it, so it does not count as complete
+            return
         record = {
             "kind": "store",
             "teacher": plan.teacher.name,

@@ -87,8 +87,7 @@ impl Reader {
 
     fn send(&self, row: Row, number: u64, sequence: u64) -> Result<(), Closed> {
         self.enter_window()?;
-        let Row { key, captions, image, checksum } = row;
-        let without_caption = captions.iter().all(Option::is_none);
+        let Row { key, captions, caption_fault, image, checksum } = row;
         let mut record = RowRecord::new(key.unwrap_or_else(|| numbered(number)), captions);
         record.source = match &image {
             Some(ImageRef::Url(url)) => url.clone(),
@@ -96,13 +95,13 @@ impl Reader {
             Some(ImageRef::Bytes(_) | ImageRef::Caption | ImageRef::Broken(_)) | None => String::new(),
         };
         let checksum = checksum.filter(|_| self.shared.config.verify_checksums);
+        if let Some(fault) = caption_fault.filter(|_| !matches!(image, Some(ImageRef::Broken(_)))) {
+            let (status, reason) = fault.status();
+            return self.give_up(sequence, record.failed(status, &reason));
+        }
         let image = match image {
             Some(ImageRef::Broken(reason)) => {
                 let record = record.failed(RowStatus::UnreadableSource, &reason);
-                return self.give_up(sequence, record);
-            }
-            _ if without_caption => {
-                let record = record.failed(RowStatus::NoCaption, &"the caption is null or blank");
                 return self.give_up(sequence, record);
             }
             None => {

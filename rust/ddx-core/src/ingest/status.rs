@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use crate::fetch::FetchError;
 use crate::image::{CropBox, ImageError};
+use crate::source::CaptionFault;
 
 /// How a row ended; [`slug`](RowStatus::slug) is what the store keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +13,10 @@ pub enum RowStatus {
     Ok,
     /// No caption, or a blank one.
     NoCaption,
+    /// A caption whose bytes are no text.
+    CaptionEncoding,
+    /// A caption that is neither text nor a list of texts.
+    CaptionType,
     /// No URL, bytes or path.
     NoImage,
     /// Its file cannot be read at this row.
@@ -64,6 +69,8 @@ impl RowStatus {
             Self::Http(code) => return Cow::Owned(format!("http_{code}")),
             Self::Ok => "ok",
             Self::NoCaption => "no_caption",
+            Self::CaptionEncoding => "caption_encoding",
+            Self::CaptionType => "caption_type",
             Self::NoImage => "no_image",
             Self::UnreadableSource => "unreadable_source",
             Self::MissingFile => "missing_file",
@@ -86,6 +93,19 @@ impl RowStatus {
             Self::Decode => "decode",
         };
         Cow::Borrowed(slug)
+    }
+}
+
+impl CaptionFault {
+    /// The status of a row whose caption cannot be used, and the reason.
+    pub(super) fn status(&self) -> (RowStatus, &str) {
+        match self {
+            Self::Absent(reason) => (RowStatus::NoCaption, reason),
+            Self::Encoding(reason) => (RowStatus::CaptionEncoding, reason),
+            Self::NotText(reason) => (RowStatus::CaptionType, reason),
+            Self::Unreadable(reason) => (RowStatus::UnreadableFile, reason),
+            Self::TooLong(reason) => (RowStatus::TooLarge, reason),
+        }
     }
 }
 

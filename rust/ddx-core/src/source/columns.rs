@@ -5,6 +5,7 @@ use std::path::Path;
 
 use arrow_schema::{DataType, Field, Schema};
 
+use super::Charset;
 use crate::{Error, Result};
 
 const CAPTION_NAMES: [&str; 12] = [
@@ -22,11 +23,14 @@ const CAPTION_NAMES: [&str; 12] = [
     "label_text",
 ];
 const URL_NAMES: [&str; 5] = ["url", "image_url", "img_url", "uri", "link"];
-const IMAGE_NAMES: [&str; 7] = ["image", "jpg", "jpeg", "png", "webp", "img", "bytes"];
+const IMAGE_NAMES: [&str; 8] = ["image", "images", "jpg", "jpeg", "png", "webp", "img", "bytes"];
 const IMAGE_BYTES_NAMES: [&str; 3] = ["image_bytes", "img_bytes", "image_data"];
 const PATH_NAMES: [&str; 7] = ["path", "image_path", "file_name", "filename", "filepath", "file", "file_path"];
 const CHECKSUM_NAMES: [&str; 2] = ["sha256", "md5"];
 const KEY_NAMES: [&str; 5] = ["key", "sample_id", "image_id", "id", "__key__"];
+
+/// Names that an error message shows.
+const NAMES_SHOWN: usize = 20;
 
 /// What the images of a source are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +69,10 @@ pub struct ColumnChoice {
     pub path: Option<String>,
     /// The captions, one or several a row.
     pub captions: Vec<String>,
+    /// What of a list of captions is kept at most; `None` is all of it.
+    pub max_captions: Option<usize>,
+    /// What captions are encoded in.
+    pub charset: Charset,
     /// The rows' names.
     pub key: Option<String>,
     /// Look for no images: the captions are all that is read.
@@ -99,6 +107,14 @@ impl Columns {
     }
 }
 
+/// The first of what may be very many names, for an error message.
+pub(super) fn some_of<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> String {
+    let names: Vec<T> = names.into_iter().collect();
+    let shown = names.iter().take(NAMES_SHOWN).map(|name| name.as_ref().to_owned());
+    let more = names.len().saturating_sub(NAMES_SHOWN);
+    join(shown) + &if more > 0 { format!(" and {more} more") } else { String::new() }
+}
+
 /// Several names in one text.
 pub(super) fn join(names: impl Iterator<Item = String>) -> String {
     names.collect::<Vec<_>>().join(", ")
@@ -124,7 +140,7 @@ pub(super) fn find_columns(path: &Path, schema: &Schema, choice: &ColumnChoice) 
         (table.captions(choice)?, image)
     };
     let key = match &choice.key {
-        Some(name) => Some(table.named(name, "keys", "string or integer", is_key)?),
+        Some(name) => Some(table.named(name, &KEYS)?),
         None => table.first(&KEY_NAMES, is_key),
     };
     // LAION's integer `hash` is none of the content's.
@@ -140,11 +156,14 @@ struct Table<'a> {
 impl Table<'_> {
     fn captions(&self, choice: &ColumnChoice) -> Result<Vec<usize>> {
         if !choice.captions.is_empty() {
-            return choice.captions.iter().map(|name| self.named(name, "captions", "string", is_text)).collect();
+            return choice.captions.iter().map(|name| self.named(name, &CAPTIONS)).collect();
         }
-        self.first(&CAPTION_NAMES, is_text)
-            .map(|index| vec![index])
-            .ok_or_else(|| Error::NoCaptionColumn { path: self.path.to_owned(), columns: self.names() })
+        match self.first(&CAPTION_NAMES, is_caption) {
+            Some(index) => Ok(vec![index]),
+            None => Err(self
+                .unusable(&CAPTION_NAMES, &CAPTIONS)
+                .unwrap_or_else(|| Error::NoCaptionColumn { path: self.path.to_owned(), columns: self.names() })),
+        }
     }
 
     fn image(&self, choice: &ColumnChoice) -> Result<(usize, ImageKind)> {
@@ -154,27 +173,35 @@ impl Table<'_> {
             return Err(Error::SeveralImageColumns(columns.join(", ")));
         }
         if let Some(name) = &choice.url {
-            return Ok((self.named(name, "URLs", "string", is_text)?, ImageKind::Url));
+            return Ok((self.named(name, &URLS)?, ImageKind::Url));
         }
         if let Some(name) = &choice.image {
-            let wanted = "binary or struct{bytes, path}";
-            return Ok((self.named(name, "images", wanted, is_encoded)?, ImageKind::Bytes));
+            return Ok((self.named(name, &IMAGES)?, ImageKind::Bytes));
         }
         if let Some(name) = &choice.path {
-            return Ok((self.named(name, "paths", "string", is_text)?, ImageKind::Path));
+            return Ok((self.named(name, &PATHS)?, ImageKind::Path));
         }
         // Bytes first: who embeds images often keeps the URL that they came from beside them.
         self.first(&IMAGE_NAMES, is_encoded)
             .or_else(|| self.first(&IMAGE_BYTES_NAMES, is_encoded))
             .map(|index| (index, ImageKind::Bytes))
-            .or_else(|| self.first(&URL_NAMES, is_text).map(|index| (index, ImageKind::Url)))
-            .or_else(|| self.first(&PATH_NAMES, is_text).map(|index| (index, ImageKind::Path)))
-            .ok_or_else(|| Error::NoImageColumn { path: self.path.to_owned(), columns: self.names() })
+            .or_else(|| self.first(&URL_NAMES, is_caption).map(|index| (index, ImageKind::Url)))
+            .or_else(|| self.first(&PATH_NAMES, is_path).map(|index| (index, ImageKind::Path)))
+            .ok_or_else(|| {
+                self.unusable(&IMAGE_NAMES, &IMAGES)
+                    .unwrap_or_else(|| Error::NoImageColumn { path: self.path.to_owned(), columns: self.names() })
+            })
     }
 
     fn names(&self) -> String {
-        let names: Vec<&str> = self.schema.fields().iter().map(|field| field.name().as_str()).collect();
-        if names.is_empty() { "(no columns)".to_owned() } else { names.join(", ") }
+        let names = some_of(self.schema.fields().iter().map(|field| field.name()));
+        if names.is_empty() { "(no columns)".to_owned() } else { names }
+    }
+
+    fn position(&self, name: &str) -> Option<usize> {
+        let fields = self.schema.fields();
+        let exact = fields.iter().position(|field| field.name() == name);
+        exact.or_else(|| fields.iter().position(|field| field.name().eq_ignore_ascii_case(name)))
     }
 
     fn first(&self, names: &[&str], usable: fn(&DataType) -> bool) -> Option<usize> {
@@ -185,58 +212,97 @@ impl Table<'_> {
         })
     }
 
-    fn named(
-        &self,
-        name: &str,
-        role: &'static str,
-        wanted: &'static str,
-        usable: fn(&DataType) -> bool,
-    ) -> Result<usize> {
-        let fields = self.schema.fields();
-        let index = fields
-            .iter()
-            .position(|field| field.name() == name)
-            .or_else(|| fields.iter().position(|field| field.name().eq_ignore_ascii_case(name)))
-            .ok_or_else(|| Error::NoSuchColumn {
-                path: self.path.to_owned(),
-                column: name.to_owned(),
-                columns: self.names(),
-            })?;
-        let found = fields[index].data_type();
-        if usable(found) {
-            return Ok(index);
+    /// The error for a list or struct of the usual name, which may be what was meant.
+    fn unusable(&self, names: &[&str], role: &Role) -> Option<Error> {
+        let index = self.first(names, DataType::is_nested)?;
+        Some(self.wrong_type(index, role))
+    }
+
+    fn wrong_type(&self, index: usize, role: &Role) -> Error {
+        let field = self.schema.field(index);
+        Error::ColumnType {
+            path: self.path.to_owned(),
+            column: field.name().clone(),
+            found: type_name(field.data_type()),
+            role: role.name,
+            wanted: role.wanted,
         }
-        Err(Error::ColumnType {
+    }
+
+    fn named(&self, name: &str, role: &Role) -> Result<usize> {
+        let index = self.position(name).ok_or_else(|| Error::NoSuchColumn {
             path: self.path.to_owned(),
             column: name.to_owned(),
-            found: found.to_string(),
-            role,
-            wanted,
-        })
+            columns: self.names(),
+        })?;
+        let usable = (role.usable)(self.schema.field(index).data_type());
+        if usable { Ok(index) } else { Err(self.wrong_type(index, role)) }
+    }
+}
+
+/// What a column is used for, and the types that do.
+struct Role {
+    name: &'static str,
+    wanted: &'static str,
+    usable: fn(&DataType) -> bool,
+}
+
+const CAPTIONS: Role = Role { name: "captions", wanted: "string or a list of strings", usable: is_caption };
+const URLS: Role = Role { name: "URLs", wanted: "string", usable: is_caption };
+const PATHS: Role = Role { name: "paths", wanted: "string", usable: is_caption };
+const IMAGES: Role =
+    Role { name: "images", wanted: "binary, struct{bytes, path} or a list of these", usable: is_encoded };
+const KEYS: Role = Role { name: "keys", wanted: "string or integer", usable: is_key };
+
+/// The type of a column as people write it.
+fn type_name(kind: &DataType) -> String {
+    match kind {
+        DataType::List(item) => format!("list<{}>", type_name(item.data_type())),
+        DataType::Map(_, _) => "map".to_owned(),
+        DataType::Struct(fields) => {
+            format!("struct{{{}}}", some_of(fields.iter().map(|field| field.name())))
+        }
+        kind if is_text(kind) => "string".to_owned(),
+        kind => kind.to_string().to_ascii_lowercase(),
     }
 }
 
 fn is_text(kind: &DataType) -> bool {
-    match kind {
-        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => true,
-        DataType::Dictionary(_, values) => is_text(values),
-        _ => false,
-    }
+    matches!(kind, DataType::Utf8)
 }
 
 fn is_binary(kind: &DataType) -> bool {
-    matches!(kind, DataType::Binary | DataType::LargeBinary | DataType::BinaryView)
+    matches!(kind, DataType::Binary)
+}
+
+/// Text, also that of writers which do not say that it is, or a list of texts.
+fn is_caption(kind: &DataType) -> bool {
+    match kind {
+        DataType::List(item) => is_text(item.data_type()) || is_binary(item.data_type()),
+        kind => is_text(kind) || is_binary(kind),
+    }
+}
+
+/// Bytes that are not said to be text may be a picture in a column called `file`.
+fn is_path(kind: &DataType) -> bool {
+    match kind {
+        DataType::List(item) => is_text(item.data_type()),
+        kind => is_text(kind),
+    }
 }
 
 fn is_encoded(kind: &DataType) -> bool {
     match kind {
         DataType::Struct(fields) => fields.iter().any(|field| field.name() == "bytes" && is_binary(field.data_type())),
+        DataType::List(item) if !matches!(item.data_type(), DataType::List(_)) => is_encoded(item.data_type()),
         kind => is_binary(kind),
     }
 }
 
 fn is_key(kind: &DataType) -> bool {
-    is_text(kind) || matches!(kind, DataType::Int32 | DataType::Int64 | DataType::UInt32 | DataType::UInt64)
+    is_text(kind)
+        || is_binary(kind)
+        || matches!(kind, DataType::Int32 | DataType::Int64 | DataType::UInt32 | DataType::UInt64)
 }
 
 #[cfg(test)]

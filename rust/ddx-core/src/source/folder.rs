@@ -1,11 +1,13 @@
 //! A folder of images, each with its caption in a text file of the same name beside it.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
+use super::caption::{CaptionFault, Captions, Cell, Charset};
 use super::{Cells, ColumnChoice, ImageKind, ImageRef, Row, Rows, Source, Value};
 use crate::objects::{ObjectError, is_object, read_all};
 use crate::{Error, Result};
@@ -22,6 +24,7 @@ pub(super) struct ImageFolder {
     images: Vec<PathBuf>,
     /// The extensions of the captions, if the user named some.
     captions: Vec<String>,
+    charset: Charset,
 }
 
 impl ImageFolder {
@@ -34,26 +37,22 @@ impl ImageFolder {
             return Err(no_column(path, column));
         }
         let captions = choice.captions.iter().map(|name| name.trim_start_matches('.').to_owned()).collect();
-        Ok(Self { path: path.to_owned(), images, captions })
+        Ok(Self { path: path.to_owned(), images, captions, charset: choice.charset })
     }
 
-    /// The extensions of the captions, and whether the first that is there counts.
     fn extensions(&self) -> (Vec<&str>, bool) {
-        match self.captions.as_slice() {
-            [] => (CAPTION_EXTENSIONS.to_vec(), true),
-            named => (named.iter().map(String::as_str).collect(), false),
-        }
+        extensions(&self.captions)
     }
 
-    fn row(&self, image: &Path, texts: Vec<Option<String>>) -> Row {
+    fn row(&self, image: &Path, texts: Vec<Cell>) -> Row {
         let key = image.with_extension("");
         let key = key.strip_prefix(&self.path).unwrap_or(&key).to_string_lossy().into_owned();
-        let captions = if self.extensions().1 { vec![texts.into_iter().flatten().next()] } else { texts };
-        Row { key: Some(key), captions, image: Some(ImageRef::Path(image.to_owned())), checksum: None }
+        let (captions, caption_fault) = gather(texts, &self.extensions(), image);
+        Row { key: Some(key), captions, caption_fault, image: Some(ImageRef::Path(image.to_owned())), checksum: None }
     }
 
     fn read_row(&self, image: &Path) -> Row {
-        let read = |extension: &&str| read_caption(&image.with_extension(extension));
+        let read = |extension: &&str| read_caption(&image.with_extension(extension), self.charset);
         self.row(image, self.extensions().0.iter().map(read).collect())
     }
 
@@ -66,7 +65,8 @@ impl ImageFolder {
             let mut captions = Vec::with_capacity(texts.len());
             for text in texts {
                 match text {
-                    Ok(text) => captions.push(text.as_ref().and_then(|text| parse_caption(text))),
+                    Ok(Some(text)) => captions.push(Cell::bytes(text, self.charset)),
+                    Ok(None) => captions.push(Cell::Null),
                     Err(error) => return Err(Error::object(image, error.clone())),
                 }
             }
@@ -76,22 +76,56 @@ impl ImageFolder {
     }
 }
 
+/// The extensions of captions, those that the user named or the usual ones, and whether the first that is there counts.
+pub(super) fn extensions(named: &[String]) -> (Vec<&str>, bool) {
+    match named {
+        [] => (CAPTION_EXTENSIONS.to_vec(), true),
+        named => (named.iter().map(String::as_str).collect(), false),
+    }
+}
+
+/// The captions of a row of the texts beside its image; of one place the first that is there.
+pub(super) fn gather(
+    texts: Vec<Cell>,
+    (extensions, first_counts): &(Vec<&str>, bool),
+    image: &Path,
+) -> (Vec<Option<String>>, Option<CaptionFault>) {
+    let mut captions = Captions::default();
+    if *first_counts {
+        captions.push(Cell::List(texts), 1);
+    } else {
+        texts.into_iter().for_each(|text| captions.push(text, 1));
+    }
+    captions.finish(|| {
+        let stem = image.file_stem().unwrap_or_default().to_string_lossy();
+        let names: Vec<String> = extensions.iter().map(|extension| format!("{stem}.{extension}")).collect();
+        format!("no text in {} beside the image", names.join(" or "))
+    })
+}
+
 pub(super) fn no_column(path: &Path, column: &str) -> Error {
     let columns = "(a folder of images has captions in .txt files only)".to_owned();
     Error::NoSuchColumn { path: path.to_owned(), column: column.to_owned(), columns }
 }
 
-fn read_caption(path: &Path) -> Option<String> {
-    if std::fs::metadata(path).ok()?.len() > LONGEST_CAPTION {
-        return None;
+fn read_caption(path: &Path, charset: Charset) -> Cell {
+    let unreadable = |error: &std::io::Error| match error.kind() {
+        ErrorKind::NotFound => Cell::Null,
+        _ => Cell::Fault(CaptionFault::Unreadable(format!("{}: {error}", path.display()))),
+    };
+    match std::fs::metadata(path) {
+        Err(error) => return unreadable(&error),
+        Ok(found) if !found.is_file() => return Cell::Null, // a pipe would block for ever
+        Ok(found) if found.len() > LONGEST_CAPTION => {
+            let reason = format!("{} has more than {LONGEST_CAPTION} bytes", path.display());
+            return Cell::Fault(CaptionFault::TooLong(reason));
+        }
+        Ok(_) => {}
     }
-    parse_caption(&std::fs::read(path).ok()?)
-}
-
-pub(super) fn parse_caption(bytes: &[u8]) -> Option<String> {
-    let text = String::from_utf8_lossy(bytes);
-    let text = text.trim_start_matches('\u{feff}').trim();
-    (!text.is_empty()).then(|| text.to_owned())
+    match std::fs::read(path) {
+        Ok(bytes) => Cell::bytes(&bytes, charset),
+        Err(error) => unreadable(&error),
+    }
 }
 
 impl Source for ImageFolder {
@@ -112,6 +146,10 @@ impl Source for ImageFolder {
             Some(column) => Err(no_column(&self.path, column)),
             None => Ok(Box::new(self.images.iter().map(|_| Ok(Vec::<Value>::new())))),
         }
+    }
+
+    fn num_captions(&self) -> usize {
+        self.captions.len().max(1)
     }
 
     fn image_kind(&self) -> ImageKind {

@@ -22,11 +22,14 @@ const OBJECTS_AT_A_TIME: usize = 16;
 pub struct Input {
     files: Vec<File>,
     num_rows: u64,
+    num_captions: usize,
+    left_out: Vec<String>,
 }
 
 struct File {
     path: PathBuf,
     identity: Option<String>,
+    listing: Option<String>,
     first_row: u64,
     rows: Box<dyn Source>,
 }
@@ -37,8 +40,17 @@ impl Input {
     /// # Errors
     /// If a name matches nothing, a file cannot be read as what it is, a column is missing, or there is no row at all.
     pub fn open(sources: &[String], choice: &ColumnChoice) -> Result<Self> {
+        Self::open_without(sources, &[], choice)
+    }
+
+    /// The same without what lies in the folders `apart`, unless a source names a place in one of them.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn open_without(sources: &[String], apart: &[PathBuf], choice: &ColumnChoice) -> Result<Self> {
         let (mut files, mut num_rows) = (Vec::new(), 0);
-        for file in open_all(discover(sources)?, choice)? {
+        let (found, left_out) = discover(sources, apart)?;
+        for file in open_all(found, choice)? {
             let mut file = file?;
             file.first_row = num_rows;
             num_rows += file.rows.num_rows();
@@ -47,7 +59,8 @@ impl Input {
         if num_rows == 0 {
             return Err(Error::NoRows(sources.join(", ")));
         }
-        Ok(Self { files, num_rows })
+        let num_captions = files.iter().map(|file| file.rows.num_captions()).max().unwrap_or(1);
+        Ok(Self { files, num_rows, num_captions, left_out })
     }
 
     /// The files in order; a folder of images is one of them.
@@ -58,6 +71,24 @@ impl Input {
     /// For each file what its store says of its contents; `None` for one on a disk.
     pub fn identities(&self) -> impl Iterator<Item = Option<&str>> {
         self.files.iter().map(|file| file.identity.as_deref())
+    }
+
+    /// For each file that is a folder of images on a disk the names and sizes of all that lies in it.
+    pub fn listings(&self) -> impl Iterator<Item = Option<&str>> {
+        self.files.iter().map(|file| file.listing.as_deref())
+    }
+
+    /// What lies in the folders that were named and is not read, counted by reason; a text a folder.
+    #[must_use]
+    pub fn left_out(&self) -> &[String] {
+        &self.left_out
+    }
+
+    /// A row without a name is called by its number in the whole input; all rows have places for as many captions.
+    fn named(&self, mut row: Row, number: u64) -> Row {
+        row.key.get_or_insert_with(|| numbered(number));
+        row.captions.resize(self.num_captions, None);
+        row
     }
 
     fn first(&self) -> &dyn Source {
@@ -81,7 +112,7 @@ impl Source for Input {
         Ok(Box::new(pieces.flat_map(|(file, piece)| {
             let within = piece.start - file.first_row..piece.end - file.first_row;
             match file.rows.rows(within) {
-                Ok(rows) => Box::new(rows.zip(piece).map(|(row, number)| row.map(|row| named(row, number)))),
+                Ok(rows) => Box::new(rows.zip(piece).map(|(row, number)| row.map(|row| self.named(row, number)))),
                 Err(error) => Box::new(std::iter::once(Err(error))) as Rows<'_>,
             }
         })))
@@ -90,6 +121,14 @@ impl Source for Input {
     fn cells(&self, columns: &[String]) -> Result<Cells<'_>> {
         let cells: Vec<Cells<'_>> = self.files.iter().map(|file| file.rows.cells(columns)).collect::<Result<_>>()?;
         Ok(Box::new(cells.into_iter().flatten()))
+    }
+
+    fn num_captions(&self) -> usize {
+        self.num_captions
+    }
+
+    fn longest_list(&self) -> usize {
+        self.files.iter().map(|file| file.rows.longest_list()).max().unwrap_or(1)
     }
 
     fn image_kind(&self) -> ImageKind {
@@ -113,7 +152,7 @@ fn open_all(found: Vec<Found>, choice: &ColumnChoice) -> Result<Vec<Result<File>
 }
 
 fn open(found: Found, choice: &ColumnChoice) -> Result<File> {
-    let Found { place, kind, identity } = found;
+    let Found { place, kind, identity, listing } = found;
     let path = place.path.clone();
     let rows: Box<dyn Source> = match kind {
         FileKind::Parquet => Box::new(ParquetFile::open(place, choice)?),
@@ -122,11 +161,5 @@ fn open(found: Found, choice: &ColumnChoice) -> Result<File> {
         FileKind::Tar => Box::new(TarFile::open(place, choice)?),
         FileKind::ImageFolder(images) => Box::new(ImageFolder::new(&path, images, choice)?),
     };
-    Ok(File { path, identity, first_row: 0, rows })
-}
-
-/// A row without a name is called by its number in the whole input.
-fn named(mut row: Row, number: u64) -> Row {
-    row.key.get_or_insert_with(|| numbered(number));
-    row
+    Ok(File { path, identity, listing, first_row: 0, rows })
 }

@@ -4,6 +4,7 @@
 //! store is always the same rows, and a resumed run reads only what it still needs. Each kind of file is an
 //! implementation of the trait; [`Input`] strings them together and [`select`] leaves rows out.
 
+mod caption;
 mod checksum;
 mod columns;
 mod discover;
@@ -15,6 +16,7 @@ mod list;
 mod pages;
 mod parquet;
 mod place;
+mod raw_text;
 mod select;
 mod value;
 mod webdataset;
@@ -25,6 +27,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 
+pub use caption::{CaptionFault, Charset};
 pub use checksum::{Checksum, sha256};
 pub use columns::{ColumnChoice, ImageKind};
 pub use input::Input;
@@ -38,12 +41,22 @@ use crate::Result;
 pub struct Row {
     /// The row's name; `None` where the input has none, and its number stands for it.
     pub key: Option<String>,
-    /// The captions, trimmed; `None` where one is null or blank.
+    /// The captions, trimmed, as many as the source's rows have places for; `None` where there is none.
     pub captions: Vec<Option<String>>,
+    /// Why the captions cannot be used, or that there is none.
+    pub caption_fault: Option<CaptionFault>,
     /// Where the image is; `None` when the cell is null or empty.
     pub image: Option<ImageRef>,
     /// What the image's bytes must hash to, if the input says so.
     pub checksum: Option<Checksum>,
+}
+
+impl Row {
+    /// A row that cannot be read.
+    fn broken(num_captions: usize, reason: String) -> Self {
+        let image = Some(ImageRef::Broken(reason));
+        Self { key: None, captions: vec![None; num_captions], caption_fault: None, image, checksum: None }
+    }
 }
 
 /// What a row without a name is called.
@@ -98,6 +111,14 @@ pub trait Source: Send + Sync {
     /// # Errors
     /// If a column is missing, or the files behind the source cannot be opened.
     fn cells(&self, columns: &[String]) -> Result<Cells<'_>>;
+
+    /// The captions that a row has places for.
+    fn num_captions(&self) -> usize;
+
+    /// The longest list of captions, of which `num_captions` may be fewer; 1 where there are no lists.
+    fn longest_list(&self) -> usize {
+        1
+    }
 
     /// What the images of this source are.
     fn image_kind(&self) -> ImageKind;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float64Type, Int32Type, Int64Type, UInt32Type, UInt64Type};
-use arrow_array::{Array, ArrayRef, RecordBatch, StructArray};
+use arrow_array::{Array, ArrayRef, ListArray, RecordBatch, StructArray};
 use arrow_cast::cast;
 use arrow_schema::DataType;
 use bytes::Bytes;
@@ -15,11 +15,14 @@ use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, RowGroups, RowSelection,
 };
 use parquet::arrow::{ProjectionMask, parquet_to_arrow_field_levels};
+use parquet::schema::types::SchemaDescriptor;
 
-use super::columns::{Columns, find_columns};
+use super::caption::{Captions, Cell, blank};
+use super::columns::{Columns, find_columns, some_of};
 use super::pages::CheckedGroups;
 use super::place::{Place, beside};
-use super::{Cells, Checksum, ColumnChoice, ImageKind, ImageRef, Row, Rows, Source, Value};
+use super::raw_text::without_text;
+use super::{Cells, Charset, Checksum, ColumnChoice, ImageKind, ImageRef, Row, Rows, Source, Value};
 use crate::objects::ObjectError;
 use crate::panics::caught;
 use crate::{Error, Result};
@@ -34,7 +37,13 @@ pub(super) struct ParquetFile {
     place: Place,
     num_rows: u64,
     metadata: ArrowReaderMetadata,
+    /// The file's columns, texts as bytes: one that is not UTF-8 would cost all rows that are decoded with it.
+    raw: SchemaDescriptor,
     columns: Columns,
+    charset: Charset,
+    /// The captions of a row in each of their columns.
+    places: Vec<usize>,
+    longest_list: usize,
 }
 
 impl ParquetFile {
@@ -47,7 +56,29 @@ impl ParquetFile {
         let metadata = readable(path, || read_footer(&place))?;
         let columns = find_columns(path, metadata.schema(), choice)?;
         let num_rows = num_rows(path, &metadata)?;
-        Ok(Self { place, num_rows, metadata, columns })
+        let raw = without_text(metadata.parquet_schema()).map_err(|error| unreadable(path, &error))?;
+        let charset = choice.charset;
+        let mut file = Self { place, num_rows, metadata, raw, columns, charset, places: Vec::new(), longest_list: 1 };
+        for &column in &file.columns.captions {
+            let longest = file.longest_list_of(column)?;
+            file.longest_list = file.longest_list.max(longest);
+            file.places.push(longest.min(choice.max_captions.unwrap_or(longest)));
+        }
+        Ok(file)
+    }
+
+    /// The most captions that a row has in a column; one that has lists is read for it.
+    fn longest_list_of(&self, column: usize) -> Result<usize> {
+        let mut longest = 1;
+        if self.metadata.schema().field(column).data_type().is_nested() {
+            for batch in self.read(&(0..self.num_rows), [column], TEXT_ROWS_AT_A_TIME)? {
+                let batch = batch?;
+                let lists = batch.column_by_name(self.column_name(column)).and_then(|array| array.as_list_opt::<i32>());
+                let lengths = lists.map(|lists| lists.offsets().lengths().max().unwrap_or(0));
+                longest = longest.max(lengths.unwrap_or(0));
+            }
+        }
+        Ok(longest)
     }
 
     /// Batches of a range of rows, with these of the top-level columns.
@@ -59,12 +90,11 @@ impl ParquetFile {
     ) -> Result<Batches<'_>> {
         let (path, handle) = (&self.place.path, self.place.open()?);
         let (groups, skip) = row_groups(&self.metadata, range.start, range.end);
-        let (schema, fields) = (self.metadata.parquet_schema(), self.metadata.schema().fields());
         let groups = CheckedGroups { reader: Arc::new(handle), metadata: Arc::clone(self.metadata.metadata()), groups };
         let wanted = skip as usize..skip as usize + (range.end - range.start) as usize;
         let build = || {
             let selection = RowSelection::from_consecutive_ranges(std::iter::once(wanted), groups.num_rows());
-            let levels = parquet_to_arrow_field_levels(schema, ProjectionMask::roots(schema, columns), Some(fields))?;
+            let levels = parquet_to_arrow_field_levels(&self.raw, ProjectionMask::roots(&self.raw, columns), None)?;
             ParquetRecordBatchReader::try_new_with_row_groups(&levels, &groups, batch_size, Some(selection))
         };
         let reader = readable(path, || build().map_err(|error| unreadable(path, &error)))?;
@@ -115,8 +145,8 @@ impl Source for ParquetFile {
         let index = |name: &String| {
             let exact = fields.iter().position(|field| field.name() == name);
             exact.or_else(|| fields.iter().position(|field| field.name().eq_ignore_ascii_case(name))).ok_or_else(|| {
-                let names: Vec<&str> = fields.iter().map(|field| field.name().as_str()).collect();
-                Error::NoSuchColumn { path: self.place.path.clone(), column: name.clone(), columns: names.join(", ") }
+                let columns = some_of(fields.iter().map(|field| field.name()));
+                Error::NoSuchColumn { path: self.place.path.clone(), column: name.clone(), columns }
             })
         };
         let indexes: Vec<usize> = columns.iter().map(index).collect::<Result<_>>()?;
@@ -125,6 +155,14 @@ impl Source for ParquetFile {
             Ok(batch) => self.cells_of(&batch, &indexes),
             Err(error) => vec![Err(error)],
         })))
+    }
+
+    fn num_captions(&self) -> usize {
+        self.places.iter().sum()
+    }
+
+    fn longest_list(&self) -> usize {
+        self.longest_list
     }
 
     fn image_kind(&self) -> ImageKind {
@@ -210,12 +248,15 @@ impl Iterator for Batches<'_> {
 
 fn read_row(file: &ParquetFile, batch: &RecordBatch, index: usize) -> Row {
     let column = |root: usize| batch.column_by_name(file.column_name(root));
-    let caption = |&root: &usize| column(root).and_then(|array| text_at(array, index));
-    let captions = file.columns.captions.iter().map(caption).collect();
+    let mut captions = Captions::default();
+    for (&root, &places) in file.columns.captions.iter().zip(&file.places) {
+        captions.push(column(root).map_or(Cell::Null, |array| caption_at(array, index, file.charset)), places);
+    }
+    let (captions, caption_fault) = captions.finish(blank);
     let key = file.columns.key.and_then(|root| column(root).and_then(|array| key_at(array, index)));
     let image = column(file.columns.image).and_then(|array| image_at(file, array, index));
     let checksum = file.columns.checksum.and_then(|root| column(root).and_then(|array| text_at(array, index)));
-    Row { key, captions, image, checksum: checksum.as_deref().and_then(Checksum::parse) }
+    Row { key, captions, caption_fault, image, checksum: checksum.as_deref().and_then(Checksum::parse) }
 }
 
 /// A column for filters: numbers of any kind, text, booleans; everything else is null.
@@ -234,21 +275,22 @@ fn values(array: &ArrayRef) -> Vec<Value> {
     rows.map(|row| text_at(array, row).map_or(Value::Null, Value::Text)).collect()
 }
 
-/// The text of a cell, trimmed; `None` when null or blank.
-fn text_at(array: &ArrayRef, index: usize) -> Option<String> {
+/// A cell of captions.
+fn caption_at(array: &ArrayRef, index: usize, charset: Charset) -> Cell {
     if array.is_null(index) {
-        return None;
+        return Cell::Null;
     }
-    let text = match array.data_type() {
-        DataType::Utf8 => array.as_string::<i32>().value(index),
-        DataType::LargeUtf8 => array.as_string::<i64>().value(index),
-        DataType::Utf8View => array.as_string_view().value(index),
-        DataType::Dictionary(_, _) => {
-            let dictionary = array.as_any_dictionary_opt()?;
-            return text_at(dictionary.values(), dictionary.normalized_keys()[index]);
-        }
-        _ => return None,
-    };
+    if let Some(lists) = array.as_list_opt::<i32>() {
+        let items = lists.value(index);
+        return Cell::List((0..items.len()).map(|item| caption_at(&items, item, charset)).collect());
+    }
+    array.as_binary_opt::<i32>().map_or(Cell::Null, |texts| Cell::bytes(texts.value(index), charset))
+}
+
+/// The text of a cell, trimmed; `None` when null, blank or no text.
+fn text_at(array: &ArrayRef, index: usize) -> Option<String> {
+    let bytes = array.as_binary_opt::<i32>().filter(|texts| !texts.is_null(index))?.value(index);
+    let text = String::from_utf8_lossy(bytes);
     let text = text.trim();
     (!text.is_empty()).then(|| text.to_owned())
 }
@@ -267,19 +309,15 @@ fn key_at(array: &ArrayRef, index: usize) -> Option<String> {
 }
 
 fn bytes_at(array: &ArrayRef, index: usize) -> Option<Bytes> {
-    if array.is_null(index) {
-        return None;
-    }
-    let bytes = match array.data_type() {
-        DataType::Binary => array.as_binary::<i32>().value(index),
-        DataType::LargeBinary => array.as_binary::<i64>().value(index),
-        DataType::BinaryView => array.as_binary_view().value(index),
-        _ => return None,
-    };
+    let bytes = array.as_binary_opt::<i32>().filter(|cells| !cells.is_null(index))?.value(index);
     (!bytes.is_empty()).then(|| Bytes::copy_from_slice(bytes))
 }
 
+/// The image of a cell, of a list the first.
 fn image_at(file: &ParquetFile, array: &ArrayRef, index: usize) -> Option<ImageRef> {
+    if let Some(lists) = array.as_list_opt::<i32>() {
+        return first_image(file, lists, index);
+    }
     match file.columns.image_kind {
         ImageKind::Caption => Some(ImageRef::Caption),
         ImageKind::Url => text_at(array, index).map(ImageRef::Url),
@@ -290,6 +328,14 @@ fn image_at(file: &ParquetFile, array: &ArrayRef, index: usize) -> Option<ImageR
             None => bytes_at(array, index).map(ImageRef::Bytes),
         },
     }
+}
+
+fn first_image(file: &ParquetFile, lists: &ListArray, index: usize) -> Option<ImageRef> {
+    if file.columns.image_kind == ImageKind::Caption {
+        return Some(ImageRef::Caption);
+    }
+    let items = (!lists.is_null(index)).then(|| lists.value(index))?;
+    (0..items.len()).find_map(|item| image_at(file, &items, item))
 }
 
 /// `struct{bytes, path}`, as the `datasets` library writes it: the path counts where there are no bytes.

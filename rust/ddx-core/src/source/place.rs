@@ -1,7 +1,7 @@
 //! A file that rows are read from: on a disk, or an object in a store.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Cursor, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -16,23 +16,31 @@ use crate::{Error, Result};
 pub(super) struct Place {
     pub path: PathBuf,
     object: Option<Object>,
+    /// What is read in its stead: the text of a file in another encoding.
+    text: Option<Bytes>,
 }
 
 impl Place {
     /// A file or folder on a disk, or a folder in a store.
     pub fn new(path: impl AsRef<Path>) -> Self {
-        Self { path: path.as_ref().to_owned(), object: None }
+        Self { path: path.as_ref().to_owned(), object: None, text: None }
     }
 
     pub fn object(object: Object) -> Self {
-        Self { path: object.path.clone(), object: Some(object) }
+        Self { path: object.path.clone(), object: Some(object), text: None }
+    }
+
+    /// The same place, with this text where its own bytes were.
+    pub fn with_text(&self, text: String) -> Self {
+        Self { text: Some(Bytes::from(text)), ..self.clone() }
     }
 
     /// Opens it anew, at its beginning.
     pub fn open(&self) -> Result<Reader> {
-        Ok(match &self.object {
-            Some(object) => Reader::Object(ObjectReader::new(object.clone())),
-            None => Reader::File(File::open(&self.path).map_err(|error| Error::io(&self.path, error))?),
+        Ok(match (&self.text, &self.object) {
+            (Some(text), _) => Reader::Text(Cursor::new(text.clone())),
+            (None, Some(object)) => Reader::Object(ObjectReader::new(object.clone())),
+            (None, None) => Reader::File(File::open(&self.path).map_err(|error| Error::io(&self.path, error))?),
         })
     }
 }
@@ -49,6 +57,7 @@ pub(super) fn beside(table: &Path, path: &str) -> PathBuf {
 pub(super) enum Reader {
     File(File),
     Object(ObjectReader),
+    Text(Cursor<Bytes>),
 }
 
 impl Reader {
@@ -56,6 +65,7 @@ impl Reader {
         match self {
             Self::File(file) => Ok(file.metadata()?.len()),
             Self::Object(object) => Ok(object.size()),
+            Self::Text(text) => Ok(text.get_ref().len() as u64),
         }
     }
 }
@@ -65,6 +75,7 @@ impl Read for Reader {
         match self {
             Self::File(file) => file.read(buffer),
             Self::Object(object) => object.read(buffer),
+            Self::Text(text) => text.read(buffer),
         }
     }
 }
@@ -74,6 +85,7 @@ impl Seek for Reader {
         match self {
             Self::File(file) => file.seek(to),
             Self::Object(object) => object.seek(to),
+            Self::Text(text) => text.seek(to),
         }
     }
 }
@@ -91,6 +103,7 @@ impl ChunkReader for Reader {
         Ok(match self {
             Self::File(file) => Box::new(file.get_read(start)?),
             Self::Object(object) => Box::new(BufReader::new(object.from(start))),
+            Self::Text(text) => text.get_ref().get_read(start).map(Box::new)?,
         })
     }
 
@@ -98,6 +111,7 @@ impl ChunkReader for Reader {
         match self {
             Self::File(file) => file.get_bytes(start, length),
             Self::Object(object) => object.bytes_at(start, length).map_err(ParquetError::from),
+            Self::Text(text) => text.get_ref().get_bytes(start, length),
         }
     }
 }

@@ -227,6 +227,14 @@ impl Source for Selected {
         })))
     }
 
+    fn num_captions(&self) -> usize {
+        self.source.num_captions()
+    }
+
+    fn longest_list(&self) -> usize {
+        self.source.longest_list()
+    }
+
     fn image_kind(&self) -> ImageKind {
         self.source.image_kind()
     }

@@ -1,8 +1,10 @@
 //! Files, patterns and folders to a list of files of known kinds.
 
 mod bucket;
+mod left_out;
+mod walk;
 
-use std::ffi::OsStr;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::list::ListFormat;
@@ -10,6 +12,16 @@ use super::place::Place;
 use crate::image::EXTENSIONS;
 use crate::objects::is_object;
 use crate::{Error, Result};
+use left_out::LeftOut;
+use walk::{Walk, is_zarr};
+
+/// Pictures of formats that no decoder is here for.
+const OTHER_PICTURES: [&str; 22] = [
+    "heic", "heif", "jxl", "jp2", "j2k", "jpx", "svg", "psd", "ico", "tga", "exr", "hdr", "ppm", "cr2", "cr3", "nef",
+    "arw", "dng", "raf", "orf", "rw2", "pef",
+];
+/// What lies beside images and belongs to them: captions, and what img2dataset writes.
+const BESIDE_IMAGES: [&str; 3] = ["txt", "caption", "json"];
 
 /// What a file is, by its name.
 #[derive(Debug, PartialEq)]
@@ -28,11 +40,13 @@ pub(super) struct Found {
     pub kind: FileKind,
     /// What tells the contents of an object or of a folder of a store from others.
     pub identity: Option<String>,
+    /// Names and sizes of all that lies in a folder of images on a disk.
+    pub listing: Option<String>,
 }
 
 impl Found {
     fn local(path: PathBuf, kind: FileKind) -> Self {
-        Self { place: Place::new(path), kind, identity: None }
+        Self { place: Place::new(path), kind, identity: None, listing: None }
     }
 }
 
@@ -43,18 +57,21 @@ impl Found {
 /// A folder that holds several kinds gives the first of: tars, ffrecord files, parquet files, lists, images. Beside the tars of
 /// img2dataset lie parquet files with the same rows, and beside a list that names images, those images.
 ///
+/// Of the folders `apart` and of stores nothing is taken, unless a source names a place in one. The second value says
+/// what else was left out, a text a folder.
+///
 /// # Errors
 /// If a name matches nothing, or a file is of no known kind.
-pub(super) fn discover(sources: &[String]) -> Result<Vec<Found>> {
-    let mut files = Vec::new();
+pub(super) fn discover(sources: &[String], apart: &[PathBuf]) -> Result<(Vec<Found>, Vec<String>)> {
+    let (mut files, mut notes) = (Vec::new(), Vec::new());
     for source in sources {
         if is_object(Path::new(source)) {
-            files.append(&mut bucket::discover(source)?);
+            files.append(&mut bucket::discover(source, &mut notes)?);
             continue;
         }
-        for path in expand(source)? {
+        for path in expand(source, apart)? {
             if path.is_dir() {
-                files.append(&mut in_folder(path)?);
+                files.append(&mut in_folder(path, apart, &mut notes)?);
             } else {
                 let kind = file_kind(&path).ok_or_else(|| Error::UnknownKind(path.clone()))?;
                 files.push(Found::local(path, kind));
@@ -64,11 +81,11 @@ pub(super) fn discover(sources: &[String]) -> Result<Vec<Found>> {
     if files.is_empty() {
         return Err(Error::NothingUsable("an empty list of sources".to_owned()));
     }
-    Ok(files)
+    Ok((files, notes))
 }
 
 /// One name to the files and folders that it means.
-fn expand(source: &str) -> Result<Vec<PathBuf>> {
+fn expand(source: &str, apart: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let path = Path::new(source);
     if path.exists() {
         return Ok(vec![path.to_owned()]);
@@ -84,15 +101,46 @@ fn expand(source: &str) -> Result<Vec<PathBuf>> {
         }
         let matches = glob::glob(&pattern).map_err(|_| Error::NoSuchFile(pattern.clone()))?;
         let mut files: Vec<PathBuf> = matches.filter_map(std::result::Result::ok).collect();
-        // What lies beside data and is none (reports, licences) is not meant by a star.
-        files.retain(|path| path.is_dir() || file_kind(path).is_some());
+        let unknown = files.iter().find(|path| path.is_file() && file_kind(path).is_none()).cloned();
+        let mut passed = Passed::new(&pattern, apart);
+        // What lies beside data and is none (reports, licences) is not meant by a star, nor is what is in a store.
+        files.retain(|path| (path.is_dir() || file_kind(path).is_some()) && passed.may_hold_input(path));
         if files.is_empty() {
-            return Err(Error::NoSuchFile(pattern));
+            return Err(unknown.map_or_else(|| Error::NoSuchFile(pattern.clone()), Error::UnknownKind));
         }
         files.sort();
         found.append(&mut files);
     }
     Ok(found)
+}
+
+/// The folders that a pattern went through, and whether there is input in them.
+struct Passed {
+    /// What of the pattern has no wild sign: the user named it.
+    named: PathBuf,
+    apart: Vec<PathBuf>,
+    known: HashMap<PathBuf, bool>,
+}
+
+impl Passed {
+    fn new(pattern: &str, apart: &[PathBuf]) -> Self {
+        let is_plain = |part: &Path| !part.to_string_lossy().contains(['*', '?', '[']);
+        let named = Path::new(pattern).ancestors().find(|part| is_plain(part)).unwrap_or(Path::new("")).to_owned();
+        let within = named.canonicalize().unwrap_or_default();
+        let apart = apart.iter().filter_map(|path| path.canonicalize().ok()).filter(|it| !within.starts_with(it));
+        Self { apart: apart.collect(), named, known: HashMap::new() }
+    }
+
+    fn may_hold_input(&mut self, path: &Path) -> bool {
+        let below = path.ancestors().take_while(|above| *above != self.named);
+        let folders: Vec<&Path> = below.filter(|above| above.is_dir()).collect();
+        folders.into_iter().all(|folder| {
+            let apart = &self.apart;
+            *self.known.entry(folder.to_owned()).or_insert_with(|| {
+                !is_zarr(folder) && folder.canonicalize().is_ok_and(|target| !apart.contains(&target))
+            })
+        })
+    }
 }
 
 /// `{00..12}` to its numbers, as `WebDataset` writes its shards; the first number's digits give the width.
@@ -108,13 +156,17 @@ fn braces(source: &str) -> Vec<String> {
     range().unwrap_or_else(|| vec![source.to_owned()])
 }
 
-fn in_folder(folder: PathBuf) -> Result<Vec<Found>> {
-    let mut all = Vec::new();
-    collect(&folder, &mut all)?;
-    all.sort();
-    Ok(match contents(&folder, all)? {
+fn in_folder(folder: PathBuf, apart: &[PathBuf], notes: &mut Vec<String>) -> Result<Vec<Found>> {
+    if is_zarr(&folder) {
+        return Err(Error::IsStore(folder));
+    }
+    let mut walk = Walk::through(&folder, apart)?;
+    Ok(match contents(&folder, std::mem::take(&mut walk.files), walk.left_out.clone(), notes)? {
         Contents::Files(files) => files.into_iter().map(|(path, kind)| Found::local(path, kind)).collect(),
-        Contents::Images(images) => vec![Found::local(folder, FileKind::ImageFolder(images))],
+        Contents::Images(images) => {
+            let listing = Some(walk.listing(&folder));
+            vec![Found { listing, ..Found::local(folder, FileKind::ImageFolder(images)) }]
+        }
     })
 }
 
@@ -124,45 +176,47 @@ enum Contents {
     Images(Vec<PathBuf>),
 }
 
-/// Chooses among all that lies in a folder.
-fn contents(folder: &Path, mut all: Vec<PathBuf>) -> Result<Contents> {
+/// Chooses among all that lies in a folder; `notes` gets a line about what is left out.
+fn contents(folder: &Path, all: Vec<PathBuf>, mut left_out: LeftOut, notes: &mut Vec<String>) -> Result<Contents> {
     let rank = |kind: &FileKind| match kind {
         FileKind::Tar => 0,
         FileKind::Ffrecord => 1,
         FileKind::Parquet => 2,
         FileKind::List(_) | FileKind::ImageFolder(_) => 3,
     };
-    let mut known: Vec<_> = all.iter().filter_map(|path| file_kind(path).map(|kind| (path.clone(), kind))).collect();
-    if let Some(best) = known.iter().map(|(_, kind)| rank(kind)).min() {
-        known.retain(|(_, kind)| rank(kind) == best);
-        return Ok(Contents::Files(known));
-    }
-    all.retain(|path| has_extension(path, &EXTENSIONS));
-    if all.is_empty() {
-        return Err(Error::NothingUsable(folder.display().to_string()));
-    }
-    Ok(Contents::Images(all))
-}
-
-fn collect(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
-    for entry in std::fs::read_dir(folder).map_err(|error| Error::io(folder, error))? {
-        let entry = entry.map_err(|error| Error::io(folder, error))?;
-        let path = entry.path();
-        let is_hidden = is_hidden(&entry.file_name());
-        // A link to a folder is not followed: it may lead back up.
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            if !is_hidden {
-                collect(&path, found)?;
+    let best = all.iter().filter_map(|path| file_kind(path)).map(|kind| rank(&kind)).min();
+    let (mut files, mut images) = (Vec::new(), Vec::new());
+    for path in all {
+        match file_kind(&path) {
+            Some(kind) if Some(rank(&kind)) == best => files.push((path, kind)),
+            Some(_) => left_out.add("files beside those that are read", Some(&path)),
+            None if has_extension(&path, &OTHER_PICTURES) => {
+                left_out.add("pictures of formats that are not read", Some(&path));
             }
-        } else if !is_hidden {
-            found.push(path);
+            None if has_extension(&path, &EXTENSIONS) => images.push(path),
+            None if has_extension(&path, &BESIDE_IMAGES) => {}
+            None => left_out.add("files of other kinds", Some(&path)),
         }
     }
-    Ok(())
+    // Beside a table lie the images that it names; a tar has its own.
+    if best.is_some_and(|rank| rank < 2) {
+        images.iter().for_each(|path| left_out.add("files beside those that are read", Some(path)));
+    }
+    let is_table = best.is_some();
+    if !is_table && images.is_empty() {
+        let more = if left_out.is_empty() { String::new() } else { format!(", only {left_out}") };
+        return Err(Error::NothingUsable(format!("{}{more}", folder.display())));
+    }
+    if !left_out.is_empty() {
+        notes.push(format!("left out of {}: {left_out}", folder.display()));
+    }
+    Ok(if is_table { Contents::Files(files) } else { Contents::Images(images) })
 }
 
-fn is_hidden(name: &OsStr) -> bool {
-    name.to_string_lossy().starts_with(['.', '_'])
+/// Whether a table is one of rows: `_metadata.parquet`, or what lies in `_temporary`, is not.
+fn is_input(path: &Path) -> bool {
+    let is_special = |part: Option<&std::ffi::OsStr>| part.is_some_and(|name| name.to_string_lossy().starts_with('_'));
+    !is_special(path.file_name()) && !is_special(path.parent().and_then(Path::file_name))
 }
 
 fn file_kind(path: &Path) -> Option<FileKind> {
@@ -208,7 +262,7 @@ mod tests {
         let sources: Vec<String> =
             sources.iter().map(|source| folder.path().join(source).to_string_lossy().into_owned()).collect();
         let name = |found: Found| found.place.path.strip_prefix(folder.path()).unwrap().to_string_lossy().into_owned();
-        Ok(discover(&sources)?.into_iter().map(name).collect())
+        Ok(discover(&sources, &[])?.0.into_iter().map(name).collect())
     }
 
     #[test]
@@ -235,7 +289,71 @@ mod tests {
         let folder = folder_of(&["0.tar", "0.parquet", "0_stats.json", "lists/m.jsonl", "lists/a.jpg", "i/b/c.PNG"]);
         assert_eq!(names(&folder, &[""]).unwrap(), ["0.tar"]);
         assert_eq!(names(&folder, &["lists"]).unwrap(), ["lists/m.jsonl"]);
-        let found = discover(&[folder.path().join("i").to_string_lossy().into_owned()]).unwrap();
+        let (found, _) = discover(&[folder.path().join("i").to_string_lossy().into_owned()], &[]).unwrap();
         assert_eq!(found[0].kind, FileKind::ImageFolder(vec![folder.path().join("i/b/c.PNG")]));
+    }
+
+    /// The images of a folder by their names below it, and what is said of the rest.
+    fn images(folder: &tempfile::TempDir, apart: &[&str]) -> (Vec<String>, Vec<String>) {
+        let apart: Vec<PathBuf> = apart.iter().map(|name| folder.path().join(name)).collect();
+        let (found, notes) = discover(&[folder.path().to_string_lossy().into_owned()], &apart).unwrap();
+        let FileKind::ImageFolder(images) = &found[0].kind else { panic!("{found:?}") };
+        let name = |path: &PathBuf| path.strip_prefix(folder.path()).unwrap().to_string_lossy().into_owned();
+        let root = folder.path().display().to_string();
+        (images.iter().map(name).collect(), notes.iter().map(|note| note.replace(&root, "it")).collect())
+    }
+
+    #[test]
+    fn what_is_not_taken_of_a_folder_is_counted_by_reason() {
+        let folder = folder_of(&[
+            "_DSC0001.JPG",
+            "_DSC0001.txt",
+            "_raw/2.jpg",
+            "3.HEIC",
+            "4.heic",
+            "5.cr2",
+            "notes.md",
+            "._1.jpg",
+            ".DS_Store",
+            ".trash/1.jpg",
+            "_meta.parquet",
+        ]);
+        let (images, notes) = images(&folder, &[]);
+        assert_eq!(images, ["_DSC0001.JPG", "_raw/2.jpg"]);
+        let expected = "left out of it: files of other kinds: 1 (.md 1), hidden files: 2, hidden folders: 1, \
+                        pictures of formats that are not read: 3 (.heic 2, .cr2 1)";
+        assert_eq!(notes, [expected]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_to_folders_are_followed_once() {
+        use std::os::unix::fs::symlink;
+        let folder = folder_of(&["b/1.jpg"]);
+        let elsewhere = folder_of(&["2.jpg", "deep/3.jpg"]);
+        symlink(elsewhere.path(), folder.path().join("a")).unwrap();
+        symlink(elsewhere.path(), folder.path().join("c")).unwrap();
+        symlink(folder.path(), folder.path().join("b/up")).unwrap();
+        symlink(folder.path(), elsewhere.path().join("deep/back")).unwrap();
+        let (images, notes) = images(&folder, &[]);
+        assert_eq!(images, ["a/2.jpg", "a/deep/3.jpg", "b/1.jpg"]);
+        assert_eq!(notes, ["left out of it: links to folders that are read anyway: 3"]);
+    }
+
+    #[test]
+    fn no_store_is_entered_unless_it_is_named() {
+        let all = ["1.jpg", "runs/data/a.zarr/zarr.json", "runs/data/a.zarr/rows.parquet", "runs/samples/2.png"];
+        let folder = folder_of(&[&all[..], &["old.zarr/.zgroup", "old.zarr/3.png", "f/_ddx/4.jpg"]].concat());
+        let (found, notes) = images(&folder, &[]);
+        assert_eq!(found, ["1.jpg", "runs/samples/2.png"]);
+        assert_eq!(notes, ["left out of it: stores: 3"]);
+        let (found, notes) = images(&folder, &["runs", "elsewhere"]);
+        assert_eq!(found, ["1.jpg"]);
+        assert_eq!(notes, ["left out of it: stores: 2, workspaces: 1"]);
+        assert!(matches!(names(&folder, &["**/*.parquet"]), Err(Error::NoSuchFile(_))));
+        assert!(matches!(names(&folder, &["runs/data/*"]), Err(Error::NoSuchFile(_))));
+        let store = folder.path().join("runs/data/a.zarr").to_string_lossy().into_owned();
+        assert!(matches!(discover(&[store], &[]), Err(Error::IsStore(_))));
+        assert_eq!(names(&folder, &["runs/data/a.zarr/rows.parquet"]).unwrap().len(), 1);
     }
 }

@@ -12,14 +12,16 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use arrow_schema::Schema;
+use bytes::Bytes;
 
-use super::columns::{Columns, find_columns};
+use super::caption::{Captions, Cell, blank};
+use super::columns::{Columns, find_columns, some_of};
 use super::place::{Place, Reader, beside};
-use super::{Cells, Checksum, ColumnChoice, ImageKind, ImageRef, Row, Rows, Source, Value};
+use super::{Cells, Charset, Checksum, ColumnChoice, ImageKind, ImageRef, Row, Rows, Source, Value};
 use crate::{Error, Result};
 use packed::PackedFolder;
 use pickle::Pickled;
-use sample::{fields, schema_field, text, value};
+use sample::{caption, fields, schema_field, text, value};
 use table::{Failure, Table};
 
 /// Samples that are looked at to find the columns: the first may be damaged.
@@ -30,10 +32,17 @@ pub(super) struct FfrecordFile {
     place: Place,
     table: Table,
     content: Content,
+    charset: Charset,
 }
 
 enum Content {
-    Samples { names: Vec<String>, columns: Columns },
+    /// `places`: the captions of a row in each of their columns; `longest`: the longest list of them.
+    Samples {
+        names: Vec<String>,
+        columns: Columns,
+        places: Vec<usize>,
+        longest: usize,
+    },
     Folder(PackedFolder),
 }
 
@@ -51,47 +60,56 @@ impl FfrecordFile {
             Some(folder) => Content::Folder(folder),
             None => samples(&place, &table, &mut reader, choice)?,
         };
-        Ok(Self { place, table, content })
+        Ok(Self { place, table, content, charset: choice.charset })
     }
 
     fn row(&self, reader: &mut Reader, number: u64) -> Result<Row> {
         let path = &self.place.path;
-        let (row, captions) = match &self.content {
-            Content::Folder(folder) => (folder.row(path, &self.table, reader, number), folder.num_captions()),
-            Content::Samples { names, columns } => {
+        let row = match &self.content {
+            Content::Folder(folder) => folder.row(path, &self.table, reader, number),
+            Content::Samples { names, columns, places, .. } => {
                 let sample =
                     self.table.sample(path, reader, number).and_then(|it| fields(it).map_err(Failure::Damaged));
-                (sample.map(|fields| self.row_of(&fields, names, columns)), columns.captions.len())
+                sample.map(|fields| self.row_of(&fields, names, columns, places))
             }
         };
         match row {
             Ok(row) => Ok(row),
             Err(Failure::Unreachable(error)) => Err(error),
-            Err(Failure::Damaged(reason)) => {
-                let image = Some(ImageRef::Broken(reason));
-                Ok(Row { key: None, captions: vec![None; captions], image, checksum: None })
-            }
+            Err(Failure::Damaged(reason)) => Ok(Row::broken(self.num_captions(), reason)),
         }
     }
 
-    fn row_of(&self, fields: &Fields, names: &[String], columns: &Columns) -> Row {
+    fn row_of(&self, fields: &Fields, names: &[String], columns: &Columns, places: &[usize]) -> Row {
         let field = |index: usize| fields.iter().find(|(name, _)| *name == names[index]).map(|(_, value)| value);
         let text_of = |index: usize| field(index).and_then(text);
         let image = match columns.image_kind {
-            ImageKind::Bytes => match field(columns.image) {
-                Some(Pickled::Bytes(bytes)) if !bytes.is_empty() => Some(ImageRef::Bytes(bytes.clone())),
-                _ => None,
-            },
+            ImageKind::Bytes => field(columns.image).and_then(image_bytes).map(ImageRef::Bytes),
             ImageKind::Caption => Some(ImageRef::Caption),
             ImageKind::Url => text_of(columns.image).map(ImageRef::Url),
             ImageKind::Path => text_of(columns.image).map(|path| ImageRef::Path(beside(&self.place.path, &path))),
         };
+        let mut captions = Captions::default();
+        for (&index, &places) in columns.captions.iter().zip(places) {
+            captions.push(field(index).map_or(Cell::Null, |found| caption(found, self.charset)), places);
+        }
+        let (captions, caption_fault) = captions.finish(blank);
         Row {
             key: columns.key.and_then(text_of),
-            captions: columns.captions.iter().map(|&index| text_of(index)).collect(),
+            captions,
+            caption_fault,
             image,
             checksum: columns.checksum.and_then(text_of).as_deref().and_then(Checksum::parse),
         }
+    }
+}
+
+/// The bytes of an image, of a list the first.
+fn image_bytes(field: &Pickled) -> Option<Bytes> {
+    match field {
+        Pickled::Bytes(bytes) => (!bytes.is_empty()).then(|| bytes.clone()),
+        Pickled::List(list) => list.items.iter().find_map(image_bytes),
+        _ => None,
     }
 }
 
@@ -105,7 +123,12 @@ fn samples(place: &Place, table: &Table, reader: &mut Reader, choice: &ColumnCho
             Ok(found) => {
                 let schema = Schema::new(found.iter().map(schema_field).collect::<Vec<_>>());
                 let columns = find_columns(&place.path, &schema, choice)?;
-                return Ok(Content::Samples { names: found.into_iter().map(|(name, _)| name).collect(), columns });
+                let names: Vec<String> = found.into_iter().map(|(name, _)| name).collect();
+                let longest = longest_lists(place, table, reader, &names, &columns, &schema)?;
+                let most = choice.max_captions;
+                let places = longest.iter().map(|&longest| longest.min(most.unwrap_or(longest))).collect();
+                let longest = longest.into_iter().max().unwrap_or(1);
+                return Ok(Content::Samples { names, columns, places, longest });
             }
             Err(Failure::Unreachable(error)) => return Err(error),
             Err(Failure::Damaged(why)) => reason = reason.or(Some(why)),
@@ -113,6 +136,36 @@ fn samples(place: &Place, table: &Table, reader: &mut Reader, choice: &ColumnCho
     }
     let reason = reason.unwrap_or_else(|| "it has no samples".to_owned());
     Err(Error::NotFfrecord { path: place.path.clone(), reason })
+}
+
+/// The most captions that a sample has in each column of them; all samples are read if a column holds lists.
+fn longest_lists(
+    place: &Place,
+    table: &Table,
+    reader: &mut Reader,
+    names: &[String],
+    columns: &Columns,
+    schema: &Schema,
+) -> Result<Vec<usize>> {
+    let mut longest = vec![1; columns.captions.len()];
+    if columns.captions.iter().all(|&index| !schema.field(index).data_type().is_nested()) {
+        return Ok(longest);
+    }
+    for index in 0..table.num() {
+        let sample = match table.sample(&place.path, reader, index) {
+            Ok(sample) => sample,
+            Err(Failure::Unreachable(error)) => return Err(error),
+            Err(Failure::Damaged(_)) => continue,
+        };
+        let Ok(found) = fields(sample) else { continue };
+        for (longest, &column) in longest.iter_mut().zip(&columns.captions) {
+            let list = found.iter().find(|(name, _)| *name == names[column]);
+            if let Some((_, Pickled::List(list))) = list {
+                *longest = list.items.len().max(*longest);
+            }
+        }
+    }
+    Ok(longest)
 }
 
 impl Source for FfrecordFile {
@@ -144,7 +197,7 @@ impl Source for FfrecordFile {
         let exact = |name: &String| names.iter().find(|found| *found == name);
         let find = |name: &String| {
             let found = exact(name).or_else(|| names.iter().find(|found| found.eq_ignore_ascii_case(name)));
-            found.cloned().ok_or_else(|| no_column(name, names.join(", ")))
+            found.cloned().ok_or_else(|| no_column(name, some_of(names)))
         };
         let wanted: Vec<String> = columns.iter().map(find).collect::<Result<_>>()?;
         let mut reader = self.place.open()?;
@@ -162,6 +215,17 @@ impl Source for FfrecordFile {
         })))
     }
 
+    fn num_captions(&self) -> usize {
+        match &self.content {
+            Content::Folder(folder) => folder.num_captions(),
+            Content::Samples { places, .. } => places.iter().sum(),
+        }
+    }
+
+    fn longest_list(&self) -> usize {
+        if let Content::Samples { longest, .. } = &self.content { *longest } else { 1 }
+    }
+
     fn image_kind(&self) -> ImageKind {
         match &self.content {
             Content::Folder(_) => ImageKind::Bytes,
@@ -172,7 +236,7 @@ impl Source for FfrecordFile {
     fn columns(&self) -> BTreeMap<&'static str, String> {
         match &self.content {
             Content::Folder(folder) => folder.columns(),
-            Content::Samples { names, columns } => columns.names(|index| names[index].clone()),
+            Content::Samples { names, columns, .. } => columns.names(|index| names[index].clone()),
         }
     }
 }

@@ -6,9 +6,10 @@ use std::path::Path;
 use super::pickle::{Pickled, unpickle};
 use super::table::{Failure, Table};
 use crate::image::EXTENSIONS;
-use crate::source::folder::{CAPTION_EXTENSIONS, no_column, parse_caption};
+use crate::source::caption::Cell;
+use crate::source::folder::{CAPTION_EXTENSIONS, extensions, gather, no_column};
 use crate::source::place::{Place, Reader};
-use crate::source::{ColumnChoice, ImageRef, Row};
+use crate::source::{Charset, ColumnChoice, ImageRef, Row};
 use crate::{Error, Result};
 
 const MAGIC: &[u8] = b"piouhjgbr";
@@ -20,6 +21,7 @@ pub(super) struct PackedFolder {
     images: Vec<(String, u64, Vec<Option<u64>>)>,
     /// The extensions of the captions, if the user named some.
     captions: Vec<String>,
+    charset: Charset,
 }
 
 impl PackedFolder {
@@ -44,16 +46,12 @@ impl PackedFolder {
             let Some((stem, extension)) = name.rsplit_once('.') else { continue };
             if EXTENSIONS.contains(&extension.to_ascii_lowercase().as_str()) {
                 let caption = |extension: &str| files.get(&format!("{stem}.{extension}")).copied();
-                let captions = if captions.is_empty() {
-                    vec![CAPTION_EXTENSIONS.into_iter().find_map(caption)]
-                } else {
-                    captions.iter().map(|extension| caption(extension)).collect()
-                };
+                let captions = extensions(&captions).0.into_iter().map(caption).collect();
                 images.push((stem.to_owned(), *index, captions));
             }
         }
         images.sort();
-        Ok(Some(Self { images, captions }))
+        Ok(Some(Self { images, captions, charset: choice.charset }))
     }
 
     pub fn num_rows(&self) -> u64 {
@@ -81,12 +79,14 @@ impl PackedFolder {
         let mut texts = Vec::with_capacity(captions.len());
         for caption in captions {
             texts.push(match caption {
-                Some(index) => parse_caption(&table.sample(path, reader, *index)?),
-                None => None,
+                Some(index) => Cell::bytes(&table.sample(path, reader, *index)?, self.charset),
+                None => Cell::Null,
             });
         }
+        // The key has no ending any more, and what is behind a dot in it is not one.
+        let (captions, caption_fault) = gather(texts, &extensions(&self.captions), Path::new(&format!("{key}.")));
         let image = Some(ImageRef::Bytes(table.sample(path, reader, *image)?));
-        Ok(Row { key: Some(key.clone()), captions: texts, image, checksum: None })
+        Ok(Row { key: Some(key.clone()), captions, caption_fault, image, checksum: None })
     }
 }
 

@@ -6,7 +6,8 @@ use bytes::Bytes;
 use super::Fields;
 use super::pickle::{Pickled, STEPS, unpickle};
 use crate::image::sniff;
-use crate::source::Value;
+use crate::source::caption::{CaptionFault, Cell};
+use crate::source::{Charset, Value};
 
 /// Takes a sample apart. A dict within the dict is part of it: a `WebDataset` sample has its JSON there.
 ///
@@ -68,6 +69,9 @@ pub(super) fn schema_field((name, field): &(String, Pickled)) -> Field {
         Pickled::Bool(_) => DataType::Boolean,
         Pickled::Int(_) => DataType::Int64,
         Pickled::Float(_) => DataType::Float64,
+        Pickled::List(list) if list.items.iter().all(|item| matches!(item, Pickled::Bytes(_) | Pickled::Text(_))) => {
+            DataType::List(Field::new("item", DataType::Binary, true).into())
+        }
         Pickled::None | Pickled::List(_) | Pickled::Dict(_) | Pickled::Name(_) => DataType::Null,
     };
     Field::new(name, kind, true)
@@ -84,11 +88,23 @@ pub(super) fn value(field: &Pickled) -> Value {
     }
 }
 
-/// A field as text, trimmed; `None` when it has none or is blank.
+/// A field as captions.
+pub(super) fn caption(field: &Pickled, charset: Charset) -> Cell {
+    match field {
+        Pickled::Text(text) | Pickled::Bytes(text) => Cell::bytes(text, charset),
+        Pickled::Int(number) => Cell::Text(number.to_string()),
+        Pickled::List(list) => Cell::List(list.items.iter().map(|item| caption(item, charset)).collect()),
+        Pickled::None => Cell::Null,
+        _ => Cell::Fault(CaptionFault::NotText("the caption is neither text nor a list of texts".to_owned())),
+    }
+}
+
+/// A field as text, trimmed; of a list the first. `None` when it has none or is blank.
 pub(super) fn text(field: &Pickled) -> Option<String> {
     let text = match field {
         Pickled::Text(text) | Pickled::Bytes(text) => std::str::from_utf8(text).ok()?.trim().to_owned(),
         Pickled::Int(number) => number.to_string(),
+        Pickled::List(list) => return list.items.iter().find_map(text),
         _ => return None,
     };
     (!text.is_empty()).then_some(text)

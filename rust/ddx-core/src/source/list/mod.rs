@@ -1,5 +1,6 @@
 //! Lists of URLs or paths: CSV, TSV and JSON lines. A first pass counts the rows and notes where every so-manieth begins.
 
+mod encoding;
 mod names;
 mod reader;
 
@@ -8,10 +9,12 @@ use std::ops::Range;
 
 use arrow_schema::{DataType, Field, Schema};
 
-use super::columns::{Columns, find_columns};
+use super::caption::{Captions, blank};
+use super::columns::{Columns, find_columns, some_of};
 use super::place::{Place, beside};
 use super::{Cells, Checksum, ColumnChoice, ImageKind, ImageRef, Row, Rows, Source};
 use crate::{Error, Result};
+use encoding::Encoded;
 use names::{header, json_names};
 use reader::{Line, Reader};
 
@@ -31,10 +34,13 @@ pub(super) enum ListFormat {
 
 /// One list.
 pub(super) struct ListFile {
-    place: Place,
+    encoded: Encoded,
     format: ListFormat,
     names: Vec<String>,
     columns: Columns,
+    /// The captions of a row in each of their columns.
+    places: Vec<usize>,
+    longest_list: usize,
     /// Offset of row 0, row `ROWS_A_MARK`, and so on.
     marks: Vec<u64>,
     num_rows: u64,
@@ -46,32 +52,37 @@ impl ListFile {
     /// # Errors
     /// If it cannot be read, or has no columns for captions and images.
     pub fn open(place: Place, format: ListFormat, choice: &ColumnChoice) -> Result<Self> {
+        let encoded = Encoded::open(place, choice.charset)?;
         let (names, data_at) = match format {
-            ListFormat::Jsonl => (json_names(&place)?, 0),
-            ListFormat::Csv | ListFormat::Tsv => header(&place, format)?,
+            ListFormat::Jsonl => (json_names(&encoded)?, encoded.start),
+            ListFormat::Csv | ListFormat::Tsv => header(&encoded, format)?,
         };
         let fields: Vec<Field> = names.iter().map(|name| Field::new(name, DataType::Utf8, true)).collect();
-        let columns = find_columns(&place.path, &Schema::new(fields), choice)?;
+        let columns = find_columns(&encoded.place.path, &Schema::new(fields), choice)?;
         let (mut marks, mut num_rows) = (Vec::new(), 0);
-        let mut reader = Reader::open(&place, format, data_at)?;
+        let mut reader = Reader::open(&encoded, format, data_at)?;
+        let mut longest = vec![1; columns.captions.len()];
         loop {
             let at = reader.offset();
-            if reader.next()?.is_none() {
-                break;
+            let Some(line) = reader.next()? else { break };
+            for (longest, &index) in longest.iter_mut().zip(&columns.captions) {
+                *longest = line.num_captions(&names[index]).max(*longest);
             }
             if num_rows % ROWS_A_MARK == 0 {
                 marks.push(at);
             }
             num_rows += 1;
         }
-        Ok(Self { place, format, names, columns, marks, num_rows })
+        let places = longest.iter().map(|&longest| longest.min(choice.max_captions.unwrap_or(longest))).collect();
+        let longest_list = longest.into_iter().max().unwrap_or(1);
+        Ok(Self { encoded, format, names, columns, places, longest_list, marks, num_rows })
     }
 
     fn lines_from(&self, row: u64) -> Result<Reader> {
         let mark = row / ROWS_A_MARK;
         // A list without rows has no marks either.
         let start = self.marks.get(mark as usize).copied().unwrap_or(0);
-        let mut reader = Reader::open(&self.place, self.format, start)?;
+        let mut reader = Reader::open(&self.encoded, self.format, start)?;
         for _ in mark * ROWS_A_MARK..row {
             reader.next()?;
         }
@@ -80,17 +91,24 @@ impl ListFile {
 
     fn row(&self, line: &Line) -> Row {
         let cell = |index: usize| line.text(&self.names, index);
+        let mut captions = Captions::default();
+        for (&index, &places) in self.columns.captions.iter().zip(&self.places) {
+            captions.push(line.caption(&self.names, index, self.encoded.charset), places);
+        }
+        let (captions, caption_fault) = captions.finish(blank);
+        let path = &self.encoded.place.path;
         let image = match line {
             Line::Broken(reason) => Some(ImageRef::Broken(reason.clone())),
             _ if self.columns.image_kind == ImageKind::Caption => Some(ImageRef::Caption),
             _ => cell(self.columns.image).map(|text| match self.columns.image_kind {
-                ImageKind::Path => ImageRef::Path(beside(&self.place.path, &text)),
+                ImageKind::Path => ImageRef::Path(beside(path, &text)),
                 _ => ImageRef::Url(text),
             }),
         };
         Row {
             key: self.columns.key.and_then(cell),
-            captions: self.columns.captions.iter().map(|&index| cell(index)).collect(),
+            captions,
+            caption_fault,
             image,
             checksum: self.columns.checksum.and_then(cell).as_deref().and_then(Checksum::parse),
         }
@@ -109,9 +127,9 @@ impl Source for ListFile {
 
     fn cells(&self, columns: &[String]) -> Result<Cells<'_>> {
         let missing = |name: &str| Error::NoSuchColumn {
-            path: self.place.path.clone(),
+            path: self.encoded.place.path.clone(),
             column: name.to_owned(),
-            columns: self.names.join(", "),
+            columns: some_of(&self.names),
         };
         let index = |name: &String| {
             let exact = self.names.iter().position(|found| found == name);
@@ -125,6 +143,14 @@ impl Source for ListFile {
             let line = reader.next().transpose()?;
             Some(line.map(|line| indexes.iter().map(|&index| line.value(&self.names, index)).collect()))
         })))
+    }
+
+    fn num_captions(&self) -> usize {
+        self.places.iter().sum()
+    }
+
+    fn longest_list(&self) -> usize {
+        self.longest_list
     }
 
     fn image_kind(&self) -> ImageKind {
@@ -142,9 +168,9 @@ mod tests {
 
     use super::reader::LONGEST_LINE;
     use super::*;
-    use crate::source::Value;
+    use crate::source::{CaptionFault, Value};
 
-    fn list(name: &str, text: &str) -> Result<(tempfile::TempDir, ListFile)> {
+    fn list(name: &str, text: impl AsRef<[u8]>) -> Result<(tempfile::TempDir, ListFile)> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
         std::fs::write(&path, text).unwrap();
@@ -223,6 +249,55 @@ mod tests {
             let error = list(name, &text).err().unwrap();
             assert!(error.to_string().contains("a row of more than"), "{name}: {error}");
         }
+    }
+
+    #[test]
+    fn any_encoding_with_a_mark_gives_the_same_rows() {
+        let wide = |text: &str| -> Vec<u8> {
+            std::iter::once(0xfeff).chain(text.encode_utf16()).flat_map(u16::to_le_bytes).collect()
+        };
+        for (name, text) in [
+            ("x.csv", "url,text\nhttp://x/1,café\nhttp://x/2,猫\n"),
+            ("x.tsv", "café\thttp://x/1\n猫\thttp://x/2\n"),
+            ("x.jsonl", "{\"url\": \"http://x/1\", \"text\": \"café\"}\n{\"url\": \"http://x/2\", \"text\": \"猫\"}"),
+        ] {
+            for bytes in [text.as_bytes().to_vec(), format!("\u{feff}{text}").into_bytes(), wide(text)] {
+                let (_folder, list) = list(name, bytes).unwrap();
+                assert_eq!(list.num_rows(), 2, "{name}");
+                let found = rows(&list, 0..2);
+                let captions: Vec<_> = found.iter().map(|row| row.captions[0].as_deref().unwrap()).collect();
+                assert_eq!(captions, ["café", "猫"], "{name}");
+                assert_eq!(rows(&list, 1..2), found[1..]);
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_cost_their_row_alone() {
+        let csv = &b"url,text,by\nhttp://x/1,a cat,caf\xe9\nhttp://x/2,caf\xe9,b\n"[..];
+        let jsonl = b"{\"url\": \"http://x/1\", \"text\": \"a cat\", \"by\": \"caf\xe9\"}\n\
+                      {\"url\": \"http://x/2\", \"text\": \"caf\xe9\"}";
+        for (name, bytes) in [("x.csv", csv), ("x.jsonl", jsonl)] {
+            let (_folder, list) = list(name, bytes).unwrap();
+            let found = rows(&list, 0..2);
+            assert_eq!((found[0].captions[0].as_deref(), &found[0].caption_fault), (Some("a cat"), &None), "{name}");
+            assert!(matches!(found[1].caption_fault, Some(CaptionFault::Encoding(_))), "{name}: {:?}", found[1]);
+            assert!(matches!(found[1].image, Some(ImageRef::Url(_))), "{name}: {:?}", found[1]);
+        }
+    }
+
+    #[test]
+    fn a_list_of_captions_has_as_many_places_as_the_longest() {
+        let text = "{\"url\": \"http://x/1\", \"captions\": \"a\"}\n\
+                    {\"url\": [\"http://x/2\", \"http://x/3\"], \"captions\": [\"b\", \"\", \"c\"]}\n\
+                    {\"url\": \"http://x/4\", \"captions\": {\"en\": \"d\"}}";
+        let (_folder, list) = list("x.jsonl", text).unwrap();
+        assert_eq!(list.num_captions(), 3);
+        let found = rows(&list, 0..3);
+        let texts = |row: &Row| row.captions.iter().flatten().cloned().collect::<Vec<_>>();
+        assert_eq!((texts(&found[0]), texts(&found[1])), (vec!["a".to_owned()], vec!["b".to_owned(), "c".to_owned()]));
+        assert_eq!(found[1].image, Some(ImageRef::Url("http://x/2".to_owned())));
+        assert!(matches!(found[2].caption_fault, Some(CaptionFault::NotText(_))), "{:?}", found[2]);
     }
 
     #[test]

@@ -1,97 +1,79 @@
-//! `WebDataset` tars: neighbouring members of one name are a row, told apart by their extensions.
+//! `WebDataset` tars: members of one name are a row, told apart by their extensions.
 //!
 //! Nothing is unpacked. Images are read where they lie, by the threads that decode them.
 
+mod caption;
+mod index;
 mod member;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
 
 use serde_json::Map;
 
-use super::columns::{find_caption, join};
+use super::caption::{Captions, Cell};
+use super::columns::{join, some_of};
 use super::place::{Place, Reader};
-use super::{Cells, ColumnChoice, ImageKind, ImageRef, Row, Rows, Source, Value};
+use super::{Cells, Charset, ColumnChoice, ImageKind, ImageRef, Row, Rows, Source, Value};
 use crate::image::EXTENSIONS;
 use crate::objects::ObjectError;
 use crate::{Error, Result};
-use member::{Member, Members, Stop, read, read_json};
-
-const TEXT_EXTENSIONS: [&str; 3] = ["txt", "caption", "text"];
+use caption::{CaptionMember, caption_members};
+use index::{Index, Samples};
+use member::{Dot, Member, read, read_json};
 
 /// One tar.
 pub(super) struct TarFile {
     place: Place,
-    /// Where each row's first member begins.
-    offsets: Vec<u64>,
-    /// Why the tar cannot be read to its end; this is one more row.
-    broken: Option<String>,
+    index: Index,
     captions: Vec<CaptionMember>,
     image: Option<String>,
     key: Option<String>,
-    json_names: Vec<String>,
-}
-
-/// Where a row's caption is.
-enum CaptionMember {
-    Extension(String),
-    JsonField(String),
+    charset: Charset,
 }
 
 impl TarFile {
-    /// Reads the members' headers and the first row's JSON.
+    /// Reads the members' headers and the first row's JSON; all of it if its captions are lists.
     ///
     /// # Errors
-    /// If the file cannot be opened, is no tar, or has no captions.
+    /// If the file cannot be opened, is no tar, or has no images or captions.
     pub fn open(place: Place, choice: &ColumnChoice) -> Result<Self> {
-        let path = &place.path;
-        let (mut offsets, mut broken, mut key) = (Vec::new(), None, None);
-        let (mut extensions, mut json_names) = (BTreeSet::new(), Vec::new());
-        let mut members = Members::open(&place, 0)?;
-        while let Some(member) = members.next() {
-            let member = match member {
-                Ok(member) => member,
-                Err(Stop::Unreachable(error)) => return Err(error),
-                Err(Stop::Damaged(reason)) if offsets.is_empty() => {
-                    return Err(Error::NotATar { path: path.to_owned(), reason });
+        let found = Self::open_by(place.clone(), choice, Dot::First);
+        match found {
+            // Names with dots make an extension of half the name; then their files go by the last dot.
+            Err(Error::NoImageColumn { .. } | Error::NoCaptionColumn { .. }) => {
+                match Self::open_by(place, choice, Dot::Last) {
+                    Ok(file) if file.index.num_rows() < file.index.num_members() as u64 => Ok(file),
+                    Ok(_) | Err(Error::NoImageColumn { .. } | Error::NoCaptionColumn { .. }) => found,
+                    Err(error) => Err(error),
                 }
-                Err(Stop::Damaged(reason)) => {
-                    broken = Some(reason);
-                    break;
-                }
-            };
-            if key.as_ref() != Some(&member.key) {
-                offsets.push(member.begin);
-                key = Some(member.key.clone());
             }
-            if json_names.is_empty() && member.extension == "json" {
-                let json = read_json(&mut members.reader, &member).map_err(|error| Error::object(path, error))?;
-                json_names = json.keys().cloned().collect();
-            }
-            extensions.insert(member.extension);
+            found => found,
         }
-        let members = extensions.iter().cloned().chain(json_names.iter().cloned()).collect::<Vec<_>>().join(", ");
+    }
+
+    fn open_by(place: Place, choice: &ColumnChoice, dot: Dot) -> Result<Self> {
+        let index = Index::read(&place, dot, choice.charset)?;
+        let path = &place.path;
+        let members = some_of(index.extensions.iter().chain(&index.json_names));
         if let Some(column) = [&choice.url, &choice.path].into_iter().flatten().next() {
             return Err(Error::NoSuchColumn { path: path.to_owned(), column: column.clone(), columns: members });
         }
         let image = choice.image.as_ref().map(|name| name.trim_start_matches('.').to_ascii_lowercase());
         let has_image = match &image {
-            Some(extension) => extensions.contains(extension),
-            None => EXTENSIONS.iter().any(|extension| extensions.contains(*extension)),
+            Some(extension) => index.extensions.contains(extension),
+            None => EXTENSIONS.iter().any(|extension| index.extensions.contains(*extension)),
         };
-        if !has_image && !offsets.is_empty() {
+        if !has_image && index.num_rows() > 0 {
             return Err(Error::NoImageColumn { path: path.to_owned(), columns: members });
         }
-        let captions = caption_members(path, choice, &extensions, &json_names, members)?;
-        let key = choice.key.clone();
-        Ok(Self { place, offsets, broken, captions, image, key, json_names })
+        let captions = caption_members(&place, choice, &index, &members)?;
+        Ok(Self { place, index, captions, image, key: choice.key.clone(), charset: choice.charset })
     }
 
     /// The members of each row from `first` on.
-    fn samples(&self, first: u64) -> Result<Samples> {
-        let start = self.offsets.get(first as usize).copied().unwrap_or(0);
-        Ok(Samples { members: Members::open(&self.place, start)?, ahead: None })
+    fn samples(&self, first: u64) -> Result<Samples<'_>> {
+        self.index.samples(&self.place, first)
     }
 
     fn row(&self, sample: &[Member], reader: &mut Reader) -> std::result::Result<Row, ObjectError> {
@@ -100,45 +82,48 @@ impl TarFile {
             Some(extension) => with(extension),
             None => sample.iter().find(|member| EXTENSIONS.contains(&member.extension.as_str())),
         };
-        let needs_json = self.key.is_some() || self.captions.iter().any(|it| matches!(it, CaptionMember::JsonField(_)));
-        let json = match with("json").filter(|_| needs_json) {
-            Some(member) => read_json(reader, member)?,
-            None => Map::new(),
+        let needs_json = self.key.is_some() || self.captions.iter().any(CaptionMember::is_json);
+        let (json, damaged) = match with("json").filter(|_| needs_json) {
+            Some(member) => read_json(reader, member, self.charset)?,
+            None => (Map::new(), false),
         };
-        let mut captions = Vec::with_capacity(self.captions.len());
+        let mut captions = Captions::default();
         for caption in &self.captions {
-            let text = match caption {
+            let cell = match caption {
                 CaptionMember::Extension(extension) => match with(extension) {
-                    Some(member) => Some(String::from_utf8_lossy(&read(reader, member)?).into_owned()),
-                    None => None,
+                    Some(member) => read(reader, member)?.map_or_else(Cell::Fault, |it| Cell::bytes(&it, self.charset)),
+                    None => Cell::Null,
                 },
-                CaptionMember::JsonField(name) => Value::from_json(json.get(name)).text(),
+                CaptionMember::JsonField { name, .. } => Cell::json(json.get(name), damaged),
             };
-            captions.push(text.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty()));
+            captions.push(cell, caption.places());
         }
+        let (captions, caption_fault) = captions.finish(|| self.without_caption(sample));
         let key = self.key.as_ref().and_then(|name| Value::from_json(json.get(name)).text());
         let range = |member: &Member| ImageRef::Range {
             path: self.place.path.clone(),
             offset: member.offset,
             length: member.length,
         };
-        Ok(Row { key: key.or_else(|| Some(sample[0].key.clone())), captions, image: image.map(range), checksum: None })
+        let key = key.or_else(|| Some(sample[0].key.clone()));
+        Ok(Row { key, captions, caption_fault, image: image.map(range), checksum: None })
+    }
+
+    /// What is said of a row that has no caption: what it has.
+    fn without_caption(&self, sample: &[Member]) -> String {
+        let wanted = join(self.captions.iter().map(CaptionMember::described));
+        let found = some_of(sample.iter().map(|member| &member.extension));
+        format!("no text in {wanted}; the members called {:?} are: {found}", sample[0].key)
     }
 
     fn broken_row(&self) -> Option<Row> {
-        let reason = self.broken.clone()?;
-        Some(Row {
-            key: None,
-            captions: vec![None; self.captions.len()],
-            image: Some(ImageRef::Broken(reason)),
-            checksum: None,
-        })
+        Some(Row::broken(self.num_captions(), self.index.broken.clone()?))
     }
 }
 
 impl Source for TarFile {
     fn num_rows(&self) -> u64 {
-        self.offsets.len() as u64 + u64::from(self.broken.is_some())
+        self.index.num_rows() + u64::from(self.index.broken.is_some())
     }
 
     fn rows(&self, range: Range<u64>) -> Result<Rows<'_>> {
@@ -151,23 +136,23 @@ impl Source for TarFile {
             };
             Some(row.map_err(|error| Error::object(&self.place.path, error)))
         });
-        let whole = (self.offsets.len() as u64).saturating_sub(range.start) as usize;
-        Ok(Box::new(rows.take(whole).chain(self.broken_row().map(Ok)).take(num)))
+        Ok(Box::new(rows.chain(self.broken_row().map(Ok)).take(num)))
     }
 
     fn cells(&self, columns: &[String]) -> Result<Cells<'_>> {
+        let json_names = &self.index.json_names;
         let find = |name: &String| {
-            let exact = self.json_names.iter().find(|found| *found == name);
-            exact.or_else(|| self.json_names.iter().find(|found| found.eq_ignore_ascii_case(name))).cloned().ok_or_else(
+            let exact = json_names.iter().find(|found| *found == name);
+            exact.or_else(|| json_names.iter().find(|found| found.eq_ignore_ascii_case(name))).cloned().ok_or_else(
                 || Error::NoSuchColumn {
                     path: self.place.path.clone(),
                     column: name.clone(),
-                    columns: self.json_names.join(", "),
+                    columns: some_of(json_names),
                 },
             )
         };
         let names: Vec<String> = columns.iter().map(find).collect::<Result<_>>()?;
-        let nothing = self.broken.as_ref().map(|_| Ok(vec![Value::Null; names.len()]));
+        let nothing = self.index.broken.as_ref().map(|_| Ok(vec![Value::Null; names.len()]));
         let mut samples = self.samples(0)?;
         let cells = std::iter::from_fn(move || {
             let sample = match samples.next()? {
@@ -175,14 +160,23 @@ impl Source for TarFile {
                 Err(error) => return Some(Err(error)),
             };
             let json = sample.iter().find(|member| member.extension == "json");
-            let object = json.map_or(Ok(Map::new()), |member| read_json(&mut samples.members.reader, member));
-            let object = match object {
+            let object = json
+                .map_or(Ok((Map::new(), false)), |member| read_json(&mut samples.members.reader, member, self.charset));
+            let (object, _) = match object {
                 Ok(object) => object,
                 Err(error) => return Some(Err(Error::object(&self.place.path, error))),
             };
             Some(Ok(names.iter().map(|name| Value::from_json(object.get(name))).collect()))
         });
-        Ok(Box::new(cells.take(self.offsets.len()).chain(nothing)))
+        Ok(Box::new(cells.chain(nothing)))
+    }
+
+    fn num_captions(&self) -> usize {
+        self.captions.iter().map(CaptionMember::places).sum()
+    }
+
+    fn longest_list(&self) -> usize {
+        self.captions.iter().map(CaptionMember::longest).max().unwrap_or(1)
     }
 
     fn image_kind(&self) -> ImageKind {
@@ -192,66 +186,16 @@ impl Source for TarFile {
     fn columns(&self) -> BTreeMap<&'static str, String> {
         let caption = join(self.captions.iter().map(|member| match member {
             CaptionMember::Extension(extension) => extension.clone(),
-            CaptionMember::JsonField(name) => format!("json: {name}"),
+            CaptionMember::JsonField { name, .. } => format!("json: {name}"),
         }));
         let image = self.image.clone().unwrap_or_else(|| "any image".to_owned());
-        let key = self.key.clone().unwrap_or_else(|| "name".to_owned());
+        let name = match self.index.dot {
+            Dot::First => "name",
+            Dot::Last => "name up to its last dot",
+        };
+        let key = self.key.clone().unwrap_or_else(|| name.to_owned());
         BTreeMap::from([("caption", caption), ("image", image), ("key", key)])
     }
-}
-
-/// Neighbouring members of one name, row by row; after an error nothing comes.
-struct Samples {
-    members: Members,
-    /// The first member of the next row.
-    ahead: Option<Member>,
-}
-
-impl Iterator for Samples {
-    type Item = Result<Vec<Member>>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let mut sample: Vec<Member> = self.ahead.take().into_iter().collect();
-        loop {
-            match self.members.next() {
-                Some(Ok(member)) if sample.first().is_none_or(|first| first.key == member.key) => sample.push(member),
-                Some(Err(Stop::Unreachable(error))) => return Some(Err(error)),
-                next => {
-                    self.ahead = next.and_then(std::result::Result::ok);
-                    return (!sample.is_empty()).then_some(Ok(sample));
-                }
-            }
-        }
-    }
-}
-
-fn caption_members(
-    path: &Path,
-    choice: &ColumnChoice,
-    extensions: &BTreeSet<String>,
-    json_names: &[String],
-    columns: String,
-) -> Result<Vec<CaptionMember>> {
-    let named = |name: &String| {
-        let extension = name.trim_start_matches('.').to_ascii_lowercase();
-        let field = || json_names.iter().find(|field| field.eq_ignore_ascii_case(name)).cloned();
-        if extensions.contains(&extension) {
-            return Ok(CaptionMember::Extension(extension));
-        }
-        field().map(CaptionMember::JsonField).ok_or_else(|| Error::NoSuchColumn {
-            path: path.to_owned(),
-            column: name.clone(),
-            columns: columns.clone(),
-        })
-    };
-    if !choice.captions.is_empty() {
-        return choice.captions.iter().map(named).collect();
-    }
-    if let Some(extension) = TEXT_EXTENSIONS.iter().find(|extension| extensions.contains(**extension)) {
-        return Ok(vec![CaptionMember::Extension((*extension).to_owned())]);
-    }
-    let field = find_caption(json_names).map(|index| CaptionMember::JsonField(json_names[index].clone()));
-    field.map(|field| vec![field]).ok_or_else(|| Error::NoCaptionColumn { path: path.to_owned(), columns })
 }
 
 #[cfg(test)]
@@ -260,6 +204,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::source::CaptionFault;
 
     fn tar(files: &[(&str, &[u8])]) -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
@@ -326,6 +271,80 @@ mod tests {
         assert_eq!((all[1].captions[0].as_deref(), all[1].key.as_deref()), (None, Some("2")));
         let cells: Vec<_> = tar.cells(&["Width".to_owned()]).unwrap().map(Result::unwrap).collect();
         assert_eq!(cells, [[Value::Number(640.0)], [Value::Null]]);
+    }
+
+    fn texts(rows: &[Row]) -> Vec<(&str, Option<&str>)> {
+        rows.iter().map(|row| (row.key.as_deref().unwrap(), row.captions[0].as_deref())).collect()
+    }
+
+    #[test]
+    fn members_that_are_not_neighbours_join_the_row_of_their_name() {
+        let (_folder, path) = tar(&[
+            ("1.jpg", b"image 1"),
+            ("._1.jpg", b"of a Mac"),
+            ("2.jpg", b"image 2"),
+            ("1.txt", b"one"),
+            ("README", b"no row"),
+            ("1.json", b"{}"),
+            ("2.txt", b"two"),
+            ("1.jpg", b"another 1"),
+            ("1.txt", b"another one"),
+        ]);
+        let tar = TarFile::open(Place::new(&path), &ColumnChoice::default()).unwrap();
+        let all = rows(&tar, 0..tar.num_rows());
+        assert_eq!(texts(&all), [("1", Some("one")), ("2", Some("two")), ("1", Some("another one"))]);
+        let images: Vec<_> = all.iter().map(image_of).collect();
+        assert_eq!(images, [&b"image 1"[..], b"image 2", b"another 1"]);
+        for start in 0..3 {
+            assert_eq!(rows(&tar, start..3), all[start as usize..], "{start}");
+        }
+    }
+
+    #[test]
+    fn names_with_dots_are_split_where_webdataset_does_or_else_at_the_last_one() {
+        let (_folder, path) = tar(&[("a.jpg", b"x"), ("a.txt", b"one"), ("b.v2.jpg", b"y"), ("b.v2.txt", b"two")]);
+        let all = {
+            let tar = TarFile::open(Place::new(&path), &ColumnChoice::default()).unwrap();
+            rows(&tar, 0..2)
+        };
+        assert_eq!(texts(&all), [("a", Some("one")), ("b", None)]);
+        let Some(CaptionFault::Absent(reason)) = &all[1].caption_fault else { panic!("{all:?}") };
+        assert!(reason.contains("v2.jpg, v2.txt"), "{reason}");
+
+        let (_folder, path) =
+            tar(&[("b.v1.jpg", b"x"), ("b.v1.txt", b"one"), ("b.v2.jpg", b"y"), ("b.v2.txt", b"two")]);
+        let tar = TarFile::open(Place::new(&path), &ColumnChoice::default()).unwrap();
+        assert_eq!(texts(&rows(&tar, 0..2)), [("b.v1", Some("one")), ("b.v2", Some("two"))]);
+        assert!(tar.columns()["key"].contains("last dot"));
+    }
+
+    #[test]
+    fn an_error_names_only_the_first_of_many_members() {
+        let names: Vec<String> = (0..1000).map(|row| format!("a.{row}.jpg")).collect();
+        let files: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b"x"[..])).collect();
+        let (_folder, path) = tar(&files);
+        let error = TarFile::open(Place::new(&path), &ColumnChoice::default()).err().unwrap().to_string();
+        assert!(error.len() < 1000 && error.contains("and 980 more"), "{error}");
+    }
+
+    #[test]
+    fn lists_and_bytes_in_other_encodings_are_captions_too() {
+        let (_folder, path) = tar(&[
+            ("1.jpg", b"x"),
+            ("1.json", br#"{"captions": ["a", "b"]}"#),
+            ("2.jpg", b"y"),
+            ("2.json", b"{\"captions\": [\"caf\xe9\"]}"),
+            ("3.jpg", b"z"),
+            ("3.json", b"\xef\xbb\xbf{\"captions\": \"c\"}"),
+        ]);
+        let tar = TarFile::open(Place::new(&path), &ColumnChoice::default()).unwrap();
+        let all = rows(&tar, 0..3);
+        assert_eq!(all[0].captions, ["a", "b"].map(|text| Some(text.to_owned())));
+        assert!(matches!(all[1].caption_fault, Some(CaptionFault::Encoding(_))), "{:?}", all[1]);
+        assert_eq!(all[2].captions, [Some("c".to_owned()), None]);
+        let choice = ColumnChoice { charset: Charset::named("latin1").unwrap(), ..ColumnChoice::default() };
+        let tar = TarFile::open(Place::new(&path), &choice).unwrap();
+        assert_eq!(texts(&rows(&tar, 1..2)), [("2", Some("caf\u{e9}"))]);
     }
 
     #[test]
