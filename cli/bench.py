@@ -25,7 +25,7 @@ Example:
 """,
 )
 def command() -> None:
-    """Measure the kernels on this machine."""
+    """Check and time the kernels on this machine."""
 
 
 @command.command(
@@ -42,9 +42,9 @@ Examples:
 def kernels(invocation: Invocation) -> int:
     """Check each kernel against float64, then time it beside stock torch and torch.compile.
 
-    The card's own copy rate and matrix rate are measured first; the share of that roofline, the ratios and what they
-    were meant to be stand in one line a case. A case whose answer is wrong gets no time, and the exit code is 1.
-    Without a GPU the torch path is timed, at a tiny size.
+    The command first measures the copy rate and the matrix rate of the GPU. Each case is one line with the share of
+    that roofline, the ratios to the peers, and the goals. A case with a wrong result is not timed, and the exit code is
+    1. Without a GPU the command times the torch path at a tiny size.
     """
     config = invocation.build(KernelsConfig)
     if config.ahead:
@@ -88,9 +88,9 @@ Examples:
 def step(invocation: Invocation) -> int:
     """Time whole training steps: stock diffusers, torch.compile of it, ours, and ours as a CUDA graph.
 
-    SANA-600M with random weights takes the steps of LCM, of SiD with guidance and of sCM. Each line has seconds a step,
-    peak memory and, of ours, how many of its steps fit into one of the others; what share each kind of GPU kernel has
-    is in the file. Without a GPU it is a tiny model on the torch path.
+    The steps are those of LCM, SiD with guidance and sCM, on SANA-600M with random weights. Each line has seconds per
+    step, peak memory and, for ours, the speed-up over the others. The file also has the share of each kind of GPU
+    kernel. Without a GPU the command runs a tiny model on the torch path.
     """
     config = invocation.build(StepConfig)
     invocation.loading("torch, diffusers and the kernels")

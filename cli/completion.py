@@ -1,4 +1,4 @@
-"""`ddx completion`: the script with which a shell completes commands, flags and their values."""
+"""`ddx completion`: the script that lets a shell complete commands, flags and their values."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ Examples:
 @click.argument("shell", type=click.Choice(SHELLS))
 @config_options(dry_run=False)
 def command(invocation: Invocation, shell: str) -> None:
-    """Print the script that makes a shell complete ddx.
+    """Print the completion script of a shell.
 
-    It completes commands, flags, and the values of --method, --teacher, --student, --data and others: names that ddx
-    knows, stores and students of the workspace, and paths.
+    The shell then completes commands, flags and values: names that ddx knows, the stores and students of the
+    workspace, and paths.
     """
     from ddx.cli.console import emit, emit_json
     from ddx.cli.main import COMPLETES, group

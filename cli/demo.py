@@ -1,4 +1,4 @@
-"""`ddx demo`: scenes, precompute, distill, sample, evaluate on the bundled teacher, and what came of it."""
+"""`ddx demo`: scenes, precompute, distill, sample and evaluate on the bundled teacher."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Example:
   ddx demo
 """
 )
-@click.option("--again", is_flag=True, help="Run every stage anew, also those that are done.")
+@click.option("--again", is_flag=True, help="Run all stages again, also finished ones.")
 @config_options()
 def command(invocation: Invocation, again: bool) -> None:
-    """Distil the bundled teacher and look at the pictures.
+    """Distil the bundled teacher, and show the pictures and scores.
 
-    Writes a captioned data set, encodes it, distils sana-tiny with LCM and then with Diff-Instruct, draws with the
-    one-step student, and scores it beside its teacher. Takes minutes on two cores and needs no network; what is done
-    already is skipped.
+    The demo writes a captioned data set, encodes it, distils sana-tiny with LCM and then with Diff-Instruct, draws with
+    the one-step student, and scores it beside its teacher. It takes minutes on two cores, needs no network, and skips
+    finished stages.
     """
     from ddx.cli.console import duration, emit, emit_json, emit_table
     from ddx.cli.pipeline import Runner, read_pipeline

@@ -17,7 +17,7 @@ from ddx.workspace import Workspace
 
 
 class DistillCommand(ExtendedCommand):
-    """`ddx distill`, whose flags are those of every run and those of the method that is named on the line."""
+    """`ddx distill` has the flags of every run, and those of the method on the command line."""
 
     def more_settings(self, arguments: list[str]) -> tuple[str, tuple[type[Any], ...]]:
         """Return the settings of the method; none for help without one, which then needs no torch."""
@@ -73,7 +73,7 @@ def _last(arguments: list[str], flag: str) -> str | None:
 @click.command(
     cls=DistillCommand,
     epilog="""\b
-A method has settings of its own: ddx distill --method lcm --help
+Each method has more settings: ddx distill --method lcm --help
 \b
 Example:
   ddx distill --method lcm --teacher sana-tiny --train-steps 200
@@ -83,8 +83,8 @@ Example:
 def command(invocation: Invocation) -> int:
     """Train a few-step student of a teacher from a store.
 
-    The student is a plain diffusers pipeline. The same command again goes on with an unfinished one; under torchrun it
-    runs on several devices.
+    The student is a plain diffusers pipeline. Run the same command again to continue an unfinished run. Run it under
+    torchrun to use several devices.
     """
     from ddx.cli.console import emit, emit_json
     from ddx.training.resolve import resolve

@@ -21,9 +21,9 @@ Example:
 def command(invocation: Invocation) -> int:
     """Score a teacher and its students.
 
-    Both draw the same prompts from the same noise. The table has the exact checker's marks (for generated scenes), a
-    Fréchet distance, precision and recall in a fixed feature space, diversity, and seconds for one picture. The
-    teacher's pictures are kept for the next evaluation; the student's model card gets its scores.
+    Both draw the same prompts from the same noise. The table has the marks of the exact checker (for generated scenes),
+    Fréchet distance, precision and recall in a fixed feature space, diversity, and seconds per picture. The command
+    keeps the teacher's pictures for the next evaluation, and adds the scores to the student's model card.
     """
     from ddx.cli.console import emit, emit_json
 

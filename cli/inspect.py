@@ -1,4 +1,4 @@
-"""`ddx inspect`: show what a store, a student or a teacher is."""
+"""`ddx inspect`: show the contents of a store, a student or a teacher."""
 
 from __future__ import annotations
 
@@ -27,12 +27,16 @@ Example:
 @click.argument("what", metavar="STORE|STUDENT|TEACHER", shell_complete=suggestions.what)
 @config_options(InspectConfig, dry_run=False)
 def command(invocation: Invocation, what: str) -> int:
-    """Show what a store holds.
+    """Show the contents of a store, a student or a teacher.
 
-    For a store, also one that is not complete or only fetched: its rows by status with examples, the hosts that its
-    pictures came from, its teacher and sizes; --report writes a page with statistics, --verify reads all of it and
-    exits with 1 if a file is not what was written. For a student's folder: its record. For a teacher's name: what is
-    known without its weights.
+    \b
+    store    its rows by status with examples, its hosts, its teacher and sizes;
+             it may be unfinished or only fetched
+    student  the record of its run
+    teacher  its facts, without loading its weights
+
+    --report writes a page with statistics of a store. --verify checks all of a store against its checksums, and exits
+    with 1 if a file is damaged.
     """
     from ddx.cli.console import emit, emit_json
     from ddx.data.fetched_rows import FOLDER

@@ -1,4 +1,4 @@
-"""`ddx list`: what can be named on the command line."""
+"""`ddx list`: methods, teachers, stores and students, as the command line names them."""
 
 from __future__ import annotations
 

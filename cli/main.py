@@ -1,4 +1,4 @@
-"""The entry point: it finds the command, loads its module only then, and turns every failure into a line and a code.
+"""The entry point. It finds the command, imports only its module, and turns failures into a line and an exit code.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 """
@@ -20,8 +20,8 @@ from ddx.cli.groups import HelpfulGroup
 from ddx.cli.third_party import quiet_libraries
 from ddx.errors import DdxError, cure_of, nearest
 
-# The module of each command is ddx.cli.<name> and holds it as `command`. The line repeats its docstring's first line
-# (a test compares them), so that `ddx --help` imports none of them.
+# Each command is `command` in the module ddx.cli.<name>. The text repeats the first line of its docstring (a test
+# compares them), so that `ddx --help` imports no command.
 COMMANDS = {
     "precompute": "Encode images and captions into a store of latents and embeddings.",
     "distill": "Train a few-step student of a teacher from a store.",
@@ -30,14 +30,14 @@ COMMANDS = {
     "train": "Train a teacher from a recipe.",
     "prepare": "Tune a SANA teacher for continuous-time distillation.",
     "scenes": "Write the bundled captioned data set to a parquet file.",
-    "run": "Run a pipeline of stages from a YAML file, skipping what is done.",
-    "merge": "Make one store of several, without encoding anything.",
-    "inspect": "Show what a store holds.",
+    "run": "Run the stages of a YAML file, and skip finished ones.",
+    "merge": "Join several stores into one, without encoding again.",
+    "inspect": "Show the contents of a store, a student or a teacher.",
     "list": "List methods, teachers, stores and students.",
-    "bench": "Measure the kernels on this machine.",
+    "bench": "Check and time the kernels on this machine.",
     "doctor": "Check this machine: versions, devices, kernels, caches, disk.",
-    "completion": "Print the script that makes a shell complete ddx.",
-    "demo": "Distil the bundled teacher and look at the pictures.",
+    "completion": "Print the completion script of a shell.",
+    "demo": "Distil the bundled teacher, and show the pictures and scores.",
 }
 
 COMPLETES = "_DDX_COMPLETE"  # the variable with which a shell asks for completions
@@ -51,10 +51,10 @@ Example:
 
 
 class LazyGroup(HelpfulGroup):
-    """A group whose commands are imported when they are invoked, not before."""
+    """A group that imports a command when it is invoked, not before."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names in the order in which a user meets them."""
+        """Return the names in the order of a workflow."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line and return its exit code; errors are printed, never raised (but for --debug)."""
+    """Run one command line and return its exit code. Errors are printed; only --debug raises them."""
     debug = "--debug" in arguments
     if COMPLETES in os.environ:
         importlib.import_module("ddx.cli.completion")  # what bash hands over is read there
@@ -165,7 +165,7 @@ def _explain_usage(error: click.UsageError) -> tuple[str, str]:
 
 
 def _context(arguments: list[str]) -> click.Context | None:
-    """Return the context of the command that a line names, for errors that click raises without one."""
+    """Return the context of the command on a line, for errors that click raises without a context."""
     if not arguments or arguments[0] not in COMMANDS:
         return None
     command = importlib.import_module(f"ddx.cli.{arguments[0]}").command

@@ -22,10 +22,10 @@ Example:
 )
 @config_options(MergeConfig)
 def command(invocation: Invocation, stores: tuple[Path, ...]) -> None:
-    """Make one store of several, without encoding anything.
+    """Join several stores into one, without encoding again.
 
-    The stores are complete, of one teacher and of the same shapes, and stay as they are; on one file system the new
-    one takes hardly any room. The same command again goes on where it stopped.
+    The stores must be complete, of the same teacher and of the same shapes. They do not change. On one file system the
+    new store takes hardly any space. Run the same command again to continue after a stop.
     """
     from ddx.cli.console import emit, emit_json, emit_settings
     from ddx.data.merge import merge

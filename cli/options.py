@@ -241,19 +241,19 @@ def _shared_options(names: Sequence[str], dry_run: bool) -> list[Callable[[Any],
             shell_complete=suggest_keys(names),
         ),
     ]
-    run = [click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")]
+    run = [click.option("--dry-run", is_flag=True, help="Show the plan, and do nothing.")]
     shared = [
         click.option(
             "--workspace",
             metavar="DIR",
-            help="Where outputs live.  [default: $DDX_WORKSPACE or ./runs]",
+            help="Folder of all outputs.  [default: $DDX_WORKSPACE or ./runs]",
             shell_complete=folders,
         ),
         click.option(
             "--json",
             "as_json",
             is_flag=True,
-            help="Print the result as JSON on stdout; progress, too, unless stderr is a terminal.",
+            help="Print the result as JSON on stdout, and progress as JSON on stderr unless it is a terminal.",
         ),
         click.option("--quiet", is_flag=True, help="No progress on stderr."),
         click.option("--debug", is_flag=True, help="Show a traceback for every error."),

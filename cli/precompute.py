@@ -25,10 +25,11 @@ def command(invocation: Invocation, sources: tuple[str, ...]) -> int:
     """Encode images and captions into a store of latents and embeddings.
 
     SOURCE is a parquet file, a WebDataset tar, an ffrecord file, a CSV, TSV or JSONL list, a folder of these or of
-    images, or a pattern, on a disk or in an object store (s3://, gs://, az://); each row has a caption, and a URL, a
-    path or the bytes of an image. Rows that fail are recorded and skipped. The same command again goes on where it
-    stopped, with --verify after it has checked what is there; under torchrun the processes share the work. --append
-    adds the rows to a store that exists.
+    images, or a pattern. It is on a disk or in an object store (s3://, gs://, az://). Each row has a caption, and a
+    URL, a path or the bytes of an image.
+
+    Rows that fail are recorded and skipped. Run the same command again to continue after a stop, with --verify to check
+    the existing parts first. --append adds rows to an existing store. Under torchrun the processes share the work.
     """
     from ddx.cli.console import emit, emit_json, emit_settings
 

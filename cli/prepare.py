@@ -1,4 +1,4 @@
-"""`ddx prepare`: a teacher made ready for sCM and SANA-Sprint."""
+"""`ddx prepare`: prepare a teacher for sCM and SANA-Sprint."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Example:
 def command(invocation: Invocation) -> int:
     """Tune a SANA teacher for continuous-time distillation.
 
-    It gets norms on queries and keys and a time embedding of t itself, and learns to say what it said before. The
-    folder is a diffusers pipeline and a --teacher, which reads the teacher's own stores; the same command again goes on
-    with an unfinished one.
+    The command adds norms on queries and keys and a time embedding of t itself, and trains the new network to predict
+    what the teacher predicts. The folder is a diffusers pipeline. Use it as --teacher; it reads the stores of the
+    original teacher. Run the same command again to continue an unfinished run.
     """
     from ddx.cli.console import emit, emit_json, emit_settings
     from ddx.config import to_dict

@@ -1,4 +1,4 @@
-"""`ddx run`: several stages from one YAML file; what is done already is skipped."""
+"""`ddx run`: run several stages from one YAML file, and skip finished ones."""
 
 from __future__ import annotations
 
@@ -24,15 +24,14 @@ Example, with a pipeline.yaml such as
 """
 )
 @click.argument("pipeline", metavar="PIPELINE.yaml", shell_complete=suggestions.configs)
-@click.option("--again", is_flag=True, help="Run every stage, also those that are done.")
+@click.option("--again", is_flag=True, help="Run all stages again, also finished ones.")
 @config_options()
 def command(invocation: Invocation, pipeline: str, again: bool) -> None:
-    """Run a pipeline of stages from a YAML file, skipping what is done.
+    """Run the stages of a YAML file, and skip finished ones.
 
-    Each stage is a command with its options as keys. A distill stage reads the store of the precompute stage before it,
-    and sample and evaluate draw with the student of the distill stage before them, unless they say otherwise. What
-    follows a prepare stage has the prepared teacher. With `from_student: "{student}"` a distill stage begins with that
-    student's weights.
+    Each stage is a command with its options as keys. By default a distill stage reads the store of the last precompute
+    stage, and sample and evaluate use the student of the last distill stage. Stages after a prepare stage use the
+    prepared teacher. `from_student: "{student}"` starts a distill stage from the weights of the last student.
     """
     from ddx.cli.console import emit, emit_json
     from ddx.cli.pipeline import Runner, read_pipeline

@@ -19,10 +19,11 @@ Example:
 def command(invocation: Invocation) -> int:
     """Draw pictures with a student.
 
-    The newest student of the workspace draws its teacher's standard prompts unless told otherwise. Each picture becomes
-    a PNG file; grid.png and index.html show them together. Drawn one by one, a picture is the one that the student's
-    model card draws with diffusers alone: bit for bit, but for the kernels that run on a GPU without DDX_KERNELS=torch.
-    With --batch-size, and with those kernels, it is equal up to rounding.
+    By default the newest student of the workspace draws the standard prompts of its teacher. Each picture is a PNG
+    file; grid.png and index.html show them together.
+
+    A picture equals the one that the code on the student's model card draws with diffusers alone, bit for bit. With
+    --batch-size, or with the kernels of a GPU (DDX_KERNELS=torch turns them off), the two are equal up to rounding.
     """
     from ddx.cli.console import emit, emit_json, emit_settings
     from ddx.sampling.run import choose_student, plan, sample

@@ -1,4 +1,4 @@
-"""`ddx train`: a teacher from a recipe."""
+"""`ddx train`: train a teacher from a recipe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ddx.training.teacher.config import TeacherConfig
 def command(invocation: Invocation) -> None:
     """Train a teacher from a recipe.
 
-    The same command resumes a stopped run. The folder it writes is a diffusers SanaPipeline, and a --teacher.
+    The folder is a diffusers SanaPipeline. Use it as --teacher. Run the same command again to continue a stopped run.
     """
     from ddx.cli.console import emit, emit_json
     from ddx.config import to_dict

@@ -14,15 +14,15 @@ class KernelsConfig:
     """Check and time the kernels on this machine's GPU; without one, the torch path on the processor."""
 
     operation: tuple[str, ...] = option((), "operation to measure; may be repeated (none: all)", metavar="NAME")
-    tune: bool = option(False, "try every launch configuration and rewrite this GPU's part of kernels/tuned.json")
+    tune: bool = option(False, "try all launch configurations, and rewrite this GPU's part of kernels/tuned.json")
     ahead: str | None = option(
-        None, "compile for a GPU of this capability, which need not be there, and show registers", choices=("80", "90")
+        None, "compile for this GPU capability and show registers; needs no GPU", choices=("80", "90")
     )
     compile: bool | None = option(None, "time torch.compile of stock too (none: on a GPU, not on a processor)")
-    minutes: float = option(8.0, "after so many, nothing more is begun")
+    minutes: float = option(8.0, "start nothing new after this many minutes")
     out: Path | None = option(
         None,
-        "file of the results, or of the table with --tune (none: in the workspace, in the package)",
+        "file of the results (none: in the workspace); with --tune, of the table (none: in the package)",
         metavar="FILE",
     )
 
@@ -38,13 +38,13 @@ class StepConfig:
     """Time whole training steps of SANA-600M with random weights; without a GPU, of a tiny model."""
 
     method: tuple[str, ...] = option(
-        (), "method whose step is timed; may be repeated (none: all)", metavar="NAME", choices=("lcm", "scm", "sid")
+        (), "method to time; may be repeated (none: all)", metavar="NAME", choices=("lcm", "scm", "sid")
     )
-    resolution: tuple[int, ...] = option((512, 1024), "pixels a side, multiples of 32; may be repeated")
-    batch_size: int = option(16, "images a step")
-    steps: int = option(10, "steps of which the median is taken")
+    resolution: tuple[int, ...] = option((512, 1024), "side of a picture in pixels, a multiple of 32; may be repeated")
+    batch_size: int = option(16, "pictures per step")
+    steps: int = option(10, "steps to time; the median counts")
     compile: bool | None = option(None, "time torch.compile of stock too (none: on a GPU, not on a processor)")
-    minutes: float = option(9.0, "after so many, nothing more is begun")
+    minutes: float = option(9.0, "start nothing new after this many minutes")
     out: Path | None = option(None, "file of the results (none: in the workspace)", metavar="FILE")
 
     def __post_init__(self) -> None:

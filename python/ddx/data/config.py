@@ -9,7 +9,7 @@ from pathlib import Path
 from ddx.config import REQUIRED, option
 from ddx.errors import UsageError, nearest
 
-# Why a row may fail, as `rows.parquet` says it.
+# The reasons for which a row fails, as `rows.parquet` names them.
 STATUSES = (
     *(
         "no_caption",
@@ -27,7 +27,7 @@ STATUSES = (
     *("decode", "non_finite", "float16_range", "float8_error", "duplicate"),
 )
 SYNTHETIC = ("synthetic_steps", "synthetic_guidance", "synthetic_seed")
-# Settings that say what happens to given pictures, as they must be where there are none.
+# Settings of given pictures, with the values that they must have when there are none.
 OF_PICTURES = {
     **{"url_column": None, "image_column": None, "path_column": None, "dedup": "none", "flip": False},
     **{"posterior": "mode", "max_aspect": 1.0, "stage": "all"},
@@ -39,82 +39,86 @@ class PrecomputeConfig:
     """Encode images and captions into a store of latents and embeddings."""
 
     teacher: str = option("sana-600m", "teacher: a name, a folder or a hub id", metavar="NAME|PATH")
-    out: Path | None = option(None, "the store (none: a place in the workspace)", metavar="PATH")
+    out: Path | None = option(None, "path of the store (none: in the workspace)", metavar="PATH")
     resolution: int | None = option(None, "picture size in pixels (none: the teacher's own)", example=512)
-    batch_size: int = option(8, "pictures that the autoencoder sees at a time (it shapes the last bits)")
-    part_rows: int = option(1024, "rows of one shard, which is what a stopped run may lose")
-    url_column: str | None = option(None, "column of image URLs (none: found by its name)", metavar="NAME")
-    image_column: str | None = option(None, "column of encoded image bytes (none: found by its name)", metavar="NAME")
-    path_column: str | None = option(None, "column of local image paths (none: found by its name)", metavar="NAME")
+    batch_size: int = option(8, "pictures per pass of the autoencoder; another size changes the last bits of latents")
+    part_rows: int = option(1024, "rows per shard; a stopped run loses at most one shard")
+    url_column: str | None = option(None, "column of image URLs (none: found by name)", metavar="NAME")
+    image_column: str | None = option(None, "column of encoded image bytes (none: found by name)", metavar="NAME")
+    path_column: str | None = option(None, "column of local image paths (none: found by name)", metavar="NAME")
     caption_column: tuple[str, ...] = option(
-        (), "column of captions (none: found by its name); may be repeated: training draws one of them", metavar="NAME"
-    )
-    max_captions: int | None = option(None, "captions to keep of a row that has a list of them (none: all)")
-    caption_encoding: str | None = option(
-        None,
-        "of captions that are not UTF-8 and say nothing of it, such as cp1252 (none: such rows fail)",
+        (),
+        "column of captions (none: found by name); may be repeated, training then draws one caption per picture",
         metavar="NAME",
     )
-    key_column: str | None = option(None, "column that names a row (none: found by its name)", metavar="NAME")
-    where: str | None = option(None, "rows to take, such as: width >= 512 and aesthetic > 5", metavar="CONDITION")
+    max_captions: int | None = option(None, "largest number of captions to keep from a list (none: all)")
+    caption_encoding: str | None = option(
+        None,
+        "encoding of captions that are not UTF-8 and have no byte order mark, such as cp1252 (none: these rows fail)",
+        metavar="NAME",
+    )
+    key_column: str | None = option(None, "column of row names (none: found by name)", metavar="NAME")
+    where: str | None = option(None, "condition on rows, such as: width >= 512 and aesthetic > 5", metavar="CONDITION")
     dedup: str = option(
         "none",
-        "take the first of rows with the same URL or path, or with the same bytes",
+        "keep only the first row with the same URL or path (url), or with the same image bytes (content)",
         choices=("none", "url", "content"),
     )
-    limit: int | None = option(None, "rows to take at most, the first ones (none: all)", example=10_000)
-    shuffle: int | None = option(None, "a seed: --limit takes random rows and not the first", metavar="SEED")
-    synthetic: bool = option(
-        False, "let the teacher draw the pictures: of tables and lists the captions alone are read, which is enough"
-    )
-    synthetic_steps: int = option(20, "steps in which the teacher draws")
-    synthetic_guidance: float | None = option(None, "guidance at which the teacher draws (none: its default)")
-    synthetic_seed: int = option(0, "seed of the noise that the teacher draws from")
-    flip: bool = option(False, "encode the mirrored pictures too; training draws one of both")
+    limit: int | None = option(None, "take only the first N rows (none: all)", example=10_000)
+    shuffle: int | None = option(None, "seed with which --limit takes random rows instead of the first", metavar="SEED")
+    synthetic: bool = option(False, "let the teacher draw the pictures; the sources need captions only")
+    synthetic_steps: int = option(20, "steps of the teacher, with --synthetic")
+    synthetic_guidance: float | None = option(None, "guidance of the teacher, with --synthetic (none: its default)")
+    synthetic_seed: int = option(0, "seed of the teacher's noise, with --synthetic")
+    flip: bool = option(False, "encode mirrored pictures too; training draws one of the two")
     posterior: str = option(
         "mode",
-        "which latents of an autoencoder that gives a distribution; params: mean and variance, drawn in training",
+        "latents to store, if the autoencoder returns a distribution; params: mean and variance, drawn in training",
         choices=("mode", "sample", "params"),
     )
     text_dtype: str = option(
         "float16",
-        "of stored text embeddings; float8: half the size, with a scale a caption",
+        "dtype of stored text embeddings; float8 takes half the space, with one scale per caption",
         choices=("float16", "float8"),
     )
     max_aspect: float = option(
-        1.0, "pictures keep their shape up to this ratio, in buckets of sizes; 1: all are cut to a square"
+        1.0, "largest aspect ratio that pictures keep, in buckets of sizes; 1: crop all to a square"
     )
     bucket_step: int | None = option(
-        None, "pixels that the sides of buckets are multiples of (none: an eighth of the resolution)"
+        None, "sides of buckets are multiples of this many pixels (none: an eighth of the resolution)"
     )
-    max_pixels: int = option(100_000_000, "pixels that a picture may have; larger ones are never decoded")
-    max_upscale: float = option(1.0, "how much a small picture may be enlarged; 1: not at all, it is skipped")
+    max_pixels: int = option(100_000_000, "largest number of pixels; larger pictures are never decoded")
+    max_upscale: float = option(
+        1.0, "largest factor for enlarging small pictures; pictures that need more are skipped. 1: never enlarge"
+    )
     tiff: bool = option(False, "decode TIFF too")
     concurrency: int = option(128, "requests in flight")
     per_host: int = option(16, "requests in flight to one host")
-    host_rate: float | None = option(None, "requests a second to one host at most (none: as many as are answered)")
-    retries: int = option(3, "further tries after a timeout, a reset, 429 or 5xx")
+    host_rate: float | None = option(None, "largest number of requests per second to one host (none: no limit)")
+    retries: int = option(3, "retries after a timeout, a reset, 429 or 5xx")
     connect_timeout_s: float = option(10.0, "seconds to wait for a connection")
     idle_timeout_s: float = option(10.0, "seconds to wait for the next bytes of a body")
-    total_timeout_s: float = option(60.0, "seconds that one picture may take")
-    max_body_bytes: int = option(64 << 20, "bytes of an encoded picture")
-    backoff_s: float = option(0.5, "seconds before the first further try; they double, with jitter")
-    respect_opt_out: bool = option(True, "skip pictures whose server says `X-Robots-Tag: noai` or the like")
-    allow_private_hosts: bool = option(False, "allow URLs that point at loopback and private addresses")
-    verify_checksums: bool = option(True, "skip pictures that differ from the row's md5 or sha256, if it has one")
+    total_timeout_s: float = option(60.0, "seconds allowed for one picture")
+    max_body_bytes: int = option(64 << 20, "largest size of an encoded picture in bytes")
+    backoff_s: float = option(0.5, "seconds before the first retry; the wait doubles, with jitter")
+    respect_opt_out: bool = option(True, "skip pictures whose server sends `X-Robots-Tag: noai` or similar")
+    allow_private_hosts: bool = option(False, "allow URLs of loopback and private addresses")
+    verify_checksums: bool = option(True, "skip pictures that do not match the row's md5 or sha256")
     user_agent: str | None = option(None, "the User-Agent header (none: ddx's own)")
     stage: str = option(
         "all",
-        "fetch: leave the pictures on disk, without the teacher's weights; encode: those that were fetched",
+        "fetch: download to disk, without the teacher's weights; encode: encode the fetched pictures; all: both",
         choices=("all", "fetch", "encode"),
     )
-    retry: tuple[str, ...] = option((), "take rows up again that failed so, such as timeout or 'http_5*'; all: any")
-    verify: bool = option(False, "first read what is there against its checksums; damaged parts are made anew")
-    append: bool = option(False, "add the rows to the store of --out, which stays as it is but for them")
-    prefetch_rows: int | None = option(None, "rows that are fetched and decoded ahead (none: enough for the above)")
-    decode_threads: int | None = option(None, "threads that decode (none: one a core)")
-    dtype: str = option("auto", "what encoders compute in (auto: bf16 on a GPU)", choices=("auto", "float32", "bf16"))
-    device: str = option("auto", "where to encode (auto: the GPU if there is one)", metavar="DEVICE")
+    retry: tuple[str, ...] = option(
+        (), "retry failed rows of this status, such as timeout or 'http_5*'; all: every failed row"
+    )
+    verify: bool = option(False, "first check the existing parts against their checksums, and rebuild damaged ones")
+    append: bool = option(False, "add the rows to the existing store of --out")
+    prefetch_rows: int | None = option(None, "rows to fetch and decode ahead (none: enough for the settings above)")
+    decode_threads: int | None = option(None, "threads that decode (none: one per core)")
+    dtype: str = option("auto", "dtype of the encoders (auto: bf16 on a GPU)", choices=("auto", "float32", "bf16"))
+    device: str = option("auto", "device to encode on (auto: a GPU if present)", metavar="DEVICE")
 
     def __post_init__(self) -> None:
         if self.shuffle is not None and self.limit is None:
@@ -172,7 +176,7 @@ class PrecomputeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MergeConfig:
-    """Make one store of several."""
+    """Join several stores into one."""
 
     out: Path = option(REQUIRED, "the new store", metavar="PATH")
 
@@ -181,9 +185,9 @@ class MergeConfig:
 class InspectConfig:
     """Show what a store holds."""
 
-    report: bool = option(False, "write a page with statistics of a store and plots")
-    verify: bool = option(False, "read all of a store against its checksums, and name the damaged files")
-    out: Path | None = option(None, "folder of the report (none: one in the workspace)", metavar="PATH")
+    report: bool = option(False, "write a page with statistics and plots of the store")
+    verify: bool = option(False, "check the whole store against its checksums, and list damaged files")
+    out: Path | None = option(None, "folder of the report (none: in the workspace)", metavar="PATH")
 
     def __post_init__(self) -> None:
         if self.out is not None and not self.report:

@@ -13,27 +13,29 @@ from ddx.errors import UsageError
 class EvaluateConfig:
     """Score a teacher and a student on the same prompts and seeds."""
 
-    teacher: str | None = option(None, "teacher to compare with (none: the student's own)", metavar="NAME|PATH")
-    student: Path | None = option(None, "student to score (none: the newest one)", metavar="PATH")
+    teacher: str | None = option(None, "teacher to compare with (none: the student's)", metavar="NAME|PATH")
+    student: Path | None = option(None, "student to score (none: the newest)", metavar="PATH")
     steps: tuple[int, ...] = option((1, 2, 4), "step counts of the student", metavar="N,N,…")
     teacher_steps: tuple[int, ...] = option((20, 4, 2, 1), "step counts of the teacher", metavar="N,N,…")
     guidance: tuple[float, ...] = option(
-        (), "guidance scales of the teacher; the best at each step count is kept (none: its own)", metavar="S,S,…"
+        (), "guidance scales of the teacher; each step count keeps the best (none: its default)", metavar="S,S,…"
     )
     prompts: Path | None = option(
-        None, "file with one prompt a line (none: held-out scenes, or the teacher's standard prompts)", metavar="FILE"
+        None, "file with one prompt per line (none: held-out scenes, or the teacher's standard prompts)", metavar="FILE"
     )
-    num_images: int = option(150, "pictures for each row of the table")
-    diversity_captions: int = option(2, "prompts that are drawn many times to measure diversity")
+    num_images: int = option(150, "pictures per row of the table")
+    diversity_captions: int = option(2, "prompts drawn many times to measure diversity")
     diversity_seeds: int = option(16, "pictures of each of those prompts")
-    neighbours: int = option(3, "k of the manifolds that precision and recall are counted on")
+    neighbours: int = option(3, "k of the nearest neighbours in precision and recall")
     page_prompts: int = option(12, "prompts shown side by side in the report")
     seed: int = option(0, "seed of the prompts and of the noise")
     resolution: int | None = option(None, "side of a picture in pixels (none: the student's)", example=512)
-    batch_size: int = option(50, "pictures drawn together")
-    out: Path | None = option(None, "folder of the report (none: one in the workspace)", metavar="PATH")
-    device: str = option("auto", "where to compute (auto: the GPU if there is one)", metavar="DEVICE")
-    dtype: str = option("auto", "what to compute in (auto: as shipped)", choices=("auto", "float32", "bf16", "fp16"))
+    batch_size: int = option(50, "pictures per batch")
+    out: Path | None = option(None, "folder of the report (none: in the workspace)", metavar="PATH")
+    device: str = option("auto", "device to compute on (auto: a GPU if present)", metavar="DEVICE")
+    dtype: str = option(
+        "auto", "dtype of the computation (auto: as saved)", choices=("auto", "float32", "bf16", "fp16")
+    )
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():

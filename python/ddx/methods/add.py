@@ -33,7 +33,7 @@ class ADDConfig(AdversarialStudentConfig):
 
     backbone: str | None = option(
         None,
-        "vision model of transformers whose features the discriminator sees, such as facebook/dino-vits16 (none: the "
+        "vision model of transformers for the discriminator's features, such as facebook/dino-vits16 (none: the "
         "encoder of the teacher's autoencoder)",
         metavar="PATH|ID",
     )

@@ -40,11 +40,11 @@ class AdversarialConfig:
     heads: str = option("conv", "heads of the discriminator", choices=KINDS)
     head_width: int = option(64, "width of the heads")
     head_condition: bool = option(True, "let the heads see the caption")
-    discriminator_rate: float = option(1.0, "learning rate of the discriminator over the student's")
-    r1_weight: float = option(0.0, "weight of the gradient penalty at the noised real input; 0: none")
+    discriminator_rate: float = option(1.0, "learning rate of the discriminator, relative to the student's")
+    r1_weight: float = option(0.0, "weight of the gradient penalty at the noised real input; 0: no penalty")
     r1_form: str = option(
         "finite",
-        "gradient penalty by a finite difference, or exact, which no fused kernel can",
+        "gradient penalty by finite difference, or exact (without fused kernels)",
         choices=("finite", "exact"),
     )
 

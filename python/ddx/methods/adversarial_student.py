@@ -24,8 +24,8 @@ from ddx.methods.time_sampling import grid_index
 class AdversarialStudentConfig(AdversarialConfig, FlowConfig):
     """The times of the student, those of the discriminator, and its form. Guidance is that of the stored latents."""
 
-    num_steps: int = option(4, "evaluations in which the student learns to draw")
-    noise_share: float = option(0.6, "share of rows that start at pure noise, on top of the drawn ones")
+    num_steps: int = option(4, "number of steps that the student learns to draw in")
+    noise_share: float = option(0.6, "additional share of rows that start at pure noise")
     time_sampling: str = changed(FlowConfig, "time_sampling", "logit-normal")
     time_mean: float = changed(FlowConfig, "time_mean", 1.0)
 

@@ -1,8 +1,8 @@
 """The contract of a distillation method.
 
-A method says which networks exist and in which turns they are updated; from a batch and the networks it returns the
-loss of each network that a turn trains. The trainer does the rest: optimisers, averages, precision, accumulation,
-clipping, parallelism, checkpoints. A method knows neither the trainer nor where the batch comes from.
+A method defines its networks and the turns that update them. From a batch and the networks it returns the loss of each
+network that a turn trains. The trainer does the rest: optimisers, averages, precision, accumulation, clipping,
+parallelism, checkpoints. A method does not know the trainer or the source of the batch.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ TARGET = "target"
 class NetworkSpec:
     """A network beside the frozen teacher.
 
-    A network with `average_of` is an exponential average of that one, moved by `decay` after each of its updates;
-    with a decay of 1 it is a snapshot, which moves only when the method renews it. Every other one is trained by an
-    optimiser of its own, at the run's learning rate times `learning_rate_scale`; a copy of the teacher's network is
-    trained in full or, when the run says so, by low-rank matrices (`lora`), what a method adds always in full.
+    A network with `average_of` is an exponential average of that network, updated with `decay` after each of its steps.
+    With a decay of 1 it is a snapshot, which changes only when the method renews it.
+
+    Every other network has its own optimiser, at the run's learning rate times `learning_rate_scale`. In a low-rank run
+    a copy of the teacher's network trains low-rank matrices if `lora` is set. All else, and all that a method adds,
+    trains in full.
     """
 
     name: str
@@ -44,18 +46,18 @@ class NetworkSpec:
 
     @property
     def trained(self) -> bool:
-        """Whether an optimiser moves it."""
+        """Whether an optimiser trains this network."""
         return self.average_of is None
 
 
 def student_and_target(decay: float) -> tuple[NetworkSpec, ...]:
-    """Return the student and its average, the target; with decay 0 the student alone, which is then its own target."""
+    """Return the student and its average, the target. With decay 0 the student alone, which is its own target."""
     student = NetworkSpec(name=STUDENT)
     return (student,) if decay == 0.0 else (student, NetworkSpec(name=TARGET, average_of=STUDENT, decay=decay))
 
 
 def bare(network: nn.Module) -> nn.Module:
-    """Return the network inside a data-parallel wrapper, or the network itself: for passes that train nothing."""
+    """Return the network without its data-parallel wrapper, if any; use it for passes without training."""
     inner = getattr(network, "module", network)
     assert isinstance(inner, nn.Module)
     return inner
@@ -63,7 +65,7 @@ def bare(network: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """One update: the networks whose losses are computed together and whose optimisers then step."""
+    """One update: the losses of these networks are computed together, then their optimisers step."""
 
     trains: tuple[str, ...]
     name: str = ""
@@ -71,12 +73,14 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """The rows that a step sees: what the store holds, and the random numbers that belong to them.
+    """The rows of one step, from the store, and their random numbers.
 
-    x0: scaled latents float32 `[B, C, h, w]` (a method that needs captions only reads nothing but its shape);
-    null: the unguided condition, one row; progress: the share of the run that is done, in [0, 1); noise: the unit noise
-    that the teacher drew x0 from, float32 like x0, for a method that reads pairs; neighbour: the x0 of the row before
-    in the global batch, the first row's is the last one, for a method that reads neighbours.
+    x0: scaled latents, float32 `[B, C, h, w]`; a method that needs only captions reads only the shape.
+    condition: the captions' embeddings. null: the unguided condition, one row.
+    draws: the random numbers of the rows. progress: the finished share of the run, in [0, 1).
+    noise: the unit noise from which the teacher drew x0, float32 like x0; only for methods with `reads_pairs`.
+    neighbour: the x0 of the previous row of the global batch, the last row's for the first; only for methods with
+    `reads_neighbours`.
     """
 
     x0: Tensor
@@ -94,11 +98,12 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """The loss of each row for every network that the turn trains, float32 `[B]`; and numbers worth tracking, `[B]`.
+    """The losses of a batch, by network.
 
-    secondary: by network, a further loss of each row, weighted, which the trainer adds to the first or balances with
-    it. dropped: by network, bool `[B]`: rows whose loss was not finite and which the loss counts as 0, with no
-    gradient.
+    by_network: the loss of each row, float32 `[B]`, for every network that the turn trains.
+    secondary: a second, weighted loss of each row. The trainer adds it to the first or balances the two.
+    dropped: bool `[B]`, the rows with a loss that is not finite; they count as 0 and have no gradient.
+    tracked: further numbers for the metrics, `[B]`.
     """
 
     by_network: Mapping[str, Tensor]
@@ -111,51 +116,51 @@ class Method(ABC, Generic[ConfigT]):
     """One distillation method for one teacher."""
 
     defaults: ClassVar[Mapping[str, Any]] = {}
-    """Settings of the trainer that the method wants, below presets and what users give."""
+    """Settings of the trainer that the method prefers; presets and users override them."""
     makes: ClassVar[str] = "student"
-    """What run.json says that the exported folder is: a student, or a teacher."""
+    """The kind of the exported folder in run.json: a student or a teacher."""
 
     sampler: ClassVar[Sampler] = "consistency"
     """How the exported student draws in several steps."""
     folded_steps: ClassVar[tuple[int, ...]] = ()
-    """The step counts that get a folder each, of a student whose weights depend on it; none: one folder serves all."""
+    """Step counts with a folder of their own, if the weights depend on the count; empty: one folder serves all."""
 
     def __init__(self, config: ConfigT, teacher: Teacher) -> None:
         self.config = config
         self.teacher = teacher
-        self.shares_backbone = False  # whether copies of the teacher's network are trees around its own frozen weights
-        self.train_steps = 0  # the steps of the run, as its trainer says: stages are shares of it
+        self.shares_backbone = False  # whether copies of the teacher's network share its frozen weights
+        self.train_steps = 0  # steps of the run, set by the trainer; stages are shares of it
 
     @property
     def reads_pairs(self) -> bool:
-        """Whether its batches must bring the noise that the teacher drew their latents from."""
+        """Whether batches must contain the noise from which the teacher drew their latents."""
         return False
 
     @property
     def reads_neighbours(self) -> bool:
-        """Whether its batches must bring the latents of another row with each row: micro-batches may be of one row."""
+        """Whether batches must contain the latents of another row for each row; a micro-batch may have one row."""
         return False
 
     @abstractmethod
     def networks(self) -> tuple[NetworkSpec, ...]:
-        """Return the networks; one is called "student"."""
+        """Return the networks beside the teacher. One is called "student"."""
 
     def turns(self, step: int) -> tuple[Turn, ...]:
-        """Return the updates of step `step` (from 0), in order. By default the student alone, at every step."""
+        """Return the updates of step `step` (from 0), in order. Default: the student alone, at every step."""
         return (Turn(trains=(STUDENT,)),)
 
     def build(self, spec: NetworkSpec) -> nn.Module:
-        """Return the network of `spec`, trainable, float32: by default a copy of the teacher's."""
+        """Return the network of `spec`, trainable, float32. Default: a copy of the teacher's network."""
         return self.new_network()
 
     def new_network(self) -> nn.Module:
-        """Return a copy of the teacher's network: of its own float32 weights, or around the shared frozen ones."""
+        """Return a copy of the teacher's network, with its own float32 weights or with the shared frozen ones."""
         if self.shares_backbone:
             return shared_copy(self.teacher.network())
         return self.teacher.new_student_network(torch.float32)
 
     def renewed(self, step: int) -> tuple[str, ...]:
-        """Return the averages that become equal to their source before step `step`: where a stage begins."""
+        """Return the averages to copy from their source before step `step`, at the start of a stage."""
         return ()
 
     def decay_at(self, spec: NetworkSpec, step: int) -> float:
@@ -163,8 +168,9 @@ class Method(ABC, Generic[ConfigT]):
         return spec.decay
 
     def stage_at(self, step: int, num_stages: int, length: int | None) -> int:
-        """Return the stage, from 0, that training step `step` is in: of `length` steps each, None for equal shares of
-        the run; the last one takes what is left.
+        """Return the stage (from 0) of training step `step`.
+
+        A stage has `length` steps; None makes all stages equal. The last stage takes the remaining steps.
         """
         return min(step // (length or max(self.train_steps // num_stages, 1)), num_stages - 1)
 
@@ -175,11 +181,11 @@ class Method(ABC, Generic[ConfigT]):
         return ()
 
     def state(self) -> dict[str, Tensor]:
-        """Return what the method itself carries from step to step, live tensors: checkpoints keep and restore it."""
+        """Return the method's own state as live tensors; checkpoints save and restore it."""
         return {}
 
     def end_step(self, mean: Callable[[Tensor], Tensor]) -> None:
-        """Count what the step has shown; `mean` averages a tensor over the ranks."""
+        """Update the method's state after a step; `mean` averages a tensor over the ranks."""
 
     @abstractmethod
     def losses(self, turn: Turn, batch: Batch, networks: Mapping[str, nn.Module]) -> Losses:
@@ -189,22 +195,22 @@ class Method(ABC, Generic[ConfigT]):
     def draw(
         self, student: nn.Module, noises: Sequence[Tensor], condition: Condition, *, guidance: float | None = None
     ) -> Tensor:
-        """Return scaled latents `[B, C, h, w]` drawn in as many evaluations as there are unit noises `[B, C, h, w]`.
+        """Return scaled latents `[B, C, h, w]`, drawn with one evaluation per unit noise `[B, C, h, w]`.
 
-        The first is where drawing starts, the others are added on the way. `guidance` None: what the export uses.
+        The first noise is the start; the others are added on the way. `guidance` None: the guidance of the export.
         """
 
     @abstractmethod
     def plain_network(self, student: nn.Module, num_steps: int = 1) -> nn.Module:
-        """Return the student as a network of the teacher's class, with everything that was added folded in.
+        """Return the student as a network of the teacher's class, with all additions folded in.
 
-        It may share storage with `student`, which must not be trained any further. `num_steps` matters to a method with
-        :attr:`folded_steps` alone.
+        The result may share storage with `student`; do not train `student` afterwards. `num_steps` matters only for
+        methods with :attr:`folded_steps`.
         """
 
     def export_notes(self) -> dict[str, Any]:
-        """Return what a reader of the exported folder must know, such as the guidance that was folded in.
+        """Return facts about the export that its readers need, such as the folded guidance.
 
-        "first_sigma" (flow) or "first_timestep" (VP) says where drawing starts, if not at the noisiest time.
+        "first_sigma" (flow) or "first_timestep" (VP) is the start of drawing, if that is not the noisiest time.
         """
         return {}

@@ -27,7 +27,7 @@ class CDConfig(GridConfig):
 
     loss: str = changed(GridConfig, "loss", "l2")
     target_decay: float = changed(GridConfig, "target_decay", 0.95)
-    solver: str = option("heun", "how the teacher goes to the earlier time", choices=("heun", "euler"))
+    solver: str = option("heun", "solver of the teacher's step to the earlier time", choices=("heun", "euler"))
 
 
 class CD(GridMethod[CDConfig]):

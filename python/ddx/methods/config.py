@@ -23,8 +23,8 @@ def changed(config: type[Any], name: str, default: Any) -> Any:
 class GuidanceConfig:
     """At which guidance a student draws: one fixed scale, or a range of them that it takes as an input."""
 
-    guidance_min: float | None = option(None, "lowest guidance trained (none: the teacher's default)")
-    guidance_max: float | None = option(None, "highest guidance trained (none: the teacher's default)")
+    guidance_min: float | None = option(None, "lowest guidance to train (none: the teacher's default)")
+    guidance_max: float | None = option(None, "highest guidance to train (none: the teacher's default)")
     export_guidance: float | None = option(None, "guidance of the exported student (none: the teacher's default)")
 
     def __post_init__(self) -> None:
@@ -40,12 +40,12 @@ class GuidanceConfig:
 class TimeConfig:
     """How the times of a loss are drawn, in flow time: sigma / (alpha + sigma), 1 is noise."""
 
-    time_sampling: str = option("uniform", "how times are drawn", choices=TIME_SAMPLING)
+    time_sampling: str = option("uniform", "distribution of the times", choices=TIME_SAMPLING)
     time_mean: float = option(0.0, "mean of log(sigma / alpha), of logit-normal and log-normal times")
     time_std: float = option(1.0, "standard deviation of log(sigma / alpha)")
-    time_shift: float = option(3.0, "shift k of the shifted times; above 1 prefers noise")
-    time_levels: int = option(4, "number of levels of time_sampling grid")
-    time_set: tuple[float, ...] = option((1.0, 0.75, 0.5, 0.25), "the times of time_sampling set", metavar="T,T,…")
+    time_shift: float = option(3.0, "shift k of the shifted times; values above 1 favour noise")
+    time_levels: int = option(4, "number of levels, for time_sampling grid")
+    time_set: tuple[float, ...] = option((1.0, 0.75, 0.5, 0.25), "the times, for time_sampling set", metavar="T,T,…")
     time_adaptive: bool = option(False, "draw times more often where the loss is large, with importance weights")
 
     def __post_init__(self) -> None:
@@ -70,7 +70,7 @@ class VelocityConfig(FlowConfig):
 
     velocity_from: str = option(
         "teacher",
-        "the velocity along the path: the teacher's guided one (distillation), or that of the data (training)",
+        "velocity along the path: the teacher's with guidance (distillation), or the data's (training)",
         choices=("teacher", "data"),
     )
 

@@ -42,10 +42,10 @@ class ConsistencyConfig(VelocityConfig):
 
     loss: str = option("huber", "distance between the two predictions", choices=("huber", "l2"))
     huber_c: float = option(0.00054, "the distance (RMS) where Huber's loss turns from square to linear")
-    target_decay: float = option(0.0, "decay of the target, an average of the student; 0: the student itself")
+    target_decay: float = option(0.0, "decay of the target, an average of the student; 0: the target is the student")
     pair_weight: str = option(
         "none",
-        "weight of a pair: 1 over its difference in noise level, or in flow time",
+        "weight of a pair: 1 / its difference in noise level, or in flow time",
         choices=("none", "level", "time"),
     )
 
@@ -59,8 +59,8 @@ class ConsistencyConfig(VelocityConfig):
 class GridConfig(ConsistencyConfig):
     """Pairs of neighbours on the grid of Karras et al. 2022. Uniform times are uniform over its intervals."""
 
-    grid_steps: int = option(40, "number N of intervals of the grid, at the end of the run")
-    grid_steps_start: int | None = option(None, "N at the start of the run (none: N throughout)")
+    grid_steps: int = option(40, "number N of grid intervals at the end of the run")
+    grid_steps_start: int | None = option(None, "N at the start of the run (none: constant)")
     grid_rho: float = option(7.0, "rho of the grid; 1: equal steps of noise level, larger: finer near the picture")
 
     def __post_init__(self) -> None:

@@ -25,7 +25,8 @@ class CTConfig(GridConfig):
     velocity_from: str = changed(GridConfig, "velocity_from", "data")
     loss: str = changed(GridConfig, "loss", "l2")
     target_decay: float = option(
-        0.95, "decay of the target, an average of the student, at the start: it grows with the grid; 0: the student"
+        0.95,
+        "decay of the target, an average of the student, at the start; grows with the grid. 0: no average",
     )
     grid_steps: int = changed(GridConfig, "grid_steps", 200)
     grid_steps_start: int | None = changed(GridConfig, "grid_steps_start", 2)

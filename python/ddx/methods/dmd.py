@@ -30,11 +30,11 @@ class DMDConfig(ScoreConfig):
     """The published form, of one step from pure noise."""
 
     regression_weight: float = option(
-        0.25, "weight of the regression on noise and the teacher's picture of it; 0: none"
+        0.25, "weight of the regression on pairs of noise and the teacher's picture; 0: no regression"
     )
     pairs: str = option(
         "solved",
-        "whence noise and picture of the regression: solved in each step, or stored by `ddx precompute --synthetic`",
+        "source of the pairs: solved in each step, or stored by `ddx precompute --synthetic`",
         choices=PAIRS,
     )
     regression_steps: int = option(8, "solver steps, of two evaluations each, from noise to the teacher's picture")

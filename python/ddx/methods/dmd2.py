@@ -34,9 +34,11 @@ class DMD2Config(AdversarialConfig, ScoreConfig):
 
     fake_updates: int = changed(ScoreConfig, "fake_updates", 5)
     gan_loss: str = changed(AdversarialConfig, "gan_loss", "softplus")
-    normalise: bool = option(True, "divide the difference of the scores by the distance of the teacher's to the sample")
+    normalise: bool = option(
+        True, "divide the difference of the scores by the distance between the teacher's score and the sample"
+    )
     gan_weight: float = option(1e-3, "weight of the adversarial loss of the student; 0: no discriminator")
-    fake_gan_weight: float = option(1e-2, "share of the discriminator's gradient that the fake score gets")
+    fake_gan_weight: float = option(1e-2, "share of the discriminator's gradient that reaches the fake score")
 
     def __post_init__(self) -> None:
         ScoreConfig.__post_init__(self)

@@ -33,8 +33,8 @@ class ECTConfig(ConsistencyConfig):
     time_mean: float = changed(ConsistencyConfig, "time_mean", -1.1 + math.log(2.0))
     time_std: float = changed(ConsistencyConfig, "time_std", 2.0)
     pair_weight: str = changed(ConsistencyConfig, "pair_weight", "level")
-    stage_ratio: float = option(2.0, "q: the pair's difference shrinks by it from stage to stage")
-    num_stages: int = option(8, "stages, of equal shares of the run")
+    stage_ratio: float = option(2.0, "factor q by which the pair's difference shrinks in each stage")
+    num_stages: int = option(8, "number of stages, all of equal length")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -38,7 +38,7 @@ class PairsConfig(VelocityConfig):
 
     second_time: str = option(
         "below",
-        "the earlier time r: anywhere below t, or a second drawn time, of which t is the later one",
+        "earlier time r: uniform below t, or the earlier of two drawn times",
         choices=("below", "drawn"),
     )
     same_time_share: float = option(0.25, "share of rows with r = t, where the student learns the velocity itself")

@@ -31,9 +31,9 @@ from ddx.methods.flow_view import clean, mean_square, rows
 class FreeFlowConfig(FlowConfig):
     """The published form, with jumps from midway added."""
 
-    correction_share: float = option(0.25, "share of rows that are corrected by the fake score")
+    correction_share: float = option(0.25, "share of rows that the fake score corrects")
     midway_share: float = option(0.25, "share of the other rows that start midway; 0: the student draws in one step")
-    fake_rate: float = option(1.0, "learning rate of the fake score over the student's")
+    fake_rate: float = option(1.0, "learning rate of the fake score, relative to the student's")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -32,8 +32,8 @@ class IMFConfig(PairsConfig):
     time_mean: float = changed(PairsConfig, "time_mean", -0.4)
     second_time: str = changed(PairsConfig, "second_time", "drawn")
     same_time_share: float = changed(PairsConfig, "same_time_share", 0.5)
-    weight_power: float = option(1.0, "power p of the adaptive weight; 0: none")
-    weight_floor: float = option(1e-3, "what is added to the squared error in the adaptive weight")
+    weight_power: float = option(1.0, "power p of the adaptive weight; 0: no weight")
+    weight_floor: float = option(1e-3, "constant added to the squared error in the adaptive weight")
 
     def __post_init__(self) -> None:
         super().__post_init__()

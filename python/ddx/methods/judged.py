@@ -30,12 +30,12 @@ from ddx.teachers.base import Teacher
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedConfig(JudgeConfig):
-    """What a method gets that has no discriminator of its own."""
+    """Settings of a discriminator, for methods that have none of their own."""
 
     gan_weight: float = option(
         0.0,
-        "weight of a discriminator's loss of what the student draws in one step, 0: none; "
-        "--loss-balance norm holds it in proportion to the method's own",
+        "weight of a discriminator's loss on the student's one-step pictures, 0: no discriminator; "
+        "--loss-balance norm keeps it in proportion to the method's loss",
     )
 
     def __post_init__(self) -> None:

@@ -37,17 +37,17 @@ class LCMConfig(FlowConfig):
     """The published form. Guidance ranges over 4 to 6 for flow teachers, 6 to 16 for VP, unless it is given."""
 
     solver_steps: int = option(50, "number N of grid intervals between noise and picture")
-    solver_steps_start: int | None = option(None, "N at the start, doubled on the way (none: N throughout)")
-    solver_substeps: int = option(1, "teacher solver steps within one grid interval")
+    solver_steps_start: int | None = option(None, "N at the start of the run, doubled in stages (none: constant)")
+    solver_substeps: int = option(1, "solver steps of the teacher per grid interval")
     solver_order: int = option(1, "1: DDIM, on flow Euler; 2: Adams-Bashforth from the second substep on")
     grid_shift: float = option(1.0, "shift k of the grid towards noise, k t / (1 + (k - 1) t)")
     loss: str = option("huber", "distance between the two predictions", choices=("huber", "l2"))
     huber_c: float = option(0.001, "the distance where Huber's loss turns from square to linear")
-    loss_space: str = option("x0", "what the distance is taken of", choices=("x0", "velocity"))
-    target_decay: float = option(0.95, "decay of the target, an average of the student; 0: the student itself")
+    loss_space: str = option("x0", "space of the distance", choices=("x0", "velocity"))
+    target_decay: float = option(0.95, "decay of the target, an average of the student; 0: the target is the student")
     sigma_data: float = option(0.5, "s of the boundary condition c_skip, c_out (VP teachers)")
     timestep_scaling: float = option(10.0, "factor on the timestep in c_skip and c_out (VP teachers)")
-    noise_share: float = option(0.0, "share of rows trained at pure noise, on top of the drawn ones")
+    noise_share: float = option(0.0, "additional share of rows that train at pure noise")
 
     def __post_init__(self) -> None:
         super().__post_init__()

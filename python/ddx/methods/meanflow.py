@@ -36,7 +36,9 @@ class MeanFlowConfig(PairsConfig, DerivativeConfig):
     time_mean: float = changed(PairsConfig, "time_mean", -0.4)
     second_time: str = changed(PairsConfig, "second_time", "drawn")
     same_time_share: float = changed(PairsConfig, "same_time_share", 0.75)
-    error_power: float = option(1.0, "p: 0 is the squared error, 1 lets every row weigh the same")
+    error_power: float = option(
+        1.0, "power p of the adaptive weight: 0: the squared error; 1: equal weight for every row"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,8 +13,8 @@ from ddx.methods.config import FlowConfig, changed, within
 class PreparationConfig(FlowConfig):
     """What the prepared teacher has that the teacher has not."""
 
-    qk_norm: bool = option(True, "give the queries and keys of every attention a norm")
-    dense_time: bool = option(True, "let the time embedding see t in [0, 1] and not 1000 t")
+    qk_norm: bool = option(True, "add norms to the queries and keys of every attention layer")
+    dense_time: bool = option(True, "feed t in [0, 1] to the time embedding instead of 1000 t")
     null_share: float = option(0.1, "share of rows with the empty caption")
     time_sampling: str = changed(FlowConfig, "time_sampling", "logit-normal")
 

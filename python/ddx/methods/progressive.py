@@ -33,7 +33,7 @@ class ProgressiveConfig(FlowConfig):
     """Halving by itself; the last stage takes what is left of the run."""
 
     first_steps: int = option(32, "sampling steps of the student in the first stage: a power of two")
-    stage_length: int | None = option(None, "training steps of each stage but the last (none: all stages are equal)")
+    stage_length: int | None = option(None, "training steps per stage, except the last (none: equal stages)")
     repeat_share: float = option(0.25, "share of rows that repeat the step of an earlier stage")
 
     def __post_init__(self) -> None:

@@ -30,10 +30,10 @@ from ddx.methods.flow_view import rows
 class RCGMConfig(PairsConfig):
     """The form that TwinFlow takes as its base."""
 
-    small_step: float = option(0.01, "flow time D of the one step that follows the velocity")
+    small_step: float = option(0.01, "length D, in flow time, of the step that follows the velocity")
     target_jumps: int = option(2, "number N of the target's jumps over the rest of the way")
-    error_clip: float = option(1.0, "each element of the error is held within this")
-    target_decay: float = option(0.99, "decay of the target that jumps the rest; 0: the student itself")
+    error_clip: float = option(1.0, "limit on each element of the error")
+    target_decay: float = option(0.99, "decay of the target that jumps the rest; 0: the target is the student")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -33,14 +33,14 @@ class ReFlowConfig(FlowConfig):
 
     pairs: str = option(
         "solved",
-        "whence noise and picture: solved in each step, or stored by `ddx precompute --synthetic`",
+        "source of the pairs of noise and picture: solved in each step, or stored by `ddx precompute --synthetic`",
         choices=PAIRS,
     )
     solver_steps: int = option(8, "solver steps from noise to picture, equal in flow time")
     solver_order: int = option(2, "1: Euler, one evaluation a step; 2: Heun, two")
-    rounds: int = option(1, "how often lines are drawn anew, from the student's own ODE")
-    round_length: int | None = option(None, "training steps of each round but the last (none: all rounds are equal)")
-    noise_share: float = option(0.25, "share of rows trained at pure noise, where a student of one step is asked")
+    rounds: int = option(1, "number of rounds; each later round draws its pairs from the student's ODE")
+    round_length: int | None = option(None, "training steps per round, except the last (none: equal rounds)")
+    noise_share: float = option(0.25, "share of rows that train at pure noise, where a one-step student starts")
 
     def __post_init__(self) -> None:
         super().__post_init__()

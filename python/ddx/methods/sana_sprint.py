@@ -31,7 +31,7 @@ class SanaSprintConfig(JudgeConfig, SCMConfig):
 
     gan_weight: float = option(0.5, "weight of the adversarial loss of the student")
     noise_share: float = option(0.5, "share of rows whose adversarial branch starts at pure noise")
-    misaligned: bool = option(True, "let latents with another row's caption count as fakes too")
+    misaligned: bool = option(True, "also count latents with another row's caption as fakes")
 
     def __post_init__(self) -> None:
         SCMConfig.__post_init__(self)

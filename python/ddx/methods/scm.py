@@ -45,11 +45,11 @@ class SCMConfig(VelocityConfig, DerivativeConfig):
     time_mean: float = changed(FlowConfig, "time_mean", 0.2 + math.log(2.0))
     time_std: float = changed(FlowConfig, "time_std", 1.6)
     tangent_warmup: float = option(0.1, "share of the run in which the tangent's second half rises from 0 to 1")
-    tangent_norm: str = option("l2", "length that tangents are divided by", choices=("l2", "rms"))
-    tangent_c: float = option(0.1, "what is added to that length")
-    sigma_data: float = option(0.5, "s_d, the standard deviation that latents have in TrigFlow")
+    tangent_norm: str = option("l2", "norm for the normalisation of tangents", choices=("l2", "rms"))
+    tangent_c: float = option(0.1, "constant added to that norm")
+    sigma_data: float = option(0.5, "s_d, the standard deviation of latents in TrigFlow")
     learned_weight: bool = option(True, "learn the weight of each time, exp(-u(t)); no: u = 0")
-    weight_learning_rate_scale: float = option(100.0, "learning rate of u over the student's")
+    weight_learning_rate_scale: float = option(100.0, "learning rate of u, relative to the student's")
 
     def __post_init__(self) -> None:
         super().__post_init__()

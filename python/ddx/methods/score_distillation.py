@@ -39,19 +39,19 @@ NUM_BINS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(FlowConfig, DenoisingConfig):
-    """What every method of the family has."""
+    """The settings of all methods of the family."""
 
-    num_steps: int = option(1, "evaluations in which the student learns to draw")
+    num_steps: int = option(1, "number of steps that the student learns to draw in")
     start_time: float = option(1.0, "flow time at which drawing starts; 0.7143 is step 625 of 1000 of Stable Diffusion")
-    fake_updates: int = option(1, "updates of the fake score before each one of the student")
+    fake_updates: int = option(1, "updates of the fake score per update of the student")
     fake_knows_step: bool = option(
-        True, "with several steps, let the fake score know from which one its input comes; no: it sees their mixture"
+        True, "with several steps, tell the fake score which step its input comes from; no: it sees a mixture"
     )
-    fake_rate: float = option(1.0, "learning rate of the fake score over the student's")
+    fake_rate: float = option(1.0, "learning rate of the fake score, relative to the student's")
     time_sampling: str = changed(FlowConfig, "time_sampling", "shifted")
     time_shift: float = changed(FlowConfig, "time_shift", 1.0)
-    time_low: float = option(0.02, "share that is cut off the clean end of the re-noising times")
-    time_high: float = option(0.98, "where the noisy end of the re-noising times is cut off")
+    time_low: float = option(0.02, "lower limit of the re-noising times, as a share of their range")
+    time_high: float = option(0.98, "upper limit of the re-noising times, as a share of their range")
 
     def __post_init__(self) -> None:
         super().__post_init__()

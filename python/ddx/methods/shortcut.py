@@ -30,8 +30,8 @@ class ShortcutConfig(VelocityConfig):
     """The published form, with the teacher's velocity in place of the data's."""
 
     smallest_jumps: int = option(128, "number M of the smallest jumps from noise to picture, a power of two")
-    bootstrap_share: float = option(0.125, "share of rows that learn a jump from two jumps of half its length")
-    target_decay: float = option(0.999, "decay of the target that takes the two jumps; 0: the student itself")
+    bootstrap_share: float = option(0.125, "share of rows that learn a jump from two half jumps")
+    target_decay: float = option(0.999, "decay of the target that takes the half jumps; 0: the target is the student")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -33,15 +33,15 @@ class SiDConfig(ScoreConfig):
 
     start_time: float = changed(ScoreConfig, "start_time", 0.7143)
     alpha: float = option(1.0, "coefficient of the squared distance of the two scores; 1 to 1.2 in the paper")
-    alpha_end: float | None = option(None, "alpha at the end of the run, to which it goes linearly (none: alpha)")
+    alpha_end: float | None = option(None, "alpha at the end of the run, reached linearly (none: constant)")
     c1: float = option(1.0, "coefficient of the product of distances")
     score_gradients: str = option(
         "both",
-        "the scores through which gradients flow: both; fake: the teacher takes a straight-through copy of the fake "
+        "scores that gradients flow through: both; fake: the teacher takes a straight-through copy of the fake "
         "score's, which saves its graph; none",
         choices=SCORE_GRADIENTS,
     )
-    stopped_share: float = option(0.0, "share of the run, from its start, in which they flow through neither")
+    stopped_share: float = option(0.0, "initial share of the run without gradients through the scores")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,7 +25,7 @@ from ddx.methods.sid import SiDConfig, SiDForm
 class SiDLSGConfig(SiDConfig):
     """The guidance of the run, 1.5 unless it is given, stands for each kappa that is not given."""
 
-    kappa1: float | None = option(None, "guidance at which the fake score is trained (none: the run's)")
+    kappa1: float | None = option(None, "guidance for training the fake score (none: the run's)")
     kappa2: float | None = option(None, "guidance of the fake score in the student's loss (none: the run's)")
     kappa4: float | None = option(None, "guidance of the teacher in the student's loss (none: the run's)")
 

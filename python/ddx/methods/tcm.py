@@ -32,8 +32,8 @@ FIRST = "first"
 class TCMConfig(ECTConfig):
     """Two stages. The paper's t' is 1 at data of standard deviation 0.5, a flow time of 2/3; here samplers' half."""
 
-    first_share: float = option(0.6, "share of the run that the first stage takes")
-    truncation_time: float = option(0.5, "t', the flow time that the second stage begins at")
+    first_share: float = option(0.6, "share of the run for the first stage")
+    truncation_time: float = option(0.5, "t', the flow time where the second stage begins")
     boundary_share: float = option(0.25, "share of rows at t' in the second stage")
     boundary_weight: float = option(0.1, "weight of the boundary loss")
 

@@ -34,15 +34,13 @@ from ddx.methods.rcgm import RCGMConfig, RecursiveMap
 class TwinFlowConfig(RCGMConfig):
     """The published form, with the teacher's velocity in place of the data's."""
 
-    full_share: float = option(0.25, "share of rows that jump all the way from noise, and are rectified")
+    full_share: float = option(0.25, "share of rows that jump from noise to the picture, and are rectified")
     near_share: float = option(0.25, "share of rows that jump less than small_step: they learn the velocity")
     fake_share: float = option(0.25, "share of rows that learn the velocity of the student's own pictures")
-    rectify_weight: float = option(
-        0.5, "weight of the rectification, of its mean over the rows that have it (published: 0.5 to 0.75)"
-    )
-    rectify_clip: float = option(1.0, "each element of the rectification is held within this")
+    rectify_weight: float = option(0.5, "weight of the rectification, averaged over its rows (published: 0.5 to 0.75)")
+    rectify_clip: float = option(1.0, "limit on each element of the rectification")
     latents_from: str = option(
-        "data", "the pictures that noise is added to: the store's, or the student's own", choices=("data", "student")
+        "data", "pictures to add noise to: the store's, or the student's", choices=("data", "student")
     )
 
     def __post_init__(self) -> None:

@@ -27,10 +27,12 @@ class DenoisingConfig:
     """How a network that learns to denoise is weighed, mixed into settings; their __post_init__ calls this one."""
 
     denoising_weight: str = option(
-        "none", "weight of a denoising loss by noise level, of the flow velocity's error", choices=("none", "min-snr")
+        "none",
+        "weight of a denoising loss by noise level, relative to the flow velocity's error",
+        choices=("none", "min-snr"),
     )
     min_snr_gamma: float = option(5.0, "gamma of min-SNR: the largest signal-to-noise ratio that counts")
-    multi_scale: bool = option(False, "add the denoising loss of the picture at half, a quarter, … of its size")
+    multi_scale: bool = option(False, "add denoising losses of the picture at half, a quarter, … of its size")
 
     def __post_init__(self) -> None:
         above_zero(self, "min_snr_gamma")

@@ -13,24 +13,24 @@ from ddx.errors import UsageError
 class SampleConfig:
     """Draw pictures with a student."""
 
-    steps: int = option(1, "network evaluations for one picture")
-    student: Path | None = option(None, "student to draw with (none: the newest one)", metavar="PATH")
-    prompt: tuple[str, ...] = option((), "what to draw; may be given several times", metavar="TEXT")
+    steps: int = option(1, "network evaluations per picture")
+    student: Path | None = option(None, "student to draw with (none: the newest)", metavar="PATH")
+    prompt: tuple[str, ...] = option((), "prompt to draw; may be repeated", metavar="TEXT")
     prompts: Path | None = option(
-        None, "file with one prompt a line (none: the teacher's standard ones)", metavar="FILE"
+        None, "file with one prompt per line (none: the teacher's standard prompts)", metavar="FILE"
     )
-    num_images: int = option(1, "pictures of each prompt; the seed rises by one from picture to picture")
+    num_images: int = option(1, "pictures per prompt; each picture raises the seed by one")
     seed: int = option(0, "seed of the first picture of each prompt")
     guidance: float | None = option(
-        None, "guidance scale to fold into the student (none: the one that it ships with)", example=4.5
+        None, "guidance scale to fold into the student (none: that of its export)", example=4.5
     )
-    resolution: int | None = option(
-        None, "side of a picture in pixels (none: what the student was trained at)", example=512
+    resolution: int | None = option(None, "side of a picture in pixels (none: that of the training)", example=512)
+    batch_size: int | None = option(None, "pictures per batch (none: one by one, exactly as on the model card)")
+    out: Path | None = option(None, "folder of the pictures (none: in the workspace)", metavar="PATH")
+    device: str = option("auto", "device to compute on (auto: a GPU if present)", metavar="DEVICE")
+    dtype: str = option(
+        "auto", "dtype of the computation (auto: as saved)", choices=("auto", "float32", "bf16", "fp16")
     )
-    batch_size: int | None = option(None, "pictures drawn together (none: one by one, exactly as the model card does)")
-    out: Path | None = option(None, "folder of the pictures (none: one in the workspace)", metavar="PATH")
-    device: str = option("auto", "where to compute (auto: the GPU if there is one)", metavar="DEVICE")
-    dtype: str = option("auto", "what to compute in (auto: as shipped)", choices=("auto", "float32", "bf16", "fp16"))
 
     def __post_init__(self) -> None:
         for name in ("steps", "num_images", "batch_size", "resolution"):

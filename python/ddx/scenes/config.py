@@ -12,5 +12,5 @@ class ScenesConfig:
     """Write captioned pictures of scenes: any number of rows, a function of the seed."""
 
     rows: int = option(4096, "pictures to write")
-    seed: int = option(0, "seed of the captions and of all that they leave free")
-    split: str = option("train", "combinations of words to draw; no caption is in both", choices=("train", "held-out"))
+    seed: int = option(0, "seed of the captions and of everything they leave open")
+    split: str = option("train", "set of word combinations; the sets share no caption", choices=("train", "held-out"))

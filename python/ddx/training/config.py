@@ -1,4 +1,4 @@
-"""The settings of `ddx distill` that do not depend on the method. The defaults suit SANA-600M at 512 px on one GPU."""
+"""The settings of `ddx distill` for all methods. The defaults suit SANA-600M at 512 px on one GPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from ddx.config import option
 from ddx.errors import UsageError
 
-# What may differ between a run and its continuation: it changes neither the weights nor what they mean.
+# Settings that may change when a run continues: they change neither the weights nor their meaning.
 RESUMABLE_CHANGES = frozenset(
     (
         *("out", "data", "device", "micro_batch_size", "gradient_checkpointing", "prefetch"),
@@ -26,21 +26,23 @@ OPTIMIZERS = ("adamw", "radam", "adamw8bit", "came")
 class DistillConfig:
     """Distil a teacher into a student that draws in one to four steps."""
 
-    method: str = option("lcm", "distillation method, see `ddx list methods`", metavar="NAME")
+    method: str = option("lcm", "distillation method; `ddx list methods` shows all", metavar="NAME")
     teacher: str = option("sana-600m", "teacher: a name, a folder or a hub id", metavar="NAME|PATH")
-    data: Path | None = option(None, "store to train on (none: the newest one of this teacher)", metavar="STORE")
+    data: Path | None = option(None, "store to train on (none: the newest store of this teacher)", metavar="STORE")
     out: Path | None = option(None, "folder of the student (none: a new one in the workspace)", metavar="PATH")
     preset: str = option("auto", "settings tuned for this teacher and method: auto, none, or a name", metavar="NAME")
     from_student: Path | None = option(
-        None, "student whose weights this one starts with (none: the teacher's)", metavar="STUDENT"
+        None, "student to start from (none: start from the teacher's weights)", metavar="STUDENT"
     )
     resolution: int | None = option(None, "picture size in pixels (none: the teacher's own)", example=512)
     train_steps: int = option(4000, "optimiser steps of the student")
-    batch_size: int = option(64, "pictures a step, over all devices")
-    micro_batch_size: int | None = option(8, "pictures a forward pass; the rest is accumulated (none: all)")
+    batch_size: int = option(64, "pictures per step, over all devices")
+    micro_batch_size: int | None = option(
+        8, "pictures per forward pass; gradients are accumulated (none: the whole batch)"
+    )
     learning_rate: float = option(2e-6, "peak learning rate of AdamW")
     lr_schedule: str = option("constant", "learning rate after the warm-up", choices=("constant", "cosine", "linear"))
-    warmup_steps: int = option(200, "steps in which the learning rate rises from zero")
+    warmup_steps: int = option(200, "steps over which the learning rate rises from zero")
     adam_beta1: float = option(0.9, "decay of AdamW's mean of gradients")
     adam_beta2: float = option(0.999, "decay of AdamW's mean of squared gradients")
     adam_epsilon: float = option(1e-8, "AdamW's epsilon")
@@ -48,34 +50,38 @@ class DistillConfig:
     optimizer: str = option("adamw", "optimiser of every network", choices=OPTIMIZERS)
     loss_balance: str = option(
         "none",
-        "how a second loss of a network meets the first: as weighted, with its gradient's norm kept at a ratio, or "
-        "with what opposes the first taken out of it",
+        "balance of a network's second loss: none: as weighted; norm: its gradient's norm is held at a ratio to the "
+        "first loss's; project: the part of its gradient that opposes the first is removed",
         choices=("none", "norm", "project"),
     )
-    balance_ratio: float = option(0.5, "norm of the second loss's gradient over the first's, with loss_balance norm")
-    lora_rank: int = option(0, "rank of the low-rank matrices that are trained instead of whole networks; 0: none")
+    balance_ratio: float = option(0.5, "ratio of the second gradient's norm to the first's, for loss_balance norm")
+    lora_rank: int = option(0, "rank of low-rank matrices to train instead of whole networks; 0: train whole networks")
     lora_alpha: float | None = option(None, "scale of the low-rank product, divided by the rank (none: the rank)")
-    clip_norm: float = option(1.0, "largest norm of the gradient; it is scaled down to it")
+    clip_norm: float = option(1.0, "largest norm of the gradient; larger gradients are scaled down")
     ema_half_life: float = option(10_000.0, "half-life in images of the exported average; 0: the last weights")
-    ema_ramp_up: float | None = option(0.05, "the half-life is at most this share of the images seen (none: fixed)")
+    ema_ramp_up: float | None = option(0.05, "limits the half-life to this share of the images seen (none: no limit)")
     ema_more: tuple[str, ...] = option(
         (), "further averages, written to averages/: decay:0.999, half-life:20000, power:6.94", metavar="KIND:X"
     )
-    dtype: str = option("auto", "what networks compute in (auto: bf16 on a GPU)", choices=("auto", "float32", "bf16"))
+    dtype: str = option("auto", "dtype of the computation (auto: bf16 on a GPU)", choices=("auto", "float32", "bf16"))
     export_dtype: str = option(
-        "auto", "what the student is saved in (auto: as it computes)", choices=("auto", "float32", "bf16", "fp16")
+        "auto",
+        "dtype of the saved student (auto: that of the computation)",
+        choices=("auto", "float32", "bf16", "fp16"),
     )
-    device: str = option("auto", "where to compute (auto: the GPU if there is one)", metavar="DEVICE")
+    device: str = option("auto", "device to compute on (auto: a GPU if present)", metavar="DEVICE")
     gradient_checkpointing: bool = option(True, "recompute activations in the backward pass to save memory")
-    prefetch: int = option(4, "batches that the reader prepares ahead")
+    prefetch: int = option(4, "batches to prepare ahead")
     log_every: int = option(10, "steps between lines of metrics.jsonl")
     checkpoint_every: int = option(500, "steps between checkpoints; 0: only when interrupted and at the end")
-    keep_checkpoints: int = option(2, "checkpoints kept, the newest ones")
-    sample_every: int = option(500, "steps between grids of samples; 0: none. Runs shorter than that draw none")
+    keep_checkpoints: int = option(2, "newest checkpoints to keep")
+    sample_every: int = option(500, "steps between grids of samples; 0: no grids. Shorter runs draw none")
     sample_prompts: int = option(8, "validation prompts in a grid")
     sample_steps: tuple[int, ...] = option((1, 2, 4), "step counts of the student in a grid", metavar="N,N,…")
-    reference_steps: int = option(20, "steps of the teacher's pictures in a grid, to which `ode_distance` is measured")
-    max_lost_steps: int = option(20, "steps in a row without a finite gradient after which the run is given up")
+    reference_steps: int = option(
+        20, "steps of the teacher's pictures in a grid; `ode_distance` is the distance to them"
+    )
+    max_lost_steps: int = option(20, "stop the run after this many consecutive steps without a finite gradient")
     seed: int = option(0, "seed of the order of the data, the noise and the times")
 
     def __post_init__(self) -> None:
@@ -105,7 +111,7 @@ class DistillConfig:
 
 
 def parse_average(name: str) -> tuple[str, float]:
-    """Return kind and number of an average such as `half-life:20000`. UsageError for another text."""
+    """Return the kind and the number of an average such as `half-life:20000`. Raises UsageError for other text."""
     kind, _, number = name.partition(":")
     try:
         value = float(number)

@@ -38,7 +38,7 @@ METHOD = "method"
 
 
 class Trainer:
-    """Everything of a run that changes from step to step, except the position in the data."""
+    """The state that changes from step to step, except the position in the data."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Trainer:
         self.meter = Meter(ranks.device)
 
     def _build(self, spec: NetworkSpec, start: Mapping[str, Tensor] | None) -> nn.Module:
-        """Return the network of `spec`, whole or with low-rank matrices around the frozen backbone of all of them."""
+        """Return the network of `spec`: whole, or low-rank matrices around the shared frozen backbone."""
         rank = self.config.lora_rank
         self.method.shares_backbone = bool(rank)
         module = self.method.build(spec)
@@ -86,11 +86,11 @@ class Trainer:
 
     @property
     def student(self) -> nn.Module:
-        """The student as it is trained."""
+        """The student with its training weights, not their average."""
         return self.trained[STUDENT].module
 
     def learning_rate_factor(self, step: int) -> float:
-        """Return the factor on every learning rate at `step`."""
+        """Return the factor for all learning rates at `step`."""
         config = self.config
         match config.lr_schedule:
             case "cosine":
@@ -100,8 +100,8 @@ class Trainer:
         return warmup_constant(step, warmup_steps=config.warmup_steps)
 
     def step(self, step: int, batches: Sequence[Batch]) -> None:
-        """Take all turns of `step` on this rank's rows, given as micro-batches."""
-        # what networks drop out, the one thing drawn by process and not by row: the same after a restore
+        """Run all turns of `step` on this rank's rows, given as micro-batches."""
+        # dropout is the only random draw per process, not per row: the seed makes it the same after a restore
         torch.manual_seed(mix(self.config.seed, step, self.ranks.rank))
         factor = self.learning_rate_factor(step)
         for name in self.method.renewed(step):
@@ -118,7 +118,7 @@ class Trainer:
         self.method.end_step(self.ranks.mean)
 
     def _accumulate(self, turn: Turn, batches: Sequence[Batch]) -> None:
-        """Add the gradients of all micro-batches; ranks exchange them once, with the last one."""
+        """Add the gradients of all micro-batches. Ranks exchange them once, with the last micro-batch."""
         networks: dict[str, nn.Module] = {name: module for name, (module, _) in self.averages.items()}
         for name, trained in self.trained.items():
             active = name in turn.trains
@@ -140,7 +140,7 @@ class Trainer:
                 self.trained[name].lost.add(losses.dropped.get(name))
 
     def _backward(self, turn: Turn, losses: Losses, num_rows: int) -> None:
-        """Add a micro-batch's gradients; a second loss that is balanced adds its own apart, see `LossBalance`."""
+        """Add the gradients of a micro-batch; a balanced second loss adds its own separately, see `LossBalance`."""
         together, apart, balances = [], [], []
         for name in turn.trains:
             together.append(losses.by_network[name].sum() / num_rows)
@@ -172,22 +172,22 @@ class Trainer:
                 average.update(self.config.batch_size)
 
     def lost_in_a_row(self) -> int:
-        """Return how many steps in a row the network that is worst off has lost, the same on every rank; it waits."""
+        """Return the largest number of consecutive lost steps of a network, the same on every rank. It synchronises."""
         counts = torch.stack([trained.lost.in_a_row for trained in self.trained.values()])
         return int(self.ranks.smallest(counts).max())
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context that forward passes run in."""
+        """Return the context for forward passes."""
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.ranks.device.type, dtype=self.dtype)
 
     def exported_student(self) -> Swapped:
-        """Return a context in which the student has the weights that are exported, and gives the network."""
+        """Return a context that yields the student with the weights of the export."""
         return Swapped(self.student, self.exported)
 
     def final_student(self) -> nn.Module:
-        """Return the student with the weights that are exported, for good: everything else is let go of."""
+        """Return the student with the weights of the export, for good. All other state is released."""
         student = self.student
         student.zero_grad(set_to_none=True)
         for trained in self.trained.values():
@@ -199,7 +199,7 @@ class Trainer:
         return student.eval()
 
     def snapshot(self) -> Snapshot:
-        """Return all tensors and counters, live ones, not copies."""
+        """Return all tensors and counters; the tensors are live, not copies."""
         tensors: dict[str, dict[str, Tensor]] = {}
         for name, trained in self.trained.items():
             tensors[name] = trained.tensors()
@@ -217,7 +217,7 @@ class Trainer:
         return Snapshot(tensors, state)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot. DdxError if it is of other networks."""
+        """Continue from a snapshot. DdxError if it belongs to other networks."""
         try:
             for name, trained in self.trained.items():
                 trained.load_tensors(snapshot.tensors[name])
