@@ -44,13 +44,18 @@ def test_without_guidance_the_optimum_is_the_mixture(name: str) -> None:
     assert float((found.stds / PLAIN.std - 1).abs().max()) < 0.03
 
 
-def test_with_guidance_it_is_not_what_the_ode_ends_in_and_another_one_for_each_objective() -> None:
-    of_ode = ode_modes(MixtureTeacher(GUIDED, guidance=2.0))
-    narrow, wide = (optimum(name, GUIDED, 2.0).stds.mean() for name in ("diff-instruct", "sid"))
-    assert float(narrow / of_ode.stds.mean()) < 0.95 < 1.03 < float(wide / of_ode.stds.mean())
+@pytest.fixture(scope="module")
+def sid() -> Modes:
+    return optimum("sid", GUIDED, 2.0)
 
 
-def test_a_fake_score_with_guidance_of_its_own_ends_where_one_without_does() -> None:
-    found, sid = (optimum(name, GUIDED, 2.0) for name in ("sid-lsg", "sid"))
+def test_with_guidance_it_is_not_what_the_ode_ends_in_and_another_one_for_each_objective(sid: Modes) -> None:
+    width = ode_modes(MixtureTeacher(GUIDED, guidance=2.0), num_samples=10_000).stds.mean()
+    narrow = optimum("diff-instruct", GUIDED, 2.0).stds.mean()
+    assert float(narrow / width) < 0.95 < 1.03 < float(sid.stds.mean() / width)
+
+
+def test_a_fake_score_with_guidance_of_its_own_ends_where_one_without_does(sid: Modes) -> None:
+    found = optimum("sid-lsg", GUIDED, 2.0)
     torch.testing.assert_close(found.means, sid.means)
     torch.testing.assert_close(found.stds, sid.stds)
