@@ -28,3 +28,16 @@ def find_device(name: str, local_rank: int = 0) -> torch.device:
     if not torch.cuda.is_available():
         raise UsageError(f"device = {name}, but torch sees no GPU", hint="--device cpu, or run `ddx doctor`")
     return torch.device("cuda", local_rank) if device.index is None else device
+
+
+def send(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """Return a tensor of the host on `device`, without waiting for it: to a GPU through pinned memory.
+
+    The copy is ordered before what is computed with it. A tensor that is on `device` already is returned as it is.
+    """
+    import torch
+
+    place = torch.device(device)
+    if place.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(place, non_blocking=True)

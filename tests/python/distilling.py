@@ -61,7 +61,9 @@ def make_batch(teacher: Teacher, step: int = 0, *, rows: slice = slice(0, 4), se
     )
 
 
-def make_trainer(teacher: Teacher, method_config: Any = None, *, method: str = "lcm", **settings: Any) -> Trainer:
+def make_trainer(
+    teacher: Teacher, method_config: Any = None, *, method: str = "lcm", ranks: Ranks | None = None, **settings: Any
+) -> Trainer:
     values: dict[str, Any] = {
         "batch_size": 4,
         "warmup_steps": 0,
@@ -70,7 +72,9 @@ def make_trainer(teacher: Teacher, method_config: Any = None, *, method: str = "
     }
     spec = method_spec(method)
     config = DistillConfig(**{**spec.method.defaults, **values, **settings})
-    return Trainer(load_method(method, method_config or spec.config(), teacher), config, Ranks(), torch.float32)
+    return Trainer(
+        load_method(method, method_config or spec.config(), teacher), config, ranks or Ranks(), torch.float32
+    )
 
 
 def assert_gradients_reach_their_networks(trainer: Trainer, *silent: str) -> None:

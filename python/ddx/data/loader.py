@@ -100,7 +100,7 @@ class Loader(IterableDataset[Batch]):
         mask = torch.arange(tokens.shape[1]) < _tensor(arrays["lengths"])[:, None]
         pooled = self._pinned(_tensor(arrays["pooled"])) if "pooled" in arrays else None
         rows, flipped = self._pinned(_tensor(arrays["rows"])), torch.tensor(arrays["flipped"])
-        return Batch(self._pinned(latents), Condition(self._pinned(tokens), mask, pooled), rows, flipped)
+        return Batch(self._pinned(latents), Condition(self._pinned(tokens), self._pinned(mask), pooled), rows, flipped)
 
     def _latents(self, arrays: dict[str, Any]) -> Tensor:
         mean = _tensor(arrays["latents"])

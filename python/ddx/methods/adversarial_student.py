@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ddx.config import option
+from ddx.device import send
 from ddx.errors import UsageError
 from ddx.methods.adversarial import DISCRIMINATOR, AdversarialConfig
 from ddx.methods.base import STUDENT, Batch, Turn
@@ -55,7 +56,7 @@ class AdversarialStudent(FlowMethod[AdversarialStudentConfigT]):
     def start(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return what the student starts from, on the flow path, and its flow times, float64 `[B]`."""
         num_steps = self.config.num_steps
-        times = self.view.times(num_steps, self.first_time).to(batch.x0.device)
+        times = send(self.view.times(num_steps, self.first_time), batch.x0.device)
         step = grid_index(batch.draws.uniform(), num_steps) - 1
         step = torch.where(batch.draws.uniform() < self.config.noise_share, 0, step)
         noise, s = self.draw_noise(batch), times[step]

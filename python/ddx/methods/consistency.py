@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ddx.config import option
+from ddx.device import send
 from ddx.errors import UsageError
 from ddx.kernels.consistency import guarded_consistency_loss
 from ddx.kernels.guarded_loss import GuardedLoss
@@ -183,7 +184,7 @@ class GridMethod(ConsistencyMethod[GridConfigT]):
         """Return the interval of the grid that holds each drawn time."""
         times, number = self.draw_times(batch), self.grid_steps_at(batch.progress)
         grid = karras_grid(number, self.config.grid_rho, t_min=self.view.t_min, t_max=self.view.t_max)
-        grid = grid.to(times.t.device)
+        grid = send(grid, times.t.device)
         if self.config.time_sampling == "uniform":
             index = grid_index(times.quantile, number)
         else:

@@ -3,14 +3,21 @@
 What row i of a batch draws depends on (seed, step, global index of the row) alone. So the same run on one rank or
 on eight, in one micro-batch or in four, stopped and resumed or not, sees the same noise and the same times, and a
 checkpoint has no generator state to save.
+
+On a processor each row has a generator of torch. On a GPU the numbers are made where they are needed, by a counter
+(`ddx.kernels.philox`): they are others, and follow from the same three alone.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from ddx.device import send
+from ddx.kernels import philox
 
 _MASK = (1 << 64) - 1
 
@@ -29,20 +36,33 @@ def mix(*words: int) -> int:
 class Draws:
     """The random numbers of the rows `indices` (of the global batch) at one step; each call draws fresh ones."""
 
-    def __init__(self, seed: int, step: int, indices: Sequence[int], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        seed: int,
+        step: int,
+        indices: Sequence[int],
+        device: torch.device | str = "cpu",
+        *,
+        by_counter: bool | None = None,
+    ) -> None:
+        """`by_counter` None: on every device but the CPU."""
         self.device = torch.device(device)
-        self._generators = [torch.Generator().manual_seed(mix(seed, step, index)) for index in indices]
+        self.by_counter = self.device.type != "cpu" if by_counter is None else by_counter
+        self._seeds = [mix(seed, step, index) for index in indices]
+        self._stream = 0  # of the counter: one a call
 
     def __len__(self) -> int:
-        return len(self._generators)
+        return len(self._seeds)
 
     def normal(self, *shape: int) -> Tensor:
         """Return standard normal numbers, float32 `[B, *shape]`."""
-        return torch.stack([torch.randn(shape, generator=g) for g in self._generators]).to(self.device)
+        if self.by_counter:
+            return philox.normal(self._keys, self._next(), shape)
+        return send(torch.stack([torch.randn(shape, generator=g) for g in self._generators]), self.device)
 
     def uniform(self) -> Tensor:
         """Return one number in [0, 1) a row, float64 `[B]`."""
-        return self._uniform().to(self.device)
+        return philox.uniform(self._keys, self._next()) if self.by_counter else send(self._uniform(), self.device)
 
     def pick(self, *shares: float) -> tuple[Tensor, ...]:
         """Return the rows of each part of a batch, int64: every row falls to a part with that probability.
@@ -52,7 +72,19 @@ class Draws:
         """
         edges = torch.tensor(shares, dtype=torch.float64).cumsum(0)
         part = torch.searchsorted(edges, self._uniform(), right=True)
-        return tuple((part == k).nonzero()[:, 0].to(self.device) for k in range(len(shares) + 1))
+        return tuple(send((part == k).nonzero()[:, 0], self.device) for k in range(len(shares) + 1))
+
+    @functools.cached_property
+    def _generators(self) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(seed) for seed in self._seeds]
+
+    @functools.cached_property
+    def _keys(self) -> Tensor:
+        return send(torch.tensor(self._seeds, dtype=torch.int64), self.device)
+
+    def _next(self) -> int:
+        self._stream += 1
+        return self._stream
 
     def _uniform(self) -> Tensor:
         return torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in self._generators])

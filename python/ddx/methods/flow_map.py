@@ -141,7 +141,7 @@ class FlowMap(FlowMethod[FlowConfigT]):
             return velocity
         own = self.jump_velocity(network, x_t, t, 0.0, batch.condition, guidance)
         null = self.view.velocity(self.teacher.network(), x_t, t, batch.null.expand(len(x_t)))
-        return velocity + rows(1.0 - 1.0 / torch.as_tensor(guidance), own) * (own - null)
+        return velocity + rows(1.0 - 1.0 / guidance, own) * (own - null)
 
     # the exported student
 

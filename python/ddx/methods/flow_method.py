@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ddx.device import send
 from ddx.methods.base import STUDENT, Batch, Method, NetworkSpec
 from ddx.methods.config import FlowConfig
 from ddx.methods.flow_view import FlowView, clean, rows
@@ -118,7 +119,7 @@ class FlowMethod(Method[FlowConfigT]):
     ) -> Tensor:
         """Return what :meth:`draw` does, differentiable, at a guidance of each row, `[B]`, or one of all."""
         num_steps = len(noises)
-        times = self.view.times(num_steps, self.first_time).to(noises[0].device)
+        times = send(self.view.times(num_steps, self.first_time), noises[0].device)
         x = self.view.start(noises[0], times[0])
         for step, (t, r) in enumerate(pairwise(times)):
             v = self.step_velocity(student, x, t.expand(len(x)), condition, guidance, num_steps)

@@ -14,6 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ddx.device import send
 from ddx.process import FlowProcess, Process
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
@@ -83,7 +84,7 @@ class FlowView:
         """Return unit noise as a pipeline of the family feeds it at flow time t, on the flow path."""
         if self.is_flow:
             return noise
-        time = self._time(torch.as_tensor(t, dtype=torch.float64, device=noise.device))
+        time = self._time(t if isinstance(t, Tensor) else torch.full((), t, dtype=torch.float64, device=noise.device))
         alpha, sigma = self.process.alpha(time), self.process.sigma(time)
         return rows((alpha**2 + sigma**2).sqrt() / (alpha + sigma), noise) * noise
 
@@ -117,7 +118,7 @@ class FlowView:
         have no velocity, and steps that are this long cannot do without it.
         """
         least = max(self.t_min, LEAST_TIME)
-        for t, r in pairwise(self.solver_times(num_steps).to(x.device)):
+        for t, r in pairwise(send(self.solver_times(num_steps), x.device)):
             v = slope(x, t.expand(len(x)))
             if order == 2:
                 v = 0.5 * (v + slope(x + rows(r - t, x) * v, r.clamp(min=least).expand(len(x))))
@@ -152,7 +153,9 @@ class FlowView:
 
 def rows(coefficient: Tensor | float, images: Tensor) -> Tensor:
     """Return one number a row, `[B]` or `[]`, in the shape and dtype in which it multiplies images `[B, ...]`."""
-    value = torch.as_tensor(coefficient).to(images.device, images.dtype)
+    if not isinstance(coefficient, Tensor):
+        return images.new_full((), coefficient)
+    value = coefficient.to(images.device, images.dtype)
     return value if value.ndim == 0 else value.reshape(-1, *(1,) * (images.ndim - 1))
 
 

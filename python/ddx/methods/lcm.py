@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ddx.config import option
+from ddx.device import send
 from ddx.errors import UsageError
 from ddx.kernels.consistency import guarded_consistency_loss
 from ddx.methods.base import STUDENT, TARGET, Batch, Losses, NetworkSpec, Turn, student_and_target
@@ -113,7 +114,7 @@ class LCM(FlowMethod[LCMConfig]):
         """Return the consistency loss of each row, and which rows were dropped."""
         config, student = self.config, networks[STUDENT]
         intervals = intervals_at(batch.progress, config.solver_steps, config.solver_steps_start)
-        grid = solver_grid(self.process, intervals, config.grid_shift).to(batch.x0.device)
+        grid = send(solver_grid(self.process, intervals, config.grid_shift), batch.x0.device)
         times = self.draw_times(batch)
         index = grid_index(times.t, intervals)
         if config.noise_share > 0.0:
@@ -179,10 +180,10 @@ class LCM(FlowMethod[LCMConfig]):
         self, student: nn.Module, noises: Sequence[Tensor], condition: Condition, guidance: Tensor | float
     ) -> Tensor:
         """Multistep consistency sampling (Song et al. 2023, algorithm 1), at the times of the exported scheduler."""
-        times = sampling_times(self.process, len(noises))
         x = noises[0]
+        times = send(sampling_times(self.process, len(noises)), x.device)
         for step, time in enumerate(times):
-            t = time.expand(len(x)).to(x.device)
+            t = time.expand(len(x))
             if step:
                 x = self.process.add_noise(x, noises[step], t)
             x = self.consistency(student, x, t, condition, guidance)

@@ -73,6 +73,6 @@ def velocity_derivative(
         return view.velocity_dual(network, x, dx, t, dt, condition)
     ends = []
     for move in (config.jvp_step, -config.jvp_step):
-        with moved_inputs(network, torch.tensor(move, device=x.device)):
+        with moved_inputs(network, x.new_full((), move, dtype=torch.float32)):
             ends.append(view.velocity(network, x + move * dx, t + move * dt, condition))
     return 0.5 * (ends[0] + ends[1]), (ends[0] - ends[1]) / (2.0 * config.jvp_step)

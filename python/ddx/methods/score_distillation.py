@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ddx.config import option
+from ddx.device import send
 from ddx.errors import UsageError
 from ddx.kernels.guarded_loss import GuardedLoss
 from ddx.methods.base import FAKE, STUDENT, Batch, Losses, NetworkSpec, Turn
@@ -168,7 +169,7 @@ class ScoreDistillation(FlowMethod[ScoreConfigT]):
         """
         num_steps, noise = self.config.num_steps, self.draw_noise(batch)
         last = grid_index(batch.draws.uniform(), num_steps) - 1
-        times = self.view.times(num_steps, self.first_time).to(noise.device)
+        times = send(self.view.times(num_steps, self.first_time), noise.device)
         x = start = self.view.start(noise, times[0])
         with torch.no_grad():
             for step in range(1, num_steps):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddx.device import send
 from ddx.methods.config import TimeConfig
 
 
@@ -71,7 +72,7 @@ def sample_times(u: Tensor, config: TimeConfig, *, t_min: float, t_max: float) -
     """
     match config.time_sampling:
         case "set":
-            times = torch.tensor(sorted(config.time_set), dtype=torch.float64, device=u.device)
+            times = send(torch.tensor(sorted(config.time_set), dtype=torch.float64), u.device)
             return times[grid_index(u, len(times)) - 1].clamp(t_min, t_max)
         case "logit-normal" | "log-normal":
             return logit_normal(u, mean=config.time_mean, std=config.time_std).clamp(t_min, t_max)

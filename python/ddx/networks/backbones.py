@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ddx.device import send
 from ddx.errors import DdxError
 from ddx.teachers.features import outputs_of
 
@@ -51,9 +52,7 @@ class VisionBackbone:
 
     def __call__(self, pixels: Tensor) -> list[Tensor]:
         """See :class:`Backbone`."""
-        mean, std = (
-            torch.tensor(value, device=pixels.device)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD)
-        )
+        mean, std = (send(torch.tensor(value), pixels.device)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD))
         if self.size is not None and tuple(pixels.shape[-2:]) != (self.size, self.size):
             shape = (self.size, self.size)
             pixels = functional.interpolate(pixels.float(), shape, mode="bicubic", antialias=True, align_corners=False)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ddx.device import send
 from ddx.process.base import Process
 
 
@@ -38,7 +39,13 @@ class VPProcess(Process):
         self.alphas_cumprod = table
         self.num_train_timesteps = len(table)
         self.t_max = float(len(table) - 1)
-        self._angles = torch.atan2(torch.sqrt(1.0 - table), torch.sqrt(table))
+        self._angles = {torch.device("cpu"): torch.atan2(torch.sqrt(1.0 - table), torch.sqrt(table))}
+
+    def _angles_on(self, device: torch.device) -> Tensor:
+        """The table's angles, copied to each device once."""
+        if device not in self._angles:
+            self._angles[device] = send(self._angles[torch.device("cpu")], device)
+        return self._angles[device]
 
     @property
     def zero_terminal_snr(self) -> bool:
@@ -47,24 +54,27 @@ class VPProcess(Process):
 
     def angle(self, t: Tensor) -> Tensor:
         """The table's angle, linear between its entries; times outside the table are clamped to it."""
-        angles = self._angles.to(t.device)
+        angles = self._angles_on(t.device)
         t = t.double().clamp(0.0, self.t_max)
         low = t.floor().long().clamp(max=self.num_train_timesteps - 2)
-        return torch.lerp(angles[low], angles[low + 1], t - low)
+        return torch.lerp(
+            angles.take(low), angles.take(low + 1), t - low
+        )  # an index of no dimension would be waited for
 
     def time_at(self, angle: Tensor) -> Tensor:
         """The inverse of :meth:`angle`; angles outside the table are clamped to it."""
-        angles = self._angles.to(angle.device)
+        angles = self._angles_on(angle.device)
         angle = angle.double().clamp(angles[0], angles[-1])
         low = (torch.searchsorted(angles, angle.contiguous(), right=True) - 1).clamp(0, self.num_train_timesteps - 2)
-        return low + (angle - angles[low]) / (angles[low + 1] - angles[low])
+        before, after = angles.take(low), angles.take(low + 1)
+        return low + (angle - before) / (after - before)
 
     def alpha(self, t: Tensor) -> Tensor:
         """``sqrt(alphas_cumprod)``; exactly 0 at the end of a zero-terminal-SNR table."""
         angle = self.angle(t)
         alpha = torch.cos(angle)
         if self.zero_terminal_snr:  # cos(pi / 2) is 6e-17 in float64
-            alpha = torch.where(angle >= self._angles[-1].to(angle.device), 0.0, alpha)
+            alpha = torch.where(angle >= self._angles_on(angle.device)[-1], 0.0, alpha)
         return alpha
 
     def sigma(self, t: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ddx.device import send
 from ddx.kernels.cpu_bfloat16 import wide_products
 
 
@@ -83,7 +84,7 @@ class Autoencoding(ABC):
     def _channels(value: float | list[float], latents: Tensor) -> Tensor | float:
         if isinstance(value, int | float):
             return value
-        return torch.tensor(value, dtype=latents.dtype, device=latents.device)[:, None, None]
+        return send(torch.tensor(value, dtype=latents.dtype), latents.device)[:, None, None]
 
     def decode_pixels(self, latents: Tensor) -> Tensor:
         """Pixels ``[B, 3, H, W]`` about [-1, 1], in the autoencoder's dtype, of scaled latents; differentiable."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddx.device import send
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -40,9 +42,16 @@ class Condition:
         return self.mask.sum(dim=1)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Condition:
-        """The same condition on another device, its embeddings in another dtype; None keeps."""
-        pooled = None if self.pooled is None else self.pooled.to(device=device, dtype=dtype)
-        return Condition(self.tokens.to(device=device, dtype=dtype), self.mask.to(device=device), pooled)
+        """The same condition on another device, its embeddings in another dtype; None keeps.
+
+        Embeddings are copied as they are and converted where they arrive, and the host does not wait for either.
+        """
+
+        def moved(value: Tensor) -> Tensor:
+            return value if device is None else send(value, device)
+
+        pooled = None if self.pooled is None else moved(self.pooled).to(dtype=dtype)
+        return Condition(moved(self.tokens).to(dtype=dtype), moved(self.mask), pooled)
 
     def expand(self, num_rows: int) -> Condition:
         """One row seen as ``num_rows`` equal ones (no copy); a batch of that size is returned as it is."""

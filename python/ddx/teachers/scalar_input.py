@@ -14,6 +14,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ddx.device import send
+
 
 class ScalarEmbedder(nn.Module):
     """Fourier features of a number, then two linears; the output is 0 until the last one is trained."""
@@ -100,12 +102,19 @@ def scalar_input(
         return
     before = embedder.value, embedder.tangent
     device = embedder.last.weight.device
-    embedder.value = torch.as_tensor(value, dtype=torch.float32).to(device).reshape(-1)
-    embedder.tangent = None if tangent is None else torch.as_tensor(tangent, dtype=torch.float32).to(device).reshape(-1)
+    embedder.value = _numbers(value, device)
+    embedder.tangent = None if tangent is None else _numbers(tangent, device)
     try:
         yield
     finally:
         embedder.value, embedder.tangent = before
+
+
+def _numbers(value: Tensor | float, device: torch.device) -> Tensor:
+    """Return a number as float32 `[1]`, or one a row, `[B]`, without waiting for the device."""
+    if isinstance(value, Tensor):
+        return send(value, device).float().reshape(-1)
+    return torch.full((1,), value, dtype=torch.float32, device=device)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ddx.data.loader import Loader
+from ddx.device import send
 from ddx.methods.base import Batch
 from ddx.methods.draws import Draws
 from ddx.training.run import Run
@@ -36,10 +37,10 @@ def micro_batches(run: Run, data: Any, step: int) -> Iterator[Batch]:
     device, rows = run.ranks.device, len(data.latents)
     first = run.ranks.rank * run.rows_per_rank
     size = run.config.micro_batch_size or rows
-    x0 = run.teacher.scale(data.latents.to(device, non_blocking=True).float())
+    x0 = run.teacher.scale(send(data.latents, device).float())
     # float32 like the latents: on a CPU, autocast refuses to join the store's float16 to anything.
     condition = data.condition.to(device, torch.float32)
-    noise = run.store.noise(data.rows).to(device) if run.method.reads_pairs else None
+    noise = send(run.store.noise(data.rows), device) if run.method.reads_pairs else None
     neighbour: Tensor | None = None
     if run.method.reads_neighbours and run.config.batch_size > 1:  # a row alone has no other one
         neighbour = run.ranks.rolled(x0)

@@ -35,13 +35,17 @@ class Trained:
         return {f"{name}|{key}": value for name, p in self.named for key, value in state.get(p, {}).items()}
 
     def load_optimizer_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Restore what `optimizer_tensors` returned."""
+        """Restore what `optimizer_tensors` returned, each value where the optimiser itself keeps it."""
         named = dict(self.named)
+        groups = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
         for label, value in tensors.items():
             name, _, key = label.rpartition("|")
-            state = self.optimizer.state.setdefault(named[name], {})
-            # AdamW keeps its step counter in float32 beside the parameter, the moments in the parameter's dtype
-            state[key] = value.to(named[name].device).clone()
+            parameter = named[name]
+            group = groups[id(parameter)]
+            # torch keeps the count of steps on the host, where it is read in every step, unless the device counts
+            on_host = key == "step" and not (group.get("fused") or group.get("capturable"))
+            state = self.optimizer.state.setdefault(parameter, {})
+            state[key] = value.to("cpu" if on_host else parameter.device).clone()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the weights that training moves, and the buffers: without a frozen backbone, which others hold too."""

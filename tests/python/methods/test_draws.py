@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from ddx.methods.draws import Draws, mix
 from ddx.methods.time_sampling import grid_index, sample_positions
 
 
-def test_rows_draw_the_same_in_any_company() -> None:
-    together, alone = Draws(3, 5, range(8)), Draws(3, 5, [6])
+@pytest.mark.parametrize("by_counter", [False, True], ids=["generators", "counter"])
+def test_rows_draw_the_same_in_any_company(by_counter: bool) -> None:
+    together, alone = (Draws(3, 5, rows, by_counter=by_counter) for rows in (range(8), [6]))
+    assert not torch.equal(together.uniform(), together.uniform())
+    alone.uniform(), alone.uniform()
     assert torch.equal(together.uniform()[6:7], alone.uniform())
     assert torch.equal(together.normal(2, 3)[6:7], alone.normal(2, 3))
 
