@@ -16,7 +16,7 @@ from stores import write_pairs
 from watchdog import PATIENT
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)

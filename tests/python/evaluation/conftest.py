@@ -10,7 +10,7 @@ import torch
 from students import make_student
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> None:
     torch.set_num_threads(1)
 

@@ -64,7 +64,7 @@ class StopAt:
     def advance(self, n: int = 1, **stats: float | int | str) -> None:
         self.done += n
         if self.stage == self.target and self.done >= self.stop_at:
-            raise Interrupted
+            raise Interrupted(hint="run the same command again")
 
     def log(self, message: str) -> None: ...
 
