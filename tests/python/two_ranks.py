@@ -31,13 +31,12 @@ from ddx.training.trainer import Trainer
 from distilling import make_batch
 
 BALANCES = ("none", "norm", "project")
-# methods whose student has a second loss by itself; the correction of so few rows must be there
-SECOND: Mapping[str, Mapping[str, Any]] = {
-    "dmd": {},
+SECOND = ("dmd", "dmd2", "add", "sana-sprint", "freeflow")  # whose student has a second loss by itself
+# so few rows must have a correction, and an interval: the last matrix is that of its embedder
+OWN: Mapping[str, Mapping[str, Any]] = {
     "dmd2": {"num_steps": 2},
-    "add": {},
-    "sana-sprint": {},
     "freeflow": {"correction_share": 0.5},
+    "meanflow": {"same_time_share": 0.0},
 }
 
 
@@ -58,7 +57,7 @@ class Case:
 def cases() -> Iterator[Case]:
     """Yield every method alone and with a discriminator that is balanced; with each balance where a loss is its own."""
     for name, spec in {**METHODS, "preparation": trainable_spec("preparation")}.items():
-        own = SECOND.get(name, {})
+        own = OWN.get(name, {})
         yield from (Case(name, own, balance) for balance in (BALANCES if name in SECOND else BALANCES[:1]))
         if issubclass(spec.config, JudgedConfig):
             yield Case(name, {**own, "gan_weight": 0.1}, "norm")

@@ -1,11 +1,11 @@
 """How two losses of one network meet: added as they are, held at a ratio of gradient norms, or the second yielding.
 
-    norm      g = g1 + w g2,  w = ratio * EMA |g1| / EMA |g2|
+    norm      g = g1 + w g2,  w = ratio * EMA |g1| / EMA |g2|, norms taken on the last parameter with a matrix
     project   g = g1 + g2 - min(0, <g1, g2>) / |g1|^2 g1: what of the second opposes the first is taken out of it
 
 The first is the balance of Esser et al. 2021 (VQGAN's adaptive weight), with averaged norms; the second the primary and
-secondary form of Yu et al. 2020 (gradient surgery). g1 and g2 are the gradients of the global batch, by all weights of
-the network, so what a step does depends neither on its micro-batches nor on the number of ranks. Both must be there
+secondary form of Yu et al. 2020 (gradient surgery), over all weights of the network. g1 and g2 are the gradients of the
+global batch, so what a step does depends neither on its micro-batches nor on the number of ranks. Both must be there
 whole before they meet, which takes the memory of a second gradient.
 """
 
@@ -29,6 +29,8 @@ class LossBalance:
     def __init__(self, parameters: Sequence[nn.Parameter], config: DistillConfig, ranks: Ranks) -> None:
         self.parameters = list(parameters)
         self.kind, self.ratio, self.ranks = config.loss_balance, config.balance_ratio, ranks
+        matrices = [index for index, p in enumerate(self.parameters) if p.ndim >= 2]
+        self.measured = (matrices or list(range(len(self.parameters))))[-1]
         self.norms = torch.zeros(2, device=ranks.device)
         self._second: list[Tensor | None] | None = None
 
@@ -75,7 +77,7 @@ class LossBalance:
 
     def _weight(self, first: list[Tensor], second: list[Tensor]) -> Tensor:
         """Return w, after the averages have taken one step."""
-        now = torch.stack([_norm(first), _norm(second)])
+        now = torch.stack([first[self.measured].norm(), second[self.measured].norm()])
         known = torch.where(self.norms > 0.0, torch.lerp(now, self.norms, DECAY), now)
         self.norms.copy_(torch.where(torch.isfinite(known), known, self.norms))
         weight = self.ratio * self.norms[0] / self.norms[1].clamp(min=1e-12)
@@ -86,12 +88,8 @@ def _dense(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> 
     return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
 
 
-def _norm(gradients: list[Tensor]) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    return norm
-
-
 def _opposed(first: list[Tensor], second: list[Tensor]) -> Tensor:
     """Return ``min(0, <g1, g2>) / |g1|^2``."""
     along = torch.stack([(a * b).sum() for a, b in zip(first, second, strict=True)]).sum()
-    return along.clamp(max=0.0) / _norm(first).square().clamp(min=1e-20)
+    size = torch.stack([a.square().sum() for a in first]).sum()
+    return along.clamp(max=0.0) / size.clamp(min=1e-20)

@@ -52,15 +52,18 @@ def test_without_balance_they_are_added() -> None:
 
 def test_the_second_gradient_has_the_asked_share_of_the_first_s_norm_over_all_micro_batches() -> None:
     layer, balance, batches = make("norm")
-    whole = torch.cat(batches)
-    g1, g2 = (flat(gradients(layer, loss)) for loss in losses(layer, whole))
-    norms = torch.stack([g1.norm(), g2.norm()])
+
+    def both(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        g1, g2 = (gradients(layer, loss) for loss in losses(layer, x))
+        return flat(g1), flat(g2), torch.stack([g1[0].norm(), g2[0].norm()])  # on the last matrix
+
+    g1, g2, norms = both(torch.cat(batches))
     torch.testing.assert_close(step(layer, balance, batches), g1 + 0.25 * norms[0] / norms[1] * g2)
     torch.testing.assert_close(balance.state()["norms"], norms)
 
     again = batches[0]  # the averages take one step more, however many micro-batches it has
-    g1, g2 = (flat(gradients(layer, loss)) for loss in losses(layer, again))
-    norms = DECAY * norms + (1.0 - DECAY) * torch.stack([g1.norm(), g2.norm()])
+    g1, g2, now = both(again)
+    norms = DECAY * norms + (1.0 - DECAY) * now
     torch.testing.assert_close(step(layer, balance, list(again.split(1))), g1 + 0.25 * norms[0] / norms[1] * g2)
     torch.testing.assert_close(balance.state()["norms"], norms)
 
