@@ -112,8 +112,7 @@ check: $(STAMP)
 fuzz: $(STAMP)
 	DDX_FUZZ_SECONDS=$(FUZZ_SECONDS) PYO3_PYTHON=$(abspath $(BIN)/python) \
 	  cargo test --locked --release --workspace --test fuzz
-	DDX_FUZZ_SECONDS=$(FUZZ_SECONDS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -k encoding \
-	  tests/python/ingest/test_decoders.py
+	DDX_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python tests/python/fuzz_decoders.py
 
 bench: $(STAMP)
 	@$(BIN)/python -c 'import tomllib; o = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
