@@ -139,7 +139,7 @@ class FastDraws(Draws):
     """One generator for all rows: a mixture has hundreds of them a step, and needs none to be its own."""
 
     def __init__(self, seed: int, num_rows: int) -> None:
-        self.device = torch.device("cpu")
+        super().__init__(seed, 0, ())
         self._num_rows, self._generator = num_rows, torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
