@@ -23,6 +23,7 @@ from ddx.data.inspection.ledger import cure, read_ledger
 from ddx.data.inspection.statistics import bars, count_pictures, latent_moments, nice_step, quantile
 from ddx.data.precompute import precompute
 from ddx.data.store import Store
+from ddx.errors import DdxError
 from ddx.progress import NullProgress
 from picture_server import PictureServer, serve_pictures, write_urls
 from stores import finish
@@ -176,7 +177,9 @@ def test_a_page_without_a_fine_row_has_no_histograms(
     source = tmp_path / "bad.parquet"
     pq.write_table(pa.table({"image": [b"<script>alert(1)</script>"], "caption": ["a <b>cat"]}), source)
     config = PrecomputeConfig(teacher=str(teacher_folder), out=tmp_path / "bad.zarr", device="cpu")
-    found = inspect(precompute(config, [str(source)]), "--report", "--workspace", tmp_path, capsys=capsys)
+    with pytest.raises(DdxError, match="1 not_an_image"):
+        precompute(config, [str(source)])
+    found = inspect(tmp_path / "bad.zarr", "--report", "--workspace", tmp_path, capsys=capsys)
     page = Page(Path(found["report"]))
     assert page.sources == ["failures.png"]
     assert "<script>" in page.text, "what a file holds is shown as text"
