@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from ddx.cli.main import run
 from ddx.errors import DdxError, UsageError
@@ -186,6 +187,35 @@ def test_students_of_scenes_have_scenes_as_standard_prompts() -> None:
     assert standard_prompts({"teacher": "sana-tiny"}) == scene_prompts()
     assert standard_prompts({"teacher": "sana-600m"}) == STANDARD_PROMPTS
     assert standard_prompts({"validation_prompts": ["x"]}) == ("x",)
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_a_picture_that_is_not_finite_is_an_error_and_no_black_file(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = make_student("flow", tmp_path / "broken")
+    weights = student / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file({name: value * float("nan") for name, value in load_file(weights).items()}, weights)
+    line = {
+        "sample": ["--prompt", "a dog", "--out", str(tmp_path / "out")],
+        "evaluate": ["--num-images", "6", "--teacher-steps", "1", "--steps", "1", "--out", str(tmp_path / "out")],
+    }[command]
+    assert run([command, "--student", str(student), *line, "--workspace", str(tmp_path), "--device", "cpu"]) == 1
+    *_, error, hint = capsys.readouterr().err.strip().splitlines()
+    assert error == "error: broken draws a picture that is not finite" and "learning rate" in hint
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_a_teacher_given_as_a_student_is_called_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    student = make_student("flow", tmp_path / "tiny")
+    write_run(tmp_path / "tiny-teacher", {"kind": "teacher"}, finished=True)
+    for given in ("sana-tiny", str(tmp_path / "tiny-teacher")):
+        assert run(["sample", "--student", given, "--workspace", str(tmp_path)]) == 2
+        *_, error, hint = capsys.readouterr().err.strip().splitlines()
+        assert given in error and "a teacher, not a student" in error and f"--teacher {given}" in hint
+    (student / "run.json").unlink()  # it no longer says what it is
+    assert run(["sample", "--student", str(student), "--prompt", "a dog", "--workspace", str(tmp_path)]) == 0
+    assert f"{student} has no run.json of a student" in capsys.readouterr().err
 
 
 def test_the_grid_places_every_picture() -> None:
