@@ -94,7 +94,9 @@ pub(super) fn gather(
     if *first_counts {
         captions.push(Cell::List(texts), 1);
     } else {
-        texts.into_iter().for_each(|text| captions.push(text, 1));
+        for text in texts {
+            captions.push(text, 1);
+        }
     }
     captions.finish(|| {
         let stem = image.file_stem().unwrap_or_default().to_string_lossy();

@@ -200,7 +200,9 @@ fn contents(folder: &Path, all: Vec<PathBuf>, mut left_out: LeftOut, notes: &mut
     }
     // Beside a table lie the images that it names; a tar has its own.
     if best.is_some_and(|rank| rank < 2) {
-        images.iter().for_each(|path| left_out.add("files beside those that are read", Some(path)));
+        for path in &images {
+            left_out.add("files beside those that are read", Some(path));
+        }
     }
     let is_table = best.is_some();
     if !is_table && images.is_empty() {
