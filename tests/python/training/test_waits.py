@@ -70,7 +70,7 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tup
         patch.setattr(torch, "is_autocast_enabled", lambda *device: False)  # which has no form without data
         for kind in ("flow", "eps"):
             folder = tmp_path_factory.mktemp(kind) / "pipeline"
-            host, device = make_teacher(kind, folder), load_teacher(folder, device=META)
+            host, device = make_teacher(kind, folder), load_teacher(folder, device=META, dtype="float32")
             null = host.null_condition().to(META)
             patch.setattr(device, "null_condition", lambda null=null: null)
             found[kind] = host, device
