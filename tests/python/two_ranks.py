@@ -95,6 +95,8 @@ def compare(teacher: Teacher, rank: int, world: int) -> dict[str, dict[str, floa
     """Return how far an update together is from the one alone, for this rank's share of the cases."""
     together, alone = Ranks(rank, world), Ranks()
     found: dict[str, dict[str, float]] = {}
+    whole, own = torch.arange(4.0)[:, None], slice(2 * rank, 2 * rank + 2)
+    assert torch.equal(together.rolled(whole[own]), whole.roll(1, 0)[own])
     every = list(cases())
     for group in (every[start : start + world] for start in range(0, len(every), world)):
         ours = [

@@ -50,15 +50,14 @@ def test_two_ranks_and_micro_batches_train_as_one_batch_does(teacher_folder: Pat
     assert shard_bytes(tmp_path / "together.zarr") == shard_bytes(made_alone)
     alone = runs.run(teacher_folder, store, tmp_path / "alone", **RUN)
     (together,) = (tmp_path / "together" / "students").iterdir()
-    losses = [[line["loss"] for line in runs.lines(student)] for student in (alone, together)]
-    norms = [[line["grad_norm"] for line in runs.lines(student)] for student in (alone, together)]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-    assert norms[1] == pytest.approx(norms[0], rel=1e-3)
-    ours, theirs = runs.tensors(together), runs.tensors(alone)
-    assert "discriminator/heads.0.inside.weight" in theirs
-    for name, value in theirs.items():
+    for name, gap in (("loss", 1e-4), ("discriminator_loss", 1e-4), ("grad_norm", 1e-3)):
+        ours, theirs = ([line[name] for line in runs.lines(student)] for student in (together, alone))
+        assert ours == pytest.approx(theirs, rel=gap), name
+    found, expected = runs.tensors(together), runs.tensors(alone)
+    assert "discriminator/heads.0.inside.weight" in expected
+    for name, value in expected.items():
         if name.startswith(("student/", "discriminator/")):
-            assert (ours[name] - value).norm() <= 1e-3 * value.norm() + 1e-5, name
+            assert (found[name] - value).norm() <= 1e-4 * value.norm() + 1e-6, name
 
 
 def test_a_device_that_is_not_there_is_named() -> None:
