@@ -71,7 +71,7 @@ $(STAMP): $(SOURCES)
 	  o = p["optional-dependencies"]; print(*p["dependencies"], *o["test"], *[r for r in o["dev"] if "[" not in r], sep="\n")' \
 	  >"$(VENV)/requirements.txt"; \
 	$(BIN)/python -m pip install --quiet --no-compile -r "$(VENV)/requirements.txt" || { kill $$core; exit 1; }; \
-	$(BIN)/python -m compileall -q -j $(JOBS) $(VENV)/lib python tests >/dev/null 2>&1 || true; \
+	$(BIN)/python -m compileall -q -j $(JOBS) $(VENV)/lib python cli kernels tests >/dev/null 2>&1 || true; \
 	wait $$core || { tail -40 "$$log" >&2; echo "error: the Rust side does not compile" >&2; exit 1; }; \
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
 	@touch $@
