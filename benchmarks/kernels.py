@@ -67,7 +67,7 @@ def saved_activations() -> dict[str, dict[str, float]]:
     """What a block of the 600M model keeps, in activations of bfloat16; nothing where only torch is installed."""
     if importlib.util.find_spec("diffusers") is None:
         return {}
-    from ddx.teachers.sana_fused import fuse
+    from ddx.teachers.families.sana_fused import fuse
 
     return {
         str(size): {name: in_activations(size, prepare) for name, prepare in (("stock", None), ("ours", fuse))}

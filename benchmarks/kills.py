@@ -49,7 +49,7 @@ MOMENTS = ("at a record", "a little later", "inside a part", "inside a part")
 # Every row has a slot: rows that trickle would keep those that wait for a further try out for ever.
 SLOTS = str(NUM_ROWS)
 PRELOADED = (
-    *("ddx.cli.precompute", "ddx.data.precompute.run", "ddx.teachers.sana", "zarr", "pyarrow.dataset"),
+    *("ddx.cli.precompute", "ddx.data.precompute.run", "ddx.teachers.families.sana", "zarr", "pyarrow.dataset"),
     *("diffusers.pipelines.sana.pipeline_sana", "transformers.models.gemma2.modeling_gemma2"),
 )
 OPTIONS = (

@@ -17,7 +17,7 @@ from pathlib import Path
 from watchdog import WATCHDOG_S
 
 IMPORTED = (
-    *("ddx.cli.precompute", "ddx.cli.merge", "ddx.data.precompute", "ddx.data.merge", "ddx.teachers.sana"),
+    *("ddx.cli.precompute", "ddx.cli.merge", "ddx.data.precompute", "ddx.data.merge", "ddx.teachers.families.sana"),
     *("diffusers.pipelines.sana.pipeline_sana", "diffusers.models.autoencoders.autoencoder_dc"),
     *("diffusers.models.transformers.sana_transformer", "transformers.models.gemma2.modeling_gemma2"),
 )

@@ -9,7 +9,7 @@ import torch
 
 from ddx.run_record import versions, write_run
 from ddx.teachers.base import Teacher
-from ddx.teachers.families import open_teacher
+from ddx.teachers.families.table import open_teacher
 from ddx.teachers.hub import local_source
 from ddx.teachers.registry import load_teacher
 from pipelines import make_sana, make_stable_diffusion

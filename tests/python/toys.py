@@ -17,7 +17,7 @@ from ddx.methods.draws import Draws
 from ddx.process import PredictionKind, Process
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
-from ddx.teachers.scalar_input import ScalarEmbedder
+from ddx.teachers.extra_input import ScalarEmbedder
 
 LATENTS = (3, 2, 2)
 WEIGHTS = ("w1", "b1", "w2", "b2")
@@ -115,7 +115,7 @@ class ToyTeacher(Teacher):
     def null_condition(self) -> Condition:
         return self.condition(torch.tensor([NULL]))
 
-    def latent_shape(self, resolution: int | None = None) -> tuple[int, int, int]:
+    def latent_shape(self, size: Any = None) -> tuple[int, int, int]:
         return LATENTS
 
     # what a loss has no use for
@@ -137,7 +137,7 @@ class ToyTeacher(Teacher):
     def feature_layers(self, network: nn.Module) -> list[nn.Module]:
         raise NotImplementedError
 
-    def sampling_scheduler(self, num_steps: int) -> Any:
+    def sampling_scheduler(self, num_steps: int, latent_shape: tuple[int, ...]) -> Any:
         raise NotImplementedError
 
     def student_scheduler(self, sampler: Any = "consistency") -> Any:

@@ -1,6 +1,6 @@
 """What two processes under `torchrun` do for `training/test_two_ranks.py`: every method's update, and one real run.
 
-    torchrun --nproc-per-node 2 two_ranks.py TEACHER OUT -- the arguments of ddx
+    torchrun --nproc-per-node 2 two_ranks.py TEACHER OUT every|few [the arguments of ddx, as JSON]
 
 Both take a step of every case together, each on its rows and in micro-batches of one. The same step alone, of all rows
 at once, is taken by one of them. OUT/<rank>.json has the relative difference of the update by case and network.
@@ -54,14 +54,24 @@ class Case:
         return f"{self.method} {beside}, balance {self.balance}, rank {self.lora_rank}"
 
 
-def cases() -> Iterator[Case]:
-    """Yield every method alone and with a discriminator that is balanced; with each balance where a loss is its own."""
+FEW = (("sana-sprint", "norm"), ("freeflow", "norm"), ("dmd2", "project"), ("scm", "none"), ("meanflow", "none"))
+
+
+def cases(*, every: bool) -> Iterator[Case]:
+    """Yield every method alone and with a discriminator that is balanced; with each balance where a loss is its own.
+
+    Not `every`: methods between whom each of the ways occurs by which rows of a batch meet.
+    """
+    judge = {"gan_weight": 0.1, "heads": "attention", "gan_loss": "relativistic", "r1_weight": 0.1}
+    if not every:
+        yield from (Case(name, OWN.get(name, {}), balance) for name, balance in FEW)
+        yield Case("lcm", judge, "norm", lora_rank=4)
+        return
     for name, spec in {**METHODS, "preparation": trainable_spec("preparation")}.items():
         own = OWN.get(name, {})
         yield from (Case(name, own, balance) for balance in (BALANCES if name in SECOND else BALANCES[:1]))
         if issubclass(spec.config, JudgedConfig):
             yield Case(name, {**own, "gan_weight": 0.1}, "norm")
-    judge = {"gan_weight": 0.1, "heads": "attention", "gan_loss": "relativistic", "r1_weight": 0.1}
     yield from (Case("lcm", judge, balance, lora_rank=4) for balance in BALANCES)
 
 
@@ -91,14 +101,14 @@ def update(case: Case, teacher: Teacher, ranks: Ranks, rows: list[slice]) -> dic
     return found
 
 
-def compare(teacher: Teacher, rank: int, world: int) -> dict[str, dict[str, float]]:
+def compare(teacher: Teacher, rank: int, world: int, *, every: bool) -> dict[str, dict[str, float]]:
     """Return how far an update together is from the one alone, for this rank's share of the cases."""
     together, alone = Ranks(rank, world), Ranks()
     found: dict[str, dict[str, float]] = {}
     whole, own = torch.arange(4.0)[:, None], slice(2 * rank, 2 * rank + 2)
     assert torch.equal(together.rolled(whole[own]), whole.roll(1, 0)[own])
-    every = list(cases())
-    for group in (every[start : start + world] for start in range(0, len(every), world)):
+    chosen = list(cases(every=every))
+    for group in (chosen[start : start + world] for start in range(0, len(chosen), world)):
         ours = [
             update(case, teacher, together, [slice(2 * rank + k, 2 * rank + k + 1) for k in (0, 1)]) for case in group
         ]
@@ -112,17 +122,17 @@ def compare(teacher: Teacher, rank: int, world: int) -> dict[str, dict[str, floa
     return found
 
 
-def main(teacher: Path, out: Path, lines: list[list[str]]) -> int:
+def main(teacher: Path, out: Path, every: bool, lines: list[list[str]]) -> int:
     """Write the differences, then do what the command lines say."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
     # a group of its own: that of the run is the run's to begin and to end
     dist.init_process_group("gloo", init_method=(out / "group").as_uri(), rank=rank, world_size=world)
-    found = compare(load_teacher(teacher, device="cpu"), rank, world)
+    found = compare(load_teacher(teacher, device="cpu"), rank, world, every=every)
     dist.destroy_process_group()
     (out / f"{rank}.json").write_text(json.dumps(found))
     return next((code for line in lines if (code := run(line))), 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])))
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "every", json.loads(sys.argv[4])))

@@ -17,8 +17,8 @@ from ddx.bench.case import Size
 from ddx.kernels.consistency import consistency_loss, consistency_loss_reference
 from ddx.kernels.scm_tangent import scm_loss, scm_loss_reference
 from ddx.kernels.sid import sid_loss, sid_loss_reference
-from ddx.teachers.sana_dual import dual_forward
-from ddx.teachers.sana_fused import fuse
+from ddx.teachers.families.sana_dual import dual_forward
+from ddx.teachers.families.sana_fused import fuse
 
 GUIDANCE = 4.5
 SIGMA_DATA = 0.5

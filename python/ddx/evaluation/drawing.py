@@ -118,7 +118,7 @@ class Painter:
         from ddx.teachers.components import content_hash
 
         if self._hash is None:
-            parts = (teacher.denoiser_part, "vae", "text_encoder", "tokenizer", "scheduler")
+            parts = (teacher.denoiser_part, *teacher.stored_parts, "scheduler")
             self._hash = content_hash(teacher.source_info, parts)
         return self._hash
 

@@ -84,7 +84,6 @@ def evaluate(
     """
     from ddx.evaluation.report import write_report
     from ddx.sampling.pipeline import StudentPipeline
-    from ddx.teachers.truncation import cut
 
     workspace, progress = workspace or Workspace(), progress or NullProgress()
     folder, teacher = open_both(config, workspace, progress)
@@ -94,7 +93,7 @@ def evaluate(
     prompts = (*tests.prompts, *tests.diversity_prompts)
     unique = list(dict.fromkeys(prompts))
     for number, prompt in enumerate(unique if config.prompts is not None else (), start=1):
-        if (too_long := cut(teacher.tokenizer(), teacher.source_info.pipeline, prompt)) is not None:
+        if (too_long := teacher.cut(prompt)) is not None:
             progress.log(f"prompt {number} is too long: {too_long}")
     conditions = dict(zip(unique, teacher.encode_text(unique), strict=True))
     requests = Requests(

@@ -19,7 +19,7 @@ from ddx.methods.base import Batch, bare
 from ddx.methods.config import FlowConfig, above_zero
 from ddx.methods.flow_view import FlowView, rows
 from ddx.teachers.condition import Condition
-from ddx.teachers.scalar_input import moved_inputs
+from ddx.teachers.extra_input import moved_inputs
 
 DERIVATIVES = ("dual", "finite")
 

@@ -1,4 +1,4 @@
-"""Guidance, and the length of a step, as inputs of a student; see :mod:`ddx.teachers.scalar_input`.
+"""Guidance, and the length of a step, as inputs of a student; see :mod:`ddx.teachers.extra_input`.
 
 guidance  the scale s of ``uncond + s (cond - uncond)``
 interval  how far the student jumps, ``t - r`` in positions of the sampler (1 is all the way from noise to picture); its
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ddx.networks.lora import plain_state
 from ddx.teachers.base import Teacher
-from ddx.teachers.scalar_input import ScalarEmbedder, add_embedder, find_embedder, scalar_input
+from ddx.teachers.extra_input import ScalarEmbedder, add_embedder, find_embedder, scalar_input
 
 GUIDANCE = "guidance_embedder"
 INTERVAL = "interval_embedder"

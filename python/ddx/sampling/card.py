@@ -104,7 +104,7 @@ def _more_steps(student: StudentFolder) -> str:
 
 
 def _how_equal(student: StudentFolder) -> str:
-    if not student.pipeline_class.startswith("Sana"):
+    if not (student.family and student.family.has_kernels):
         return "bit for bit on the same device."
     return (
         "bit for bit on a processor, and on a GPU with `DDX_KERNELS=torch`. Without that ddx runs kernels of its own "
@@ -137,8 +137,10 @@ def _low_rank(student: StudentFolder, prompt: str) -> str:
             "A part of it is a bias, which peft adds but does not merge: instead of `fuse_lora()` open this folder, "
             "whose pipeline is the merged one."
         )
-    loaders = "ComfyUI's SANA nodes" if student.pipeline_class.startswith("Sana") else "ComfyUI and A1111"
-    notes.append(f"`{COMFYUI_FILE}` is the same for {loaders}; draw with a guidance (cfg) of 1.")
+    if student.family:
+        notes.append(
+            f"`{COMFYUI_FILE}` is the same for {student.family.lora_programs}; draw with a guidance (cfg) of 1."
+        )
     return "\n\n".join(["## Onto the teacher", *sentences, " ".join(notes)])
 
 

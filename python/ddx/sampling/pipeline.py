@@ -5,7 +5,9 @@ Pictures are drawn one by one unless asked otherwise: batched arithmetic rounds 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
+    from ddx.teachers.base import Teacher
     from ddx.teachers.condition import Condition
+    from ddx.teachers.size import Size
     from ddx.teachers.truncation import Cut
 
 
@@ -31,7 +35,6 @@ class StudentPipeline:
 
         from ddx.device import find_device
         from ddx.teachers.components import no_progress_bars
-        from ddx.teachers.sana_fused import fuse_if_faster
 
         self.files = StudentFolder(folder)
         self.device = find_device(device)
@@ -50,11 +53,30 @@ class StudentPipeline:
             ) from error
         self.pipeline.set_progress_bar_config(disable=True)
         self.pipeline.to(self.device)
-        if getattr(self.pipeline, "transformer", None) is not None:
-            fuse_if_faster(self.pipeline.transformer)
+        self.adapter = self._open_adapter()
+        if self.adapter is not None:
+            self.adapter.fast(self.denoiser)
         self._refuse_what_is_not_finite()
         self.guidance = self.files.guidance
         self._weights_of = self.files.folder.resolve()
+
+    @property
+    def denoiser(self) -> Any:
+        """The student's network."""
+        return getattr(self.pipeline, self.files.denoiser_part)
+
+    def _open_adapter(self) -> Teacher | None:
+        """What ddx knows of the family, None of one without an adapter. The tokenizers are not read again."""
+        from ddx.teachers.families.table import find_family, open_teacher
+        from ddx.teachers.hub import local_source
+
+        if find_family(self.files.pipeline_class) is None:
+            return None
+        adapter = open_teacher(local_source(self.files.folder), device=self.device, dtype=self.pipeline.dtype)
+        for part, component in self.pipeline.components.items():
+            if part.startswith("tokenizer") and component is not None:
+                adapter.use_part(part, component)
+        return adapter
 
     def _refuse_what_is_not_finite(self) -> None:
         """Look at decoded pictures before the pipeline rounds them: in 8 bits NaN is black."""
@@ -78,16 +100,16 @@ class StudentPipeline:
             raise UsageError(
                 f"{self.files.name} does not say which guidance its weights hold", hint="leave --guidance away"
             )
-        if abs(guidance - self.guidance) >= 1e-9:
-            denoiser = getattr(self.pipeline, self.files.denoiser_part)
-            refold_guidance(self.files, denoiser, guidance, folded=self.guidance)
-            self.guidance = guidance
+        if abs(guidance - self.guidance) < 1e-9:
+            return
+        if not self.files.call.embedded_guidance:
+            linear = None if self.adapter is None else self.adapter.time_embedding_linear(self.denoiser)
+            refold_guidance(self.files, linear, guidance, folded=self.guidance)
+        self.guidance = guidance
 
     def cut(self, prompt: str) -> Cut | None:
         """Return what the pipeline leaves out of a prompt that is too long for it."""
-        from ddx.teachers.truncation import cut
-
-        return cut(self.pipeline.tokenizer, self.files.pipeline_class, prompt)
+        return None if self.adapter is None else self.adapter.cut(prompt)
 
     def draw(
         self,
@@ -95,7 +117,7 @@ class StudentPipeline:
         seeds: Sequence[int],
         steps: int,
         *,
-        resolution: int | None = None,
+        resolution: Size | None = None,
         together: bool = False,
     ) -> list[Image]:
         """Return one picture for each prompt and seed: one by one, or in one batch with a generator a picture."""
@@ -108,38 +130,51 @@ class StudentPipeline:
         return pictures
 
     def draw_conditions(
-        self, condition: Condition, seeds: Sequence[int], steps: int, *, resolution: int | None = None
+        self, condition: Condition, seeds: Sequence[int], steps: int, *, resolution: Size | None = None
     ) -> NDArray[np.uint8]:
         """Return pictures uint8 `[B, H, W, 3]` of encoded prompts: the same call in one batch, its text read before."""
         import numpy as np
 
         arguments = self._arguments(steps, resolution)
-        arguments["prompt_embeds"] = condition.tokens.to(self.device, self.pipeline.text_encoder.dtype)
-        if self.files.pipeline_class.startswith("Sana"):
-            arguments["prompt_attention_mask"] = condition.mask.to(self.device)
+        arguments |= self.files.call.text(condition, self.device, self.pipeline.text_encoder.dtype)
         pictures = self._call(prompt=None, generator=[_generator(seed) for seed in seeds], **arguments)
         return np.stack([np.asarray(picture) for picture in pictures])
+
+    @contextmanager
+    def _seeded_steps(self, generator: Any) -> Iterator[None]:
+        """Hand the generator to the scheduler, for pipelines that do not: its fresh noise would be unseeded."""
+        if self.files.call.seeds_steps:
+            yield
+            return
+        scheduler = self.pipeline.scheduler
+        own = scheduler.step
+        scheduler.step = partial(own, generator=generator)
+        try:
+            yield
+        finally:
+            del scheduler.step
 
     def _load_for(self, steps: int) -> None:
         """Take the weights that were folded for this number of steps, where they depend on it."""
         folder = self.files.for_steps(steps)
         if folder.resolve() == self._weights_of:
             return
-        getattr(self.pipeline, self.files.denoiser_part).load_state_dict(self.files.weights(folder))
+        self.denoiser.load_state_dict(self.files.weights(folder))
         self._weights_of = folder.resolve()
         asked, self.guidance = self.guidance, self.files.guidance
         if asked is not None:  # these weights hold the one that was exported
             self.set_guidance(asked)
 
-    def _arguments(self, steps: int, resolution: int | None) -> dict[str, Any]:
+    def _arguments(self, steps: int, resolution: Size | None) -> dict[str, Any]:
         self._load_for(steps)
-        return self.files.call_arguments(steps, resolution=resolution)
+        return self.files.call_arguments(steps, resolution=resolution, guidance=self.guidance)
 
     def _call(self, **arguments: Any) -> list[Image]:
         import torch
 
         try:
-            pictures: list[Image] = self.pipeline(**arguments).images
+            with self._seeded_steps(arguments["generator"]):
+                pictures: list[Image] = self.pipeline(**arguments).images
         except torch.OutOfMemoryError as error:
             raise DdxError(
                 "the device ran out of memory", hint="give a smaller --batch-size or --resolution"

@@ -16,16 +16,9 @@ if TYPE_CHECKING:
 
     from ddx.sampling.student import StudentFolder
 
-# The last linear of the time embedder in each family's denoiser.
-_TIME_LINEARS = (
-    "time_embed.emb.timestep_embedder.linear_2",
-    "time_embed.timestep_embedder.linear_2",
-    "time_embedding.linear_2",
-)
 
-
-def refold_guidance(student: StudentFolder, network: nn.Module, guidance: float, folded: float) -> None:
-    """Fold `guidance` into `network`, an exported denoiser of the student that holds `folded`, in place.
+def refold_guidance(student: StudentFolder, linear: nn.Linear | None, guidance: float, folded: float) -> None:
+    """Fold `guidance` into a denoiser of the student that holds `folded`, in place; `linear` ends its time embedding.
 
     Raises UsageError for a scale outside the range that was trained, DdxError where the student takes no guidance or
     its checkpoints are gone.
@@ -45,15 +38,14 @@ def refold_guidance(student: StudentFolder, network: nn.Module, guidance: float,
             hint=f"--guidance {min(max(guidance, trained[0]), trained[1]):g}",
         )
     stored = _stored_embedder(student.folder)
-    if not stored:
+    if not stored or linear is None:
         raise DdxError(
             f"the checkpoints of {student.name} are not there to fold guidance {guidance:g} from; {shipped}",
             hint="leave --guidance away, or keep the student's checkpoints folder beside it",
         )
-    layers = dict(network.named_modules())
-    bias = next(layers[name] for name in _TIME_LINEARS if name in layers).get_parameter("bias")
+    assert linear is not None
     with torch.no_grad():
-        bias.add_((_embedding(stored, guidance) - _embedding(stored, folded)).to(bias.device))
+        linear.bias.add_((_embedding(stored, guidance) - _embedding(stored, folded)).to(linear.bias.device))
 
 
 def _embedding(stored: dict[str, Tensor], guidance: float) -> Tensor:

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from ddx.errors import DdxError, UsageError
 from ddx.run_record import read_run
+from ddx.teachers.families.table import Family, find_family
+from ddx.teachers.pipeline_call import PipelineCall
 from ddx.teachers.registry import TEACHERS
+from ddx.teachers.size import Size, height_and_width
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +68,16 @@ class StudentFolder:
     def name(self) -> str:
         """The folder's name."""
         return self.folder.resolve().name
+
+    @property
+    def family(self) -> Family | None:
+        """Its family, None of a pipeline without an adapter."""
+        return find_family(self.pipeline_class)
+
+    @property
+    def call(self) -> PipelineCall:
+        """How its pipeline is called."""
+        return self.family.call if self.family else PipelineCall()
 
     @property
     def remark(self) -> str | None:
@@ -128,6 +141,8 @@ class StudentFolder:
         """The side in pixels of the pictures that the student was trained on."""
         if self.record.get("resolution"):
             return int(self.record["resolution"])
+        if self.family and self.family.resolution:
+            return self.family.resolution
         denoiser = _read_json(self.folder / self.denoiser_part / "config.json")
         vae = _read_json(self.folder / "vae" / "config.json")
         widths = vae.get("encoder_block_out_channels") or vae.get("block_out_channels") or [0]
@@ -142,21 +157,25 @@ class StudentFolder:
     def component_dtypes(self, dtype: str = "auto") -> dict[str, str]:
         """Return the torch dtype by component, "default" first; "auto" is what the denoiser was saved in.
 
-        SANA's autoencoder and Gemma overflow in float16, so they run in bfloat16 beside a float16 transformer.
+        Some families' autoencoders and text encoders overflow in float16: they run in bfloat16 beside the denoiser.
         """
         chosen = _DTYPE_OF_OPTION.get(dtype) or self._saved_dtype()
-        if chosen == "float16" and self.pipeline_class.startswith("Sana"):
+        if chosen == "float16" and self.call.half_alone:
             return {"default": "bfloat16", self.denoiser_part: chosen}
         return {"default": chosen}
 
-    def call_arguments(self, steps: int, *, resolution: int | None = None) -> dict[str, Any]:
+    def call_arguments(
+        self, steps: int, *, resolution: Size | None = None, guidance: float | None = None
+    ) -> dict[str, Any]:
         """Return the keyword arguments, beside prompt and generator, of the pipeline's call for `steps` steps.
+
+        `guidance` is the student's, if not that of its weights.
 
         Flow students: a scheduler with shift 1, and explicit sigmas `1, (n-1)/n, …, 1/n`, times the first one where
         that is below 1; its own grids would end at the smallest sigma and waste the last step. VP students: equal steps
         down from the first timestep where that is known, else LCM's grid for that number of steps.
         """
-        side = resolution or self.resolution
+        height, width = height_and_width(resolution or self.resolution)
         arguments: dict[str, Any] = {"num_inference_steps": steps}
         self._check_steps(steps)
         shares = [(steps - step) / steps for step in range(steps)]
@@ -165,10 +184,8 @@ class StudentFolder:
             arguments["sigmas"] = [first * share for share in shares]
         elif "first_timestep" in self.record and self.scheduler_class == "LCMScheduler":
             arguments["timesteps"] = [round((self.record["first_timestep"] + 1) * share - 1) for share in shares]
-        arguments |= {"guidance_scale": 1.0, "height": side, "width": side}
-        if self.pipeline_class == "SanaPipeline":
-            arguments["use_resolution_binning"] = False
-        return arguments
+        arguments |= self.call.guidance(self.guidance if guidance is None else guidance)
+        return {**arguments, "height": height, "width": width, **self.call.always}
 
     def _check_steps(self, steps: int) -> None:
         """Raise UsageError for more steps than the scheduler has noise levels."""

@@ -32,13 +32,14 @@ class Autoencoding(ABC):
     @property
     def scaling_factor(self) -> float | list[float]:
         """What raw latents are multiplied with (one value, or one a channel)."""
-        factor: float | list[float] = self.vae_config.get("scaling_factor") or 1.0
-        return factor
+        factor: float = self.vae_config.get("scaling_factor") or 1.0
+        deviations = self.vae_config.get("latents_std")
+        return [factor / deviation for deviation in deviations] if deviations else factor
 
     @property
     def shift_factor(self) -> float | list[float]:
         """What is subtracted from raw latents before they are scaled."""
-        shift: float | list[float] = self.vae_config.get("shift_factor") or 0.0
+        shift: float | list[float] = self.vae_config.get("latents_mean") or self.vae_config.get("shift_factor") or 0.0
         return shift
 
     def _products(self, dtype: torch.dtype) -> AbstractContextManager[Any]:
@@ -47,12 +48,25 @@ class Autoencoding(ABC):
             dtype = torch.get_autocast_dtype(self.device.type)
         return wide_products(self.device, dtype)
 
-    @abstractmethod
-    def _encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What :meth:`encode_posterior` returns, of ``[B, 3, H, W]`` in [-1, 1]."""
+    @property
+    def compression(self) -> int:
+        """Pixels a side of one latent cell."""
+        return int(2 ** (len(self.vae_config["block_out_channels"]) - 1))
 
-    has_posterior: ClassVar[bool] = False
+    has_posterior: ClassVar[bool] = True
     """Whether the autoencoder gives a distribution of latents, and not just one."""
+
+    def _encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What :meth:`encode_posterior` returns, of ``[B, 3, H, W]`` in [-1, 1]. Default: of an AutoencoderKL."""
+        vae: Any = self.vae()
+        posterior = vae.encode(pixels, return_dict=False)[0]
+        return posterior.mode(), posterior.logvar
+
+    def _decode_latents(self, latents: Tensor) -> Tensor:
+        """Pixels ``[B, 3, H, W]`` about [-1, 1] of unscaled latents."""
+        vae: Any = self.vae()
+        pixels: Tensor = vae.decode(latents, return_dict=False)[0]
+        return pixels
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Unscaled latents, float32 ``[B, C, h, w]``, of uint8 pictures ``[B, H, W, 3]`` (tensor or array)."""
@@ -88,10 +102,8 @@ class Autoencoding(ABC):
 
     def decode_pixels(self, latents: Tensor) -> Tensor:
         """Pixels ``[B, 3, H, W]`` about [-1, 1], in the autoencoder's dtype, of scaled latents; differentiable."""
-        vae: Any = self.vae()
         with self._products(self.vae_dtype):
-            pixels: Tensor = vae.decode(self.unscale(latents.to(self.device, self.vae_dtype)), return_dict=False)[0]
-        return pixels
+            return self._decode_latents(self.unscale(latents.to(self.device, self.vae_dtype)))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

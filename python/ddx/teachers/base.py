@@ -7,7 +7,7 @@ A family adapter is the only place that knows a model's quirks. Everything outsi
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from ddx.process import PredictionKind, Process
 from ddx.teachers.condition import Condition
+from ddx.teachers.extra_input import moved_inputs
 from ddx.teachers.features import as_map, outputs_of
 from ddx.teachers.opened import OpenPipeline
-from ddx.teachers.scalar_input import moved_inputs
+from ddx.teachers.size import Size
+from ddx.teachers.truncation import Cut, cut
 
 Sampler = Literal["consistency", "ode", "own"]
 """How a saved network draws: fresh noise at each step, an ODE, or as its teacher's own scheduler does."""
@@ -45,7 +47,7 @@ class Teacher(OpenPipeline):
         """:meth:`predict`, and its exact derivative along ``(dx_t, dt)``: both float32 ``[B, C, h, w]``, no gradients.
 
         dx_t: shaped as x_t; dt: float64, shaped as t. ``network`` is the bare one, not its data-parallel wrapper.
-        Numbers that are fed with a tangent (:mod:`ddx.teachers.scalar_input`) move along. A derivative by time needs a
+        Numbers that are fed with a tangent (:mod:`ddx.teachers.extra_input`) move along. A derivative by time needs a
         family whose network takes times between the integers.
         """
         from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -78,6 +80,10 @@ class Teacher(OpenPipeline):
         scale = guidance
         if isinstance(scale, Tensor):
             scale = scale.to(device=cond.device, dtype=cond.dtype).reshape(-1, *(1,) * (cond.ndim - 1))
+        return self.combine(uncond, cond, scale)
+
+    def combine(self, uncond: Tensor, cond: Tensor, scale: Tensor | float) -> Tensor:
+        """Two predictions ``[B, C, h, w]`` as one; the family's pipeline may limit what comes out."""
         return uncond + scale * (cond - uncond)
 
     @abstractmethod
@@ -88,12 +94,24 @@ class Teacher(OpenPipeline):
     def null_condition(self) -> Condition:
         """What the family's pipeline computes for the empty negative prompt: one row, trimmed."""
 
+    def cut(self, text: str) -> Cut | None:
+        """What the encoders do not read of a text that is too long for them, None where they read all of it."""
+        tokenizer = self.tokenizer()
+        return cut(tokenizer, text, tokenizer.model_max_length - tokenizer.num_special_tokens_to_add())
+
+    def fast(self, network: nn.Module) -> nn.Module:
+        """The denoiser with the kernels that the family has for its device, put in where they are faster."""
+        return network
+
     @abstractmethod
     def time_embedding_linear(self, network: nn.Module) -> nn.Linear:
         """The last linear of the timestep embedder.
 
         Its output is where other embeddings are added, and its bias is where a constant one is folded in.
         """
+
+    folds_numbers: ClassVar[bool] = True
+    """Whether that linear has a bias: else students take no further numbers, such as a guidance or an interval."""
 
     lora_targets: ClassVar[tuple[str, ...]]  # the layers that low-rank students train, by the ends of their names
 
@@ -112,21 +130,29 @@ class Teacher(OpenPipeline):
         """The outputs ``[B, C_k, h_k, w_k]`` of :meth:`feature_layers` in a :meth:`predict`; differentiable by x_t."""
         with outputs_of(self.feature_layers(network)) as found:
             self.predict(network, x_t, t, condition)
-        return [as_map(value, x_t) for value in found]
+        return [as_map(self.picture_part(value, x_t, condition), x_t) for value in found]
+
+    def picture_part(self, output: Any, x_t: Tensor, condition: Condition) -> Tensor:
+        """The picture's share of a feature layer's output, tokens ``[B, N, D]`` or a map, where text is in it too."""
+        assert isinstance(output, Tensor)
+        return output
 
     # drawing
 
-    def initial_noise(self, generators: Sequence[torch.Generator], resolution: int | None = None) -> Tensor:
+    def initial_noise(self, generators: Sequence[torch.Generator], size: Size | None = None) -> Tensor:
         """Unit noise float32 ``[B, C, h, w]``, one generator a picture, drawn as diffusers draws it."""
         from diffusers.utils.torch_utils import randn_tensor
 
-        shape = (1, *self.latent_shape(resolution))
+        shape = (1, *self.latent_shape(size))
         rows = [randn_tensor(shape, generator=g, device=self.device, dtype=torch.float32) for g in generators]
         return torch.cat(rows)
 
     @abstractmethod
-    def sampling_scheduler(self, num_steps: int) -> tuple[Any, Tensor]:
-        """The family's diffusers scheduler with its timesteps set, and the process times (float64) of its steps."""
+    def sampling_scheduler(self, num_steps: int, latent_shape: tuple[int, ...]) -> tuple[Any, Tensor]:
+        """The family's diffusers scheduler with its timesteps set, and the process times (float64) of its steps.
+
+        ``latent_shape`` is (C, h, w): some families shift the times of larger pictures more.
+        """
 
     @torch.no_grad()
     def sample(
@@ -138,7 +164,7 @@ class Teacher(OpenPipeline):
         guidance: float | None = None,
         noise: Tensor | None = None,
         generators: Sequence[torch.Generator] | None = None,
-        resolution: int | None = None,
+        resolution: Size | None = None,
         network: nn.Module | None = None,
     ) -> Tensor:
         """Scaled latents float32 ``[B, C, h, w]``, drawn in ``num_steps`` steps of the family's deterministic solver.
@@ -152,7 +178,7 @@ class Teacher(OpenPipeline):
         network = network if network is not None else self.network()
         guidance = self.default_guidance if guidance is None else guidance
         condition, null = condition.to(self.device), null.to(self.device)
-        scheduler, times = self.sampling_scheduler(num_steps)
+        scheduler, times = self.sampling_scheduler(num_steps, tuple(noise.shape[1:]))
         x = noise.to(self.device, torch.float32)
         for timestep, t in zip(scheduler.timesteps, times, strict=True):
             prediction = self.guided(network, x, t.expand(len(x)), condition, null, guidance)
@@ -177,11 +203,16 @@ class Teacher(OpenPipeline):
         write_pipeline(
             folder,
             source=self.source_info,
+            shared_parts=self.stored_parts,
             denoiser_part=self.denoiser_part,
             network=network,
             dtype=dtype,
             scheduler=self.own_scheduler() if sampler == "own" else self.student_scheduler(sampler),
+            settings=None if sampler == "own" else self.student_settings,
         )
+
+    student_settings: ClassVar[Mapping[str, Any]] = {}
+    """What a student's ``model_index.json`` says beside its parts: for pipelines that ask whether a model is one."""
 
     def own_scheduler(self) -> Any:
         """The diffusers scheduler that the pipeline came with."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ddx.errors import DdxError, UsageError
-from ddx.teachers.hub import Source, read_json, variant_of, weight_files
+from ddx.teachers.hub import TEXT_SUFFIXES, Source, read_json, variant_of, weight_files
 
 _DTYPES = {
     "fp32": torch.float32,
@@ -58,6 +58,16 @@ def component_class(source: Source, part: str, expected: tuple[str, ...]) -> Any
 
     # what transformers 5 calls a tokenizer without a class of its own; the older name exists in every version
     return getattr(transformers, "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name)
+
+
+def refuse_unknown_parts(source: Source, known: tuple[str, ...], left_out: tuple[str, ...]) -> None:
+    """Raise DdxError for a part of the pipeline that ddx would leave out, and that may change pictures."""
+    unknown = [part for part in source.parts if part not in (*known, *left_out, "scheduler")]
+    if unknown:
+        raise DdxError(
+            f"{source.name} has parts that ddx does not know: {', '.join(unknown)}",
+            hint=f"of a {source.pipeline} it knows {', '.join(known)}",
+        )
 
 
 def load_model(
@@ -109,14 +119,14 @@ def no_progress_bars() -> Iterator[None]:
             library.enable_progress_bar()
 
 
-def load_tokenizer(source: Source, expected: tuple[str, ...]) -> Any:
-    """The pipeline's tokenizer, from its files alone."""
-    loader = component_class(source, "tokenizer", expected)
-    folder = source.folder / "tokenizer"
+def load_tokenizer(source: Source, part: str, expected: tuple[str, ...]) -> Any:
+    """A tokenizer of the pipeline, from its files alone."""
+    loader = component_class(source, part, expected)
+    folder = source.folder / part
     try:
         return loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise DdxError(f"cannot load the tokenizer from {folder}: {error}") from error
+        raise DdxError(f"cannot load {part} from {folder}: {error}") from error
 
 
 def component_config(source: Source, part: str) -> dict[str, Any]:
@@ -133,7 +143,7 @@ def content_hash(source: Source, parts: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         folder = source.folder / part
-        files = weight_files(folder) or sorted(p for p in folder.glob("*") if p.suffix in (".json", ".txt", ".model"))
+        files = weight_files(folder) or sorted(p for p in folder.glob("*") if p.suffix in TEXT_SUFFIXES)
         for file in files:
             digest.update(f"{part}/{file.name}\n".encode())
             digest.update(_file_hash(file))

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +14,37 @@ import torch
 from torch import nn
 
 from ddx.errors import cannot_write
-from ddx.teachers.hub import Source, variant_of, weight_files
-
-SHARED_PARTS = ("vae", "text_encoder", "tokenizer", "feature_extractor")
+from ddx.teachers.hub import TEXT_SUFFIXES, Source, variant_of, weight_files
 
 # A weights file of the teacher is linked from this size on, smaller files are copied.
 LINK_FROM_BYTES = 8 * 2**20
 
 
 def write_pipeline(
-    folder: Path, *, source: Source, denoiser_part: str, network: nn.Module, dtype: torch.dtype, scheduler: Any
+    folder: Path,
+    *,
+    source: Source,
+    shared_parts: Sequence[str],
+    denoiser_part: str,
+    network: nn.Module,
+    dtype: torch.dtype,
+    scheduler: Any,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes ``folder`` so that ``DiffusionPipeline.from_pretrained(folder)`` opens it.
 
-    The denoiser is ``network`` in ``dtype``; autoencoder, text encoder and tokenizer are the teacher's files, linked
-    where the disk allows it. ``model_index.json`` comes last, so a folder that has one is complete. Raises DdxError
-    when the disk refuses.
+    The denoiser is ``network`` in ``dtype``; ``shared_parts`` are the teacher's files, linked where the disk allows it.
+    ``settings`` are the pipeline's own, beside its parts. ``model_index.json`` comes last, so a folder that has one is
+    complete. Raises DdxError when the disk refuses.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for part in SHARED_PARTS:
-            if (source.folder / part).is_dir():
+        for part in shared_parts:
+            if part in source.parts:
                 _share(source.folder / part, folder / part)
         _write_denoiser(folder / denoiser_part, network, dtype, source)
         scheduler.save_pretrained(folder / "scheduler")
-        index = _student_index(source, folder, scheduler)
+        index = {**_student_index(source, folder, scheduler), **(settings or {})}
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise cannot_write(error.filename or folder, error) from error
@@ -81,7 +88,7 @@ def _share(source: Path, target: Path) -> None:
     for file in weights:
         _link_or_copy(file.resolve(), target / _without(variant, file.name))
     for file in sorted(source.iterdir()):
-        if not file.is_file() or file.suffix not in (".json", ".txt", ".model"):
+        if not file.is_file() or file.suffix not in TEXT_SUFFIXES:
             continue
         is_index = ".index." in file.name
         if is_index and _variant_of_index(file) != variant:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddx.errors import DdxError, UsageError
+from ddx.teachers.families.table import find_family, no_adapter
 from ddx.teachers.unknown import alias_of
 
 if TYPE_CHECKING:
@@ -19,10 +20,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ddx.teachers")
 
-PIPELINES = ("SanaPipeline", "StableDiffusionPipeline")  # the classes that have an adapter
-
-# A pipeline's own files, one folder down: no single-file checkpoints, no pickles, no Python.
-ALLOW_PATTERNS = ("model_index.json", "README.md", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model")
+# Of a pipeline's parts: no single-file checkpoints, no pickles, no Python. A chat template is a .jinja.
+TEXT_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 IGNORE_PATTERNS = ("*.fp16.*", "*.bf16.*", "*.non_ema.*", "safety_checker/*", "image_encoder/*")
 
 
@@ -45,6 +44,11 @@ class Source:
     def pipeline(self) -> str:
         """The class of the pipeline."""
         return str(self.index.get("_class_name"))
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The components that ``model_index.json`` names."""
+        return _named_parts(self.index)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -109,8 +113,6 @@ def _cached(repo: str, revision: str) -> Path | None:
                 repo,
                 revision=revision,
                 local_files_only=True,
-                allow_patterns=list(ALLOW_PATTERNS),
-                ignore_patterns=list(IGNORE_PATTERNS),
             )
         )
     except LocalEntryNotFoundError:
@@ -125,7 +127,7 @@ def _cached(repo: str, revision: str) -> Path | None:
 
 
 def _download(repo: str, revision: str) -> Path:
-    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -143,11 +145,12 @@ def _download(repo: str, revision: str) -> Path:
             repo, revision=revision, timeout=10
         )  # says at once, without retries, that nobody answers
         _refuse_other_pipelines(repo, info)
+        index = read_json(Path(hf_hub_download(repo, "model_index.json", revision=revision)))
         folder = Path(
             snapshot_download(
                 repo,
                 revision=revision,
-                allow_patterns=list(ALLOW_PATTERNS),
+                allow_patterns=_patterns(index),
                 ignore_patterns=list(IGNORE_PATTERNS),
             )
         )
@@ -187,7 +190,7 @@ def _refuse_other_pipelines(repo: str, info: ModelInfo) -> None:
             hint=_other_name(repo),
         )
     found = ((info.config or {}).get("diffusers") or {}).get("_class_name")
-    if found is not None and found not in PIPELINES:
+    if found is not None and find_family(found) is None:
         raise no_adapter(repo, found)
 
 
@@ -196,11 +199,10 @@ def _other_name(repo: str) -> str:
     return f"did you mean --teacher {alias}?" if alias else "see `ddx list teachers`"
 
 
-def no_adapter(name: str, pipeline: object) -> UsageError:
-    """Return the error for a pipeline of another class."""
-    return UsageError(
-        f"{name} is a {pipeline}; ddx has no adapter for it", hint=f"supported pipelines: {', '.join(PIPELINES)}"
-    )
+def _patterns(index: dict[str, Any]) -> list[str]:
+    """The files of the parts that an index names; some repositories hold other things beside them."""
+    kinds = (*TEXT_SUFFIXES, ".safetensors")
+    return ["model_index.json", "README.md", *(f"{part}/*{kind}" for part in _named_parts(index) for kind in kinds)]
 
 
 def _is_connection(error: OSError) -> bool:
@@ -214,11 +216,11 @@ def missing_parts(folder: Path) -> list[str]:
     """The components of a pipeline folder that cannot be loaded from it."""
     if not (folder / "model_index.json").is_file():
         return ["model_index.json"]
-    missing = []
-    for part in ("transformer", "unet", "vae", "text_encoder"):
-        if _names_component(read_json(folder / "model_index.json"), part) and not weight_files(folder / part):
-            missing.append(part)
-    return missing
+    parts = _named_parts(read_json(folder / "model_index.json"))
+    return [part for part in parts if part.startswith(_WEIGHTY) and not weight_files(folder / part)]
+
+
+_WEIGHTY = ("transformer", "unet", "vae", "text_encoder")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -234,9 +236,10 @@ def variant_of(file: Path) -> str | None:
     return pieces[1].split("-")[0] if len(pieces) > 2 else None
 
 
-def _names_component(index: dict[str, Any], part: str) -> bool:
-    entry = index.get(part)
-    return isinstance(entry, list) and len(entry) == 2 and entry[1] is not None
+def _named_parts(index: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(
+        part for part, entry in index.items() if isinstance(entry, list) and len(entry) == 2 and entry[1] is not None
+    )
 
 
 def _card_licence(folder: Path) -> str:

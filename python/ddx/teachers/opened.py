@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -12,19 +12,24 @@ from torch import nn
 from ddx.errors import UsageError
 from ddx.run_record import read_run
 from ddx.teachers.autoencoding import Autoencoding
-from ddx.teachers.components import component_config, content_hash, load_model, load_tokenizer
+from ddx.teachers.components import component_config, content_hash, load_model, load_tokenizer, refuse_unknown_parts
+from ddx.teachers.families.table import Family
 from ddx.teachers.hub import Source
 from ddx.teachers.prepared import prepared_record
-
-_STORED_PARTS = ("vae", "text_encoder", "tokenizer")
+from ddx.teachers.size import Size, height_and_width
 
 
 class OpenPipeline(Autoencoding):
     """Configs are read at construction, components load at first use."""
 
-    family: ClassVar[str]
-    denoiser_part: ClassVar[str]  # its folder in the pipeline
-    part_classes: ClassVar[dict[str, tuple[str, ...]]]  # the classes that the family accepts, by part
+    family: str
+    denoiser_part: ClassVar[str] = "transformer"  # its folder in the pipeline
+    part_classes: ClassVar[Mapping[str, tuple[str, ...]]]
+    """The classes that the family accepts, by part. The denoiser and the autoencoder are two, text encoders and
+    tokenizers are the others; all but the denoiser shape a store, and a student has copies of them."""
+    left_out: ClassVar[tuple[str, ...]] = ()  # parts of the pipeline that a student does without
+    text_width_key: ClassVar[str]  # where the denoiser's config says how wide the text tokens are
+    family_guidance: ClassVar[float]
 
     default_guidance: float
     default_resolution: int
@@ -33,12 +38,15 @@ class OpenPipeline(Autoencoding):
         self,
         source: Source,
         *,
+        family: Family,
         device: torch.device,
         dtype: torch.dtype,
         resolution: int | None = None,
         default_resolution: int | None = None,
         default_guidance: float | None = None,
     ) -> None:
+        refuse_unknown_parts(source, tuple(self.part_classes), self.left_out)
+        self.family, self._native = family.name, family.resolution
         self.source_info = source
         self.name = source.name
         self.source = source.origin
@@ -49,49 +57,50 @@ class OpenPipeline(Autoencoding):
         self.dtype = dtype
         self.denoiser_config = component_config(source, self.denoiser_part)
         self.vae_config = component_config(source, "vae")
-        self.text_config = component_config(source, "text_encoder")
         self._parts: dict[str, Any] = {}
         self._prepared = prepared_record(self.folder)
-        native = int(self.denoiser_config["sample_size"]) * self.compression
         if self._prepared is not None:
             default_resolution, default_guidance = self._prepared["resolution"], self._prepared["guidance"]
-        self.default_resolution = resolution or default_resolution or native
+        self.default_resolution = resolution or default_resolution or self._native_resolution
         self.default_guidance = default_guidance if default_guidance is not None else self.family_guidance
         self.latent_shape(self.default_resolution)  # refuses a resolution that does not fit
 
     # what the configs say
 
-    family_guidance: ClassVar[float]
+    @property
+    def stored_parts(self) -> tuple[str, ...]:
+        """The parts that shape a store: all but the denoiser."""
+        return tuple(part for part in self.part_classes if part != self.denoiser_part)
 
     @property
-    @abstractmethod
-    def compression(self) -> int:
-        """Pixels a side of one latent cell."""
-
-    @property
-    @abstractmethod
     def resolution_multiple(self) -> int:
-        """Resolutions must be multiples of this."""
+        """Resolutions must be multiples of this. Default: a cell of the latents, times the denoiser's patch."""
+        return self.compression * int(self.denoiser_config.get("patch_size") or 1)
+
+    @property
+    def latent_channels(self) -> int:
+        """The channels of the latents."""
+        return int(self.denoiser_config["in_channels"])
 
     @property
     def text_width(self) -> int:
         """The width D of the text tokens."""
-        return int(self.text_config["hidden_size"])
+        return int(self.denoiser_config[self.text_width_key])
 
-    def latent_shape(self, resolution: int | None = None) -> tuple[int, int, int]:
-        """(channels, height, width) of the latents of a square picture; UsageError if the size does not fit."""
-        resolution = resolution or self.default_resolution
-        if resolution <= 0 or resolution % self.resolution_multiple:
+    def latent_shape(self, size: Size | None = None) -> tuple[int, int, int]:
+        """(channels, height, width) of a picture's latents; UsageError if the size, in pixels, does not fit."""
+        height, width = height_and_width(size or self.default_resolution)
+        if min(height, width) <= 0 or height % self.resolution_multiple or width % self.resolution_multiple:
+            shown = size if isinstance(size, int) else f"{width}x{height}"
             raise UsageError(
-                f"{self.name} draws at multiples of {self.resolution_multiple} pixels, not at {resolution}",
+                f"{self.name} draws at multiples of {self.resolution_multiple} pixels, not at {shown}",
                 hint=f"for example --resolution {self._native_resolution}",
             )
-        side = resolution // self.compression
-        return int(self.denoiser_config["in_channels"]), side, side
+        return self.latent_channels, height // self.compression, width // self.compression
 
     @property
     def _native_resolution(self) -> int:
-        return int(self.denoiser_config["sample_size"]) * self.compression
+        return self._native or int(self.denoiser_config["sample_size"]) * self.compression
 
     def fingerprint(self, resolution: int | None = None) -> dict[str, str | int | float]:
         """Everything that shapes stored latents and embeddings; two equal fingerprints mean interchangeable stores.
@@ -103,7 +112,7 @@ class OpenPipeline(Autoencoding):
         if self._prepared is not None:  # the parts that shape a store are those of the teacher that it was made of
             weights = str(self._prepared["teacher_fingerprint"]["weights"])
         elif self.revision in ("local", "bundled"):
-            weights = "sha256:" + self._once("hash", lambda: content_hash(self.source_info, _STORED_PARTS))
+            weights = "sha256:" + self._once("hash", lambda: content_hash(self.source_info, self.stored_parts))
         else:
             weights = f"{self.source}@{self.revision}"
         return {
@@ -142,6 +151,10 @@ class OpenPipeline(Autoencoding):
 
     # components
 
+    def use_part(self, part: str, component: Any) -> None:
+        """Take a component that is loaded already."""
+        self._parts[part] = component
+
     def _once(self, key: str, make: Callable[[], Any]) -> Any:
         if key not in self._parts:
             self._parts[key] = make()
@@ -160,7 +173,7 @@ class OpenPipeline(Autoencoding):
         return network
 
     def _load_denoiser(self, dtype: torch.dtype) -> nn.Module:
-        """The denoiser from its files; a family that has kernels for its device puts them in here."""
+        """The denoiser from its files."""
         classes = self.part_classes[self.denoiser_part]
         return load_model(self.source_info, self.denoiser_part, classes, dtype=dtype, device=self.device)
 
@@ -178,20 +191,26 @@ class OpenPipeline(Autoencoding):
         whose network has them.
         """
         raise UsageError(
-            f"{self.name} needs no preparation: it is of the family {self.family}", hint="only SANA teachers do"
+            f"{self.name} needs no preparation: it is of the family {self.family}",
+            hint="distil it as it is: ddx distill",
         )
 
     def vae(self) -> nn.Module:
         """The frozen autoencoder."""
         return self._model("vae", self.vae_dtype)
 
-    def text_encoder(self) -> nn.Module:
-        """The frozen text encoder."""
-        return self._model("text_encoder", self.text_dtype)
+    def part_config(self, part: str) -> dict[str, Any]:
+        """The config of a part, without what does not shape it."""
+        config: dict[str, Any] = self._once(f"config of {part}", lambda: component_config(self.source_info, part))
+        return config
 
-    def tokenizer(self) -> Any:
-        """The tokenizer."""
-        return self._once("tokenizer", lambda: load_tokenizer(self.source_info, self.part_classes["tokenizer"]))
+    def text_encoder(self, part: str = "text_encoder") -> nn.Module:
+        """A frozen text encoder."""
+        return self._model(part, self.text_dtype)
+
+    def tokenizer(self, part: str = "tokenizer") -> Any:
+        """A tokenizer."""
+        return self._once(part, lambda: load_tokenizer(self.source_info, part, self.part_classes[part]))
 
     @property
     def text_dtype(self) -> torch.dtype:
@@ -199,10 +218,11 @@ class OpenPipeline(Autoencoding):
         return self.dtype
 
     def unload(self, *parts: str) -> None:
-        """Forgets loaded components: "denoiser", "vae", "text_encoder" (all without an argument)."""
-        names = {"denoiser": self.denoiser_part}
+        """Forgets loaded components: "denoiser", "vae", "text_encoder" and its further ones. Without arguments: all."""
         for part in parts or ("denoiser", "vae", "text_encoder"):
-            self._parts.pop(names.get(part, part), None)
+            start = self.denoiser_part if part == "denoiser" else part
+            for name in [name for name in self._parts if name.startswith(start)]:
+                del self._parts[name]
             if part == "text_encoder":
                 self._parts.pop("prompt_encoder", None)
         if self.device.type == "cuda":

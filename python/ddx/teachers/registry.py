@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ddx.errors import UsageError
 from ddx.run_record import read_run
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from ddx.teachers.base import Teacher
 
-Family = Literal["sana", "stable-diffusion"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSpec:
@@ -30,7 +28,7 @@ class TeacherSpec:
     name: str
     source: str  # a hub id, or "bundled" for the teacher inside the package
     revision: str  # the pinned commit of the hub repository
-    family: Family
+    family: str  # a row of ddx.teachers.families.table
     resolution: int  # pixels, square
     guidance: float
     licence: str
@@ -103,6 +101,16 @@ TEACHERS: dict[str, TeacherSpec] = {
             licence="CreativeML OpenRAIL++-M",
             summary="Stable Diffusion 2.1 (community mirror of the withdrawn original), v prediction",
         ),
+        TeacherSpec(
+            name="sdxl",
+            source="stabilityai/stable-diffusion-xl-base-1.0",
+            revision="462165984030d82259a11f4367a4eed129e94a7b",
+            family="sdxl",
+            resolution=1024,
+            guidance=5.0,
+            licence="CreativeML OpenRAIL++-M",
+            summary="Stable Diffusion XL at 1024 px, noise prediction",
+        ),
     )
 }
 
@@ -136,7 +144,7 @@ def load_teacher(
     Raises UsageError for a name that is neither, and DdxError when the weights can be found nowhere.
     """
     from ddx.teachers import hub
-    from ddx.teachers.families import open_teacher
+    from ddx.teachers.families.table import open_teacher
 
     text = str(name_or_path)
     spec = TEACHERS.get(text)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ddx.teachers.sana_text import pipeline_defaults, preprocess
-
 LONGEST_SHOWN = 200  # characters of what was cut
 
 
@@ -23,17 +21,12 @@ class Cut:
         return f"{self.kept} of its {self.given} tokens are read; left out: {shown!r}"
 
 
-def cut(tokenizer: Any, pipeline_class: str, text: str) -> Cut | None:
-    """Return what the pipeline leaves out of a text, None where it reads all of it.
+def cut(tokenizer: Any, text: str, limit: int, num_before: int = 0) -> Cut | None:
+    """Return what an encoder of `limit` tokens leaves out of a text, None where it reads all of it.
 
-    SANA's limit counts its instruction, which stands before the text and whose last token joins the first word.
+    The first `num_before` tokens of the text, and of the limit, are what a pipeline puts in front of a user's.
     """
-    before, limit = 0, tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
-    if pipeline_class.startswith("Sana"):
-        instruction, max_length = pipeline_defaults()
-        before = len(tokenizer.encode(instruction, add_special_tokens=False)) - 1
-        limit, text = before + max_length - 1, instruction + preprocess([text])[0]
     ids = tokenizer.encode(text, add_special_tokens=False)
     if len(ids) <= limit:
         return None
-    return Cut(given=len(ids) - before, kept=limit - before, left_out=tokenizer.decode(ids[limit:]).strip())
+    return Cut(given=len(ids) - num_before, kept=limit - num_before, left_out=tokenizer.decode(ids[limit:]).strip())

@@ -21,9 +21,9 @@ ALIASES = {
     "runwayml/stable-diffusion-v1-5",
     "sd21": "sd2 sd-2 sd2.1 sd-2.1 sd-2-1 stable-diffusion-2 stable-diffusion-2.1 stable-diffusion-2-1 "
     "stabilityai/stable-diffusion-2-1",
+    "sdxl": "sd-xl xl sdxl-base sdxl-1.0 stable-diffusion-xl stable-diffusion-xl-base-1.0",
 }
 FAMILIES = {
-    "SDXL": r"sdxl|stable-diffusion-xl",
     "Stable Diffusion 3": r"sd-?3|stable-diffusion-3",
     "FLUX": r"flux",
     "PixArt": r"pixart",
@@ -40,7 +40,7 @@ FAMILIES = {
     "EDM": r"^edm",
     "Wan": r"^wan",
 }
-_SUPPORTED = "SANA and Stable Diffusion 1 and 2 have one, also your own fine-tunes of them; see `ddx list teachers`"
+_SUPPORTED = "`ddx list teachers` names those that have one; your own fine-tunes of them work too"
 
 
 def unknown_teacher(text: str, names: Sequence[str]) -> UsageError:

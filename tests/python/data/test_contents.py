@@ -115,7 +115,7 @@ def test_every_row_has_its_status(store: Path) -> None:
 def test_a_latent_that_is_not_finite_costs_its_row(
     teacher_folder: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ddx.teachers.sana import SanaTeacher
+    from ddx.teachers.families.sana import SanaTeacher
 
     real = SanaTeacher._encode_pixels
 

@@ -33,8 +33,8 @@ REGISTERS = 255  # of a thread; more do not exist, and what does not fit is spil
     ("capability", "dtype", "selection"),
     [
         (90, "bfloat16", "defaults"),
-        (80, "bfloat16", "defaults"),
-        (90, "float32", "defaults"),
+        pytest.param(80, "bfloat16", "defaults", marks=pytest.mark.slow),  # a minute, as the next one
+        pytest.param(90, "float32", "defaults", marks=pytest.mark.slow),
         pytest.param(90, "bfloat16", "candidates", marks=pytest.mark.slow),  # some hundred compilations
     ],
 )

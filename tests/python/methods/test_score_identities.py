@@ -17,7 +17,7 @@ from ddx.methods.base import FAKE, STUDENT, Batch, NetworkSpec
 from ddx.methods.registry import method_spec
 from ddx.methods.score_distillation import Scores, score_gaps
 from ddx.networks.guidance import INTERVAL, interval_input
-from ddx.teachers.scalar_input import find_embedder
+from ddx.teachers.extra_input import find_embedder
 from distilling import make_batch, make_teacher, make_trainer
 from method_runs import SCORE_METHODS, STUDENTS_TURN, make_method
 

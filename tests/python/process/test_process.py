@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ddx.process import FlowProcess, PredictionKind, Process, VPProcess
-from ddx.teachers.betas import vp_process
+from ddx.teachers.parts.betas import vp_process
 
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 KINDS: tuple[PredictionKind, ...] = get_args(PredictionKind)

@@ -20,8 +20,8 @@ from ddx.sampling.page import Column, comparison_page
 from ddx.sampling.pipeline import StudentPipeline
 from ddx.sampling.prompts import read_prompts, standard_prompts
 from ddx.sampling.run import choose_student, sample
+from ddx.teachers.families.sana_text import pipeline_defaults
 from ddx.teachers.prompts import STANDARD_PROMPTS, scene_prompts
-from ddx.teachers.sana_text import pipeline_defaults
 from ddx.workspace import Workspace
 from students import make_student
 

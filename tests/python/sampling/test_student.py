@@ -15,8 +15,8 @@ from ddx.run_record import write_run
 from ddx.sampling.card import KERNEL_DECIBELS
 from ddx.sampling.pipeline import StudentPipeline
 from ddx.sampling.student import StudentFolder
+from ddx.teachers.families.sana_fused import is_fused, unfuse
 from ddx.teachers.registry import load_teacher
-from ddx.teachers.sana_fused import is_fused, unfuse
 from pipelines import make_sana
 from students import make_student, opened
 

@@ -208,7 +208,8 @@ def test_standard_prompts_unless_a_folder_was_trained_on_scenes(sana_folder: Pat
 @pytest.mark.parametrize(
     ("name", "message", "hint"),
     [
-        ("sdxl", "no adapter for SDXL", "SANA and Stable Diffusion 1 and 2"),
+        ("hunyuan-dit", "no adapter for HunyuanDiT", "ddx list teachers"),
+        ("xl", "did you mean sdxl", "--teacher sdxl"),
         ("flux-dev", "no adapter for FLUX", "ddx list teachers"),
         ("sana-sprint", "a student already", "ddx list teachers"),
         ("sana", "did you mean sana-600m", "--teacher sana-600m"),
@@ -257,7 +258,7 @@ class _Hub(BaseHTTPRequestHandler):
 
     repositories: ClassVar[dict[str, dict[str, object]]] = {
         "someone/xl": {
-            "config": {"diffusers": {"_class_name": "StableDiffusionXLPipeline"}},
+            "config": {"diffusers": {"_class_name": "HunyuanDiTPipeline"}},
             "files": ["model_index.json"],
         },
         "efficient-large-model/sana_600m_512px": {"config": {}, "files": ["checkpoints/model.pth"]},
@@ -299,6 +300,6 @@ for repo in ("someone/xl", "Efficient-Large-Model/Sana_600M_512px", "runwayml/st
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     server.shutdown()
     other, not_diffusers, withdrawn = done.stdout.splitlines()
-    assert "StableDiffusionXLPipeline; ddx has no adapter" in other
+    assert "HunyuanDiTPipeline; ddx has no adapter" in other
     assert "no model_index.json" in not_diffusers and "--teacher sana-600m?" in not_diffusers
     assert "no public repository" in withdrawn and "--teacher sd15?" in withdrawn

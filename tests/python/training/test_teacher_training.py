@@ -13,7 +13,7 @@ from ddx.config import build, read_yaml
 from ddx.errors import UsageError
 from ddx.run_record import read_run
 from ddx.scenes.captions import parse_caption, sample_captions, sample_scenes
-from ddx.teachers.sana_text import pipeline_defaults
+from ddx.teachers.families.sana_text import pipeline_defaults
 from ddx.training.interruption import Interrupted
 from ddx.training.teacher import train as train_module
 from ddx.training.teacher.autoencoder import whitening_loss

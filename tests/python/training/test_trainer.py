@@ -10,8 +10,8 @@ from torch import nn
 from ddx.methods.base import STUDENT
 from ddx.methods.lcm import LCMConfig
 from ddx.teachers.base import Teacher
+from ddx.teachers.families.sana_fused import is_fused, unfuse
 from ddx.teachers.registry import load_teacher
-from ddx.teachers.sana_fused import is_fused, unfuse
 from ddx.training.distributed import Ranks
 from ddx.training.trainer import Trainer
 from distilling import make_batch, make_teacher, make_trainer, read_meter

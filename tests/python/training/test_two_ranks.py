@@ -24,8 +24,11 @@ from watchdog import WATCHDOG_S
 RUN = {"method": "sana-sprint", "loss_balance": "norm", "time_adaptive": True}
 
 
-def test_two_ranks_and_micro_batches_train_as_one_batch_does(teacher_folder: Path, store: Path, tmp_path: Path) -> None:
-    """Every method, alone, with a discriminator and with each balance; and the commands, each through its store."""
+@pytest.mark.parametrize("which", ["few", pytest.param("every", marks=pytest.mark.slow)])  # minutes
+def test_two_ranks_and_micro_batches_train_as_one_batch_does(
+    teacher_folder: Path, store: Path, tmp_path: Path, which: str
+) -> None:
+    """Methods, alone, with a discriminator and with each balance; and the commands, each through its store."""
     folder, out = make_sana(tmp_path / "tiny", layers=1, width=16), tmp_path / "out"
     pictures = str(store.parent / "pictures.parquet")
     sizes = PrecomputeConfig(teacher=str(teacher_folder), device="cpu", part_rows=8)
@@ -36,14 +39,14 @@ def test_two_ranks_and_micro_batches_train_as_one_batch_does(teacher_folder: Pat
     lines[0] += ["--out", str(tmp_path / "together.zarr")]
     out.mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [two_ranks.__file__, str(folder), str(out), json.dumps(lines)]
+    command += [two_ranks.__file__, str(folder), str(out), which, json.dumps(lines)]
     path = os.pathsep.join([str(Path(two_ranks.__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": path}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=WATCHDOG_S)
     assert done.returncode == 0, done.stderr[-8000:]
 
     found = {key: value for rank in (0, 1) for key, value in json.loads((out / f"{rank}.json").read_text()).items()}
-    assert found.keys() == {str(case) for case in two_ranks.cases()}
+    assert found.keys() == {str(case) for case in two_ranks.cases(every=which == "every")}
     assert {case: gaps for case, gaps in found.items() if not all(gap <= 1e-3 for gap in gaps.values())} == {}
 
     made_alone = precompute(replace(sizes, out=tmp_path / "alone.zarr"), [pictures])

@@ -18,6 +18,7 @@ from ddx.bench.mixtures.networks import MLP, Exact, Formula, PointEncoder
 from ddx.process import EDMProcess, FlowProcess, PredictionKind, Process, VPProcess
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
+from ddx.teachers.size import Size
 
 SIGMA_DATA = 1.0
 
@@ -157,7 +158,7 @@ class MixtureTeacher(Teacher):
         """1."""
         return 1
 
-    def latent_shape(self, resolution: int | None = None) -> tuple[int, int, int]:
+    def latent_shape(self, size: Size | None = None) -> tuple[int, int, int]:
         """(D, 1, 1)."""
         return self.mixture.means.shape[1], 1, 1
 
@@ -171,7 +172,7 @@ class MixtureTeacher(Teacher):
     def _text_fingerprint(self) -> dict[str, Any]:
         return {}
 
-    def sampling_scheduler(self, num_steps: int) -> Any:
+    def sampling_scheduler(self, num_steps: int, latent_shape: tuple[int, ...]) -> Any:
         """There is no pipeline."""
         raise NotImplementedError("a mixture has no pipeline")
 

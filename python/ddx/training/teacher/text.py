@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 from transformers.cache_utils import DynamicCache
 
-from ddx.teachers.sana_text import cache_argument, pipeline_defaults
+from ddx.teachers.families.sana_text import cache_argument, pipeline_defaults
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 

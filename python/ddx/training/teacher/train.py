@@ -16,7 +16,7 @@ from ddx.progress import NullProgress, Progress
 from ddx.run_record import read_run, versions, write_run
 from ddx.scenes.captions import SceneSpec, sample_scenes
 from ddx.scenes.render import render
-from ddx.teachers.sana_fused import fuse_if_faster
+from ddx.teachers.families.sana_fused import fuse_if_faster
 from ddx.training.distributed import Ranks
 from ddx.training.sole_writer import sole_writer
 from ddx.training.teacher.autoencoder import encode_pictures, new_autoencoder

@@ -12,8 +12,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline
 
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
+from ddx.teachers.families.sana_text import PromptEncoder
 from ddx.teachers.registry import load_teacher
-from ddx.teachers.sana_text import PromptEncoder
 from pipelines import make_sana
 
 INSTRUCTION = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default

@@ -11,25 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from ddx.errors import UsageError
-from ddx.process import FlowProcess, PredictionKind
-from ddx.teachers.base import Sampler, Teacher
 from ddx.teachers.components import parameter_dtype
 from ddx.teachers.condition import Condition
-from ddx.teachers.hub import read_json
-from ddx.teachers.sana_fused import fuse_if_faster
-from ddx.teachers.sana_names import published_layer
-from ddx.teachers.sana_text import PromptEncoder, pipeline_defaults
+from ddx.teachers.families.sana_fused import fuse_if_faster
+from ddx.teachers.families.sana_names import published_layer
+from ddx.teachers.families.sana_text import PromptEncoder, pipeline_defaults, preprocess
+from ddx.teachers.parts.flow import FlowTeacher, every_fourth
+from ddx.teachers.truncation import Cut, cut
 
 
-class SanaTeacher(Teacher):
+class SanaTeacher(FlowTeacher):
     """A ``SanaPipeline``. Predicts the flow velocity ``eps - x0``; its network takes ``1000 t``.
 
     In float16, in which the 600M models were trained with clamped activations, diffusers' linear attention clamps its
     output by itself; the autoencoder and Gemma then run in bfloat16.
     """
 
-    family: ClassVar[str] = "sana"
-    denoiser_part: ClassVar[str] = "transformer"
     part_classes: ClassVar[dict[str, tuple[str, ...]]] = {
         "transformer": ("SanaTransformer2DModel",),
         "vae": ("AutoencoderDC",),
@@ -37,9 +34,9 @@ class SanaTeacher(Teacher):
         # a tokenizer of one's own making is saved under the library's generic names
         "tokenizer": ("GemmaTokenizer", "GemmaTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"),
     }
+    text_width_key: ClassVar[str] = "caption_channels"
     family_guidance: ClassVar[float] = 4.5
-    process: FlowProcess = FlowProcess()
-    prediction: PredictionKind = "flow"
+    has_posterior: ClassVar[bool] = False
 
     @property
     def compression(self) -> int:
@@ -49,7 +46,7 @@ class SanaTeacher(Teacher):
     @property
     def resolution_multiple(self) -> int:
         """The pipeline refuses what 32 does not divide."""
-        return math.lcm(32, self.compression * int(self.denoiser_config["patch_size"]))
+        return math.lcm(32, super().resolution_multiple)
 
     @property
     def vae_dtype(self) -> torch.dtype:
@@ -61,14 +58,12 @@ class SanaTeacher(Teacher):
         """bfloat16 instead of float16: Gemma 2 was trained in bfloat16 and overflows."""
         return torch.bfloat16 if self.dtype == torch.float16 else self.dtype
 
-    @property
-    def flow_shift(self) -> float:
-        """The time shift of the teacher's own scheduler, whichever class it has (3 for the published models)."""
-        config = read_json(self.folder / "scheduler" / "scheduler_config.json")
-        return float(config.get("flow_shift", config.get("shift", 1.0)))
+    def fast(self, network: nn.Module) -> nn.Module:
+        """See :meth:`Teacher.fast`."""
+        return fuse_if_faster(network)
 
     def _load_denoiser(self, dtype: torch.dtype) -> nn.Module:
-        return fuse_if_faster(super()._load_denoiser(dtype))
+        return self.fast(super()._load_denoiser(dtype))
 
     def prepared_network(self, *, qk_norm: bool, dense_time: bool) -> nn.Module:
         """See :meth:`Teacher.prepared_network`. The norms start at 1, everything else at the teacher's weights."""
@@ -106,7 +101,7 @@ class SanaTeacher(Teacher):
         self, network: nn.Module, x_t: Tensor, dx_t: Tensor, t: Tensor, dt: Tensor, condition: Condition
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Teacher.predict_dual`: by the dual-number forward of the whole transformer."""
-        from ddx.teachers.sana_dual import dual_forward  # with Triton, which few commands need
+        from ddx.teachers.families.sana_dual import dual_forward  # with Triton, which few commands need
 
         dtype = parameter_dtype(network)
         with self._products(dtype):
@@ -148,6 +143,12 @@ class SanaTeacher(Teacher):
         with self._products(self.text_dtype):
             return self._prompt_encoder().encode(prompts)
 
+    def cut(self, text: str) -> Cut | None:
+        """See :meth:`Teacher.cut`. The limit counts the instruction, whose last token joins the first word."""
+        tokenizer, (instruction, max_length) = self.tokenizer(), pipeline_defaults()
+        num_before = len(tokenizer.encode(instruction, add_special_tokens=False)) - 1
+        return cut(tokenizer, instruction + preprocess([text])[0], num_before + max_length - 1, num_before)
+
     def null_condition(self) -> Condition:
         """The empty prompt without the instruction: one start token."""
         with self._products(self.text_dtype):
@@ -167,18 +168,6 @@ class SanaTeacher(Teacher):
         assert isinstance(linear, nn.Linear)
         return linear
 
-    def sampling_scheduler(self, num_steps: int) -> tuple[Any, Tensor]:
-        """Euler on equal steps of the shifted time, the last one down to zero.
-
-        The steps are given as sigmas: the scheduler's own grid ends at its smallest sigma and wastes a step.
-        """
-        from diffusers import FlowMatchEulerDiscreteScheduler
-
-        scheduler = FlowMatchEulerDiscreteScheduler(shift=self.flow_shift)
-        sigmas = torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64)[:-1]
-        scheduler.set_timesteps(sigmas=sigmas.tolist(), device=self.device)
-        return scheduler, scheduler.timesteps.double() / self.process.num_train_timesteps
-
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "conv_inverted", "conv_point")
 
     def comfyui_layer(self, name: str) -> tuple[str, int]:
@@ -187,18 +176,7 @@ class SanaTeacher(Teacher):
 
     def feature_layers(self, network: nn.Module) -> list[nn.Module]:
         """Every fourth transformer block and the last one."""
-        blocks: list[nn.Module] = list(network.get_submodule("transformer_blocks"))  # type: ignore[call-overload]
-        return [block for number, block in enumerate(blocks, 1) if number % 4 == 0 or number == len(blocks)]
-
-    def student_scheduler(self, sampler: Sampler = "consistency") -> Any:
-        """``x0 = x - sigma v``, then fresh noise at the next sigma, or Euler. Called with explicit ``sigmas``.
-
-        Its shift must stay 1: it would be applied to the given sigmas as well.
-        """
-        from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler
-
-        kind = FlowMatchLCMScheduler if sampler == "consistency" else FlowMatchEulerDiscreteScheduler
-        return kind(num_train_timesteps=self.process.num_train_timesteps, shift=1.0)
+        return every_fourth(list(network.get_submodule("transformer_blocks")))  # type: ignore[call-overload]
 
 
 def _mean(output: Tensor, x_t: Tensor) -> Tensor:

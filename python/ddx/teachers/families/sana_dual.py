@@ -22,7 +22,7 @@ from ddx.kernels.gated_residual_norm_modulate_dual import (
 )
 from ddx.kernels.glumbconv import glumbconv_dual_forward
 from ddx.kernels.linear_attention import linear_attention_dual_forward
-from ddx.teachers.scalar_input import moved_inputs
+from ddx.teachers.extra_input import moved_inputs
 
 Dual = tuple[Tensor, Tensor]  # a value and its tangent
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ddx.kernels import dispatch
-from ddx.teachers.sana_dual import dual_forward
-from ddx.teachers.sana_fused import fuse, fuse_if_faster, is_fused, unfuse
+from ddx.teachers.families.sana_dual import dual_forward
+from ddx.teachers.families.sana_fused import fuse, fuse_if_faster, is_fused, unfuse
 from operations import assert_rounded
 
 # The interpreter takes ten seconds for a layer, forward and back; that layers do not meet is shown on the other path.

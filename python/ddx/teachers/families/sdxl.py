@@ -1,0 +1,85 @@
+"""Stable Diffusion XL (Podell et al. 2023): variance preserving, a UNet that knows sizes, two CLIP encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ddx.device import send
+from ddx.teachers.components import parameter_dtype
+from ddx.teachers.condition import Condition
+from ddx.teachers.families.stable_diffusion import StableDiffusionTeacher
+from ddx.teachers.parts.batches import in_batches
+from ddx.teachers.parts.clip_text import penultimate
+
+
+class SDXLTeacher(StableDiffusionTeacher):
+    """A ``StableDiffusionXLPipeline``.
+
+    The sizes that its UNet takes are those of the picture, uncropped, as in the pipeline's own call.
+    """
+
+    part_classes: ClassVar[dict[str, tuple[str, ...]]] = {
+        "unet": ("UNet2DConditionModel",),
+        "vae": ("AutoencoderKL",),
+        "text_encoder": ("CLIPTextModel",),
+        "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+        "text_encoder_2": ("CLIPTextModelWithProjection",),
+        "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    }
+    left_out: ClassVar[tuple[str, ...]] = ("feature_extractor", "image_encoder")
+    family_guidance: ClassVar[float] = 5.0
+
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        """float32 instead of float16, in which the published autoencoder overflows and says so."""
+        forced = self.dtype == torch.float16 and self.vae_config.get("force_upcast", True)
+        return torch.float32 if forced else self.dtype
+
+    def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """See :meth:`Teacher.predict`."""
+        dtype = parameter_dtype(network)
+        assert condition.pooled is not None
+        height, width = (side * self.compression for side in x_t.shape[2:])
+        sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=dtype).expand(len(x_t), -1)
+        with self._products(dtype):
+            output: Tensor = network(
+                x_t.to(dtype),
+                self.timesteps(t, x_t),
+                encoder_hidden_states=condition.tokens.to(device=x_t.device, dtype=dtype),
+                added_cond_kwargs={
+                    "text_embeds": condition.pooled.to(device=x_t.device, dtype=dtype),
+                    "time_ids": send(sizes, x_t.device),
+                },
+                return_dict=False,
+            )[0]
+        return output.float()
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str]) -> list[Condition]:
+        """See :meth:`Teacher.encode_text`: both encoders' tokens side by side, and the second one's pooled output."""
+        return in_batches(prompts, self._encode)
+
+    def _encode(self, texts: list[str]) -> list[Condition]:
+        with self._products(self.text_dtype):
+            first, _ = penultimate(self.tokenizer(), self.text_encoder(), texts, self.device)
+            encoder = self.text_encoder("text_encoder_2")
+            second, pooled = penultimate(self.tokenizer("tokenizer_2"), encoder, texts, self.device)
+        tokens = torch.cat([first, second], dim=-1)
+        real = torch.ones(1, tokens.shape[1], dtype=torch.bool, device=tokens.device)
+        return [Condition(row[None], real, vector[None]) for row, vector in zip(tokens, pooled, strict=True)]
+
+    def null_condition(self) -> Condition:
+        """Zeros where the pipeline's config says so, as that of the published models does; else the empty prompt."""
+        empty = self.encode_text([""])[0]
+        if not self.source_info.index.get("force_zeros_for_empty_prompt", True):
+            return empty
+        assert empty.pooled is not None
+        return Condition(torch.zeros_like(empty.tokens), empty.mask, torch.zeros_like(empty.pooled))
+
+    def _text_fingerprint(self) -> dict[str, str | int | float]:
+        zeros = bool(self.source_info.index.get("force_zeros_for_empty_prompt", True))
+        return {**super()._text_fingerprint(), "zeros_for_null": zeros}

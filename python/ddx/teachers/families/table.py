@@ -1,0 +1,109 @@
+"""The families that have an adapter, listed without torch; a family's file is imported when a teacher is opened.
+
+A new family is one file beside this one, and one row here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ddx.errors import UsageError
+from ddx.teachers.pipeline_call import PipelineCall
+
+if TYPE_CHECKING:
+    import torch
+
+    from ddx.teachers.base import Teacher
+    from ddx.teachers.hub import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A family's pipelines in diffusers, its adapter (`<file>.<class>` beside this module), and how it is called."""
+
+    name: str
+    title: str
+    pipelines: tuple[str, ...]
+    adapter: str
+    resolution: int | None = None  # pixels a side, for denoisers whose config does not say it
+    call: PipelineCall = field(default_factory=PipelineCall)
+    has_kernels: bool = False  # whether ddx computes it with kernels of its own on a GPU
+    lora_programs: str = "ComfyUI and A1111"  # the programs that read its students' ComfyUI file
+
+    @property
+    def adapter_class(self) -> type[Teacher]:
+        """Its adapter; imports torch."""
+        module, _, name = self.adapter.partition(".")
+        adapter: type[Teacher] = getattr(importlib.import_module(f"ddx.teachers.families.{module}"), name)
+        return adapter
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family(
+        name="sana",
+        title="SANA and SANA-1.5",
+        pipelines=("SanaPipeline",),
+        adapter="sana.SanaTeacher",
+        call=PipelineCall(always={"use_resolution_binning": False}, mask="prompt_attention_mask", half_alone=True),
+        has_kernels=True,
+        lora_programs="ComfyUI's SANA nodes",
+    ),
+    Family(
+        name="stable-diffusion",
+        title="Stable Diffusion 1 and 2",
+        pipelines=("StableDiffusionPipeline",),
+        adapter="stable_diffusion.StableDiffusionTeacher",
+    ),
+    Family(
+        name="sdxl",
+        title="Stable Diffusion XL",
+        pipelines=("StableDiffusionXLPipeline",),
+        adapter="sdxl.SDXLTeacher",
+        call=PipelineCall(pooled="pooled_prompt_embeds"),
+    ),
+)
+
+PIPELINES: dict[str, Family] = {pipeline: family for family in FAMILIES for pipeline in family.pipelines}
+
+
+def find_family(pipeline: str) -> Family | None:
+    """Return the family of a pipeline's class, None for one without an adapter."""
+    return PIPELINES.get(pipeline)
+
+
+def no_adapter(name: str, pipeline: object) -> UsageError:
+    """Return the error for a pipeline of another class."""
+    return UsageError(
+        f"{name} is a {pipeline}; ddx has no adapter for it", hint=f"supported pipelines: {', '.join(PIPELINES)}"
+    )
+
+
+def open_teacher(
+    source: Source,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+    resolution: int | None = None,
+    default_resolution: int | None = None,
+    default_guidance: float | None = None,
+) -> Teacher:
+    """Return the teacher of a pipeline folder; a UsageError lists the supported pipelines when it is none of them."""
+    import torch
+
+    from ddx.teachers.components import parse_dtype
+
+    family = find_family(source.pipeline)
+    if family is None:
+        raise no_adapter(source.name, source.pipeline)
+    place = torch.device(device)
+    return family.adapter_class(
+        source,
+        family=family,
+        device=place,
+        dtype=parse_dtype(dtype, place),
+        resolution=resolution,
+        default_resolution=default_resolution,
+        default_guidance=default_guidance,
+    )
