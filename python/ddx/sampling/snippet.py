@@ -43,14 +43,23 @@ def lora_snippet(student: StudentFolder, prompt: str, *, steps: int = 1, seed: i
 def _program(opening: Sequence[str], student: StudentFolder, prompt: str, steps: int, seed: int) -> str:
     arguments = {"prompt": prompt, **student.call_arguments(steps)}
     lines = [f"    {name}={literal(value)}," for name, value in arguments.items()]
+    generator, seeded = f'torch.Generator("cpu").manual_seed({seed})', []
+    if not student.call.seeds_steps:  # the noise of a later step would come from torch's global generator
+        seeded = [
+            f"generator = {generator}",
+            "pipeline.scheduler.step = partial(pipeline.scheduler.step, generator=generator)",
+        ]
+        generator = "generator"
     return "\n".join(
         [
+            *(["from functools import partial", ""] if seeded else []),
             "import torch",
             *opening,
             'pipeline.to("cuda" if torch.cuda.is_available() else "cpu")',
+            *seeded,
             "image = pipeline(",
             *lines,
-            f'    generator=torch.Generator("cpu").manual_seed({seed}),',
+            f"    generator={generator},",
             ").images[0]",
             'image.save("out.png")',
         ]

@@ -73,9 +73,14 @@ class OpenPipeline(Autoencoding):
         return tuple(part for part in self.part_classes if part != self.denoiser_part)
 
     @property
+    def patch_size(self) -> int:
+        """Cells of the latents a side of what the denoiser makes one token of."""
+        return int(self.denoiser_config.get("patch_size") or 1)
+
+    @property
     def resolution_multiple(self) -> int:
         """Resolutions must be multiples of this. Default: a cell of the latents, times the denoiser's patch."""
-        return self.compression * int(self.denoiser_config.get("patch_size") or 1)
+        return self.compression * self.patch_size
 
     @property
     def latent_channels(self) -> int:

@@ -51,7 +51,7 @@ class FlowTeacher(Teacher):
     def image_tokens(self, latent_shape: tuple[int, ...]) -> int:
         """The tokens that the denoiser makes of a picture."""
         _, height, width = latent_shape
-        return height * width // int(self.denoiser_config.get("patch_size") or 1) ** 2
+        return height * width // self.patch_size**2
 
     def sampling_scheduler(self, num_steps: int, latent_shape: tuple[int, ...]) -> tuple[Any, Tensor]:
         """Euler on equal steps of the shifted time, the last one down to zero.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ddx.errors import DdxError
 from ddx.methods.base import STUDENT
 from ddx.networks.lora_files import DIFFUSERS_FILE
 from ddx.run_record import write_run
 from ddx.sampling.pipeline import StudentPipeline
+from ddx.sampling.snippet import snippet
 from ddx.sampling.student import StudentFolder
 from ddx.teachers.base import Teacher
 from ddx.teachers.families.table import FAMILIES
@@ -190,6 +193,9 @@ def check_student(ground: Ground, method_name: str, rank: int, folder: Path) -> 
         assert picture.tobytes() == opened.draw(["a red circle"], [3], steps)[0].tobytes(), steps
         stored = opened.draw_conditions(condition, [3], steps)[0].astype(int)
         assert abs(stored - np.asarray(picture).astype(int)).max() <= 1
+    with contextlib.chdir(files.for_steps(steps)):  # the model card's program
+        exec(snippet(files, "a red circle", steps=steps, seed=3), {})
+        assert Image.open("out.png").tobytes() == picture.tobytes()
     if rank:
         assert (files.for_steps(1) / DIFFUSERS_FILE).is_file()
         check_lora(ground, files)
