@@ -12,7 +12,7 @@ text/tokens          [P·CAP, D] float16, ragged; chunk: TOKEN_CHUNK tokens, sha
 text/scale           [N], or [N, K], float32, beside such codes: what a caption's are multiplied with
 text/offset, length  [N], or [N, K] of K captions a row: where one starts in text/tokens (-1: it is not there), and its
                      tokens
-text/pooled          [N, W] float16, for families that have it
+text/pooled          [N, W], or [N, K, W], float16, for families that have it
 text/null            [L, D] float16, the null condition (and text/null_pooled)
 text/validation/…    tokens, offset, length, pooled of the validation prompts
 rows.parquet         one row per input row, written last: a store is complete when it is there
@@ -124,7 +124,8 @@ def array_specs(sizes: Sizes) -> list[dict[str, Any]]:
         buckets = {"names": [bucket.name for bucket in sizes.buckets]}
         specs.append(spec("bucket", (rows,), part_rows, part_rows, "int32", -1, names=("row",), attributes=buckets))
     if sizes.pooled_width:
-        specs.append(spec("text/pooled", (rows, sizes.pooled_width), part_rows, 1, names=("row", "channel")))
+        shape, axes = (*captions, sizes.pooled_width), (*names, "channel")
+        specs.append(spec("text/pooled", shape, part_rows, 1, names=axes))
     return specs
 
 

@@ -238,7 +238,8 @@ impl PyBatchReader {
             dict.set_item("scales", Buffer::new(scales, Element::F32, &[num]))?;
         }
         if let Some(pooled) = batch.pooled {
-            dict.set_item("pooled", Buffer::new(pooled, Element::F16, &shape_of(RowArray::Pooled)))?;
+            let width = pooled.len() / num.max(1) / 2;
+            dict.set_item("pooled", Buffer::new(pooled, Element::F16, &[num, width]))?;
         }
         Ok(dict)
     }

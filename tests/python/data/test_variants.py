@@ -22,6 +22,7 @@ from ddx.errors import UsageError
 from ddx.teachers.registry import load_teacher
 from pipelines import make_stable_diffusion
 from stores import shard_bytes
+from tiny import Tiny
 
 NUM = 7
 SHORT = [None if row == 2 else f"a cat {row}" for row in range(NUM)]
@@ -112,6 +113,36 @@ def test_a_distribution_is_stored_or_drawn_from(
     scaled = (drawn.array("latents")[ok] - mean[ok]) / deviation[ok]
     assert abs(scaled.mean()) < 0.1 and abs(scaled.std() - 1) < 0.1
     assert load_teacher(str(sd_folder), device="cpu").has_posterior
+
+
+def test_each_of_several_captions_has_its_pooled_embedding(
+    config: PrecomputeConfig, source: Callable[[bool], Path], tmp_path: Path
+) -> None:
+    folder = Tiny("sdxl").make(tmp_path / "sdxl")
+    asked = replace(config, teacher=str(folder), out=tmp_path / "two.zarr", caption_column=("short", "long"))
+    store, teacher = Store(precompute(asked, [str(source(False))])), load_teacher(folder, device="cpu")
+    texts = [{text: teacher.encode_text([text])[0] for text in (SHORT[row], LONG[row]) if text} for row in range(NUM)]
+    pooled = store.array("text/pooled")
+    assert pooled.shape == (NUM, 2, 24) and not pooled[2, 0].any() and pooled[2, 1].any()
+    found = set()
+    loader = Loader(store, 6, seed=0)
+    for _ in range(20):
+        batch = next(loader)
+        assert batch.condition.pooled is not None and batch.condition.pooled.shape == (6, 24)
+        for sample, row in enumerate(batch.rows.tolist()):
+            gaps = {
+                text: float((condition.tokens[0] - batch.condition.tokens[sample]).abs().max())
+                for text, condition in texts[row].items()
+            }
+            near = min(gaps, key=lambda text: gaps[text])
+            vector = texts[row][near].pooled
+            assert vector is not None and gaps[near] < 1e-2
+            assert (vector[0] - batch.condition.pooled[sample]).abs().max() < 1e-2
+            found.add((row, near == LONG[row]))
+    assert {(0, True), (0, False), (2, True)} <= found and (2, False) not in found
+    again = shard_bytes(store.path)
+    precompute(replace(asked, verify=True), [str(source(False))])
+    assert shard_bytes(store.path) == again
 
 
 def test_a_row_of_several_captions_draws_one_of_those_it_has(

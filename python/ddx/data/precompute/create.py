@@ -58,11 +58,6 @@ def whole_arrays(plan: Plan) -> tuple[Plan, dict[str, Any]]:
 
 def _create(plan: Plan) -> tuple[Plan, StoreWriter]:
     plan, arrays = whole_arrays(plan)
-    if plan.sizes.pooled_width and plan.sizes.num_captions > 1:
-        raise UsageError(
-            f"{plan.teacher.name} has pooled embeddings, which a store keeps for one caption a row",
-            hint="add --max-captions 1, or give --caption-column once",
-        )
     specs = array_specs(plan.sizes)
     for path, array in arrays.items():
         names = ("token", "channel") if array.ndim == 2 else ("prompt",)

@@ -22,10 +22,14 @@ class EncodedRow:
     latents: dict[str, Array]
     texts: list[Text | None]
 
-    @property
-    def pooled(self) -> Array | None:
-        """The pooled embedding, of a row with one caption."""
-        return next(text.pooled for text in self.texts if text is not None)
+    def pooled(self, sizes: Sizes) -> Array:
+        """The pooled embeddings of its captions, float16 `[W]` or `[K, W]`; zeros for one that is blank."""
+        assert sizes.pooled_width is not None
+        found = np.zeros((sizes.num_captions, sizes.pooled_width), np.float16)
+        for number, text in enumerate(self.texts):
+            if text is not None:
+                found[number] = text.pooled
+        return found if sizes.num_captions > 1 else found[0]
 
 
 @dataclass
@@ -63,10 +67,7 @@ class Part:
         if sizes.float8:
             shards["text/scale"] = None, scale
         if sizes.pooled_width:
-            shards["text/pooled"] = (
-                ok,
-                _stack([pooled for place in ok if (pooled := self.encoded[place].pooled) is not None]),
-            )
+            shards["text/pooled"] = ok, _stack([self.encoded[place].pooled(sizes) for place in ok])
         return shards
 
     def _buckets(self, sizes: Sizes) -> Array:
@@ -88,7 +89,9 @@ def read_part(store: Path, number: int, sizes: Sizes) -> Part:
     rows = read_rows(store / piece_path(number))
     ok, first, end = rows.ok, rows.first_row, rows.first_row + len(rows.status)
     latents = _read_latents(store, rows, sizes)
-    pooled = array("text/pooled", first, end) if sizes.pooled_width else None
+    pooled = None
+    if sizes.pooled_width:
+        pooled = array("text/pooled", first, end).reshape(end - first, sizes.num_captions, sizes.pooled_width)
     start = number * sizes.part_tokens
     shape = (end - first, sizes.num_captions)
     offset = array("text/offset", first, end).reshape(shape) - start
@@ -99,8 +102,10 @@ def read_part(store: Path, number: int, sizes: Sizes) -> Part:
     encoded = {}
     for place in ok:
         texts = [
-            Text(tokens[begin : begin + num], None if pooled is None else pooled[place], float(factor)) if num else None
-            for begin, num, factor in zip(offset[place], length[place], scale[place], strict=True)
+            Text(tokens[begin : begin + num], None if pooled is None else pooled[place, number], float(factor))
+            if num
+            else None
+            for number, (begin, num, factor) in enumerate(zip(offset[place], length[place], scale[place], strict=True))
         ]
         encoded[place] = EncodedRow(latents[place], texts)
     return Part(number, rows, encoded)

@@ -27,7 +27,7 @@ pub const OFFSET: &str = "text/offset";
 pub const LENGTH: &str = "text/length";
 /// What the codes of each caption's tokens are multiplied with, in the same shape, where they are of eight bits.
 pub const SCALE: &str = "text/scale";
-/// Pooled embeddings, for the families that have them.
+/// Pooled embeddings, `[rows, W]` or `[rows, K, W]` of K captions each, for the families that have them.
 pub const POOLED: &str = "text/pooled";
 
 /// An array whose rows are read one by one.
@@ -111,6 +111,7 @@ impl Arrays {
                     && array.chunk_rows == 1
                     && array.data_type.size() == 2
             })
+            && self.pooled().is_none_or(|pooled| pooled.shape[1..pooled.shape.len() - 1] == self.offset.shape[1..])
             // Every bucket has the same arrays.
             && self.rows[..self.rows.len() - 1].chunks(OF_BUCKET.len()).all(|bucket| {
                 bucket.iter().zip(&self.rows).all(|(its, first)| its.is_some() == first.is_some())
@@ -131,6 +132,10 @@ impl Arrays {
 
     pub fn num_captions(&self) -> usize {
         self.offset.shape.get(1).map_or(1, |&num| num as usize)
+    }
+
+    fn pooled(&self) -> Option<&ArraySpec> {
+        self.rows.last().and_then(Option::as_ref)
     }
 
     pub fn num_buckets(&self) -> usize {

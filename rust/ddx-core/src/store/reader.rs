@@ -197,7 +197,7 @@ impl Plan {
             scales: samples.iter().map(|sample| self.store.scale(sample.row, sample.caption)).collect(),
             latents: read(RowArray::Latents, RowArray::Flip)?.unwrap_or_default(),
             logvar: read(RowArray::LogVar, RowArray::LogVarFlip)?,
-            pooled: read(RowArray::Pooled, RowArray::Pooled)?,
+            pooled: self.read_pooled(bucket, samples, scratch)?,
             tokens,
             length,
         })
@@ -205,6 +205,19 @@ impl Plan {
 
     fn length(&self, sample: &Sample) -> usize {
         self.store.length(sample.row, sample.caption)
+    }
+
+    /// The pooled embeddings of the captions of these samples; None if the store has none.
+    fn read_pooled(&self, bucket: usize, samples: &[Sample], scratch: &mut Vec<u8>) -> Result<Option<Vec<u8>>> {
+        let Some(bytes) = self.store.row_bytes(bucket, RowArray::Pooled) else { return Ok(None) };
+        let width = bytes / self.store.num_captions();
+        let (mut pooled, mut row) = (Vec::with_capacity(samples.len() * width), Vec::with_capacity(bytes));
+        for sample in samples {
+            row.clear();
+            self.store.read_row(RowArray::Pooled, sample.row, &mut row, scratch)?;
+            pooled.extend_from_slice(&row[sample.caption * width..][..width]);
+        }
+        Ok(Some(pooled))
     }
 
     /// One array's rows of these samples, from `flipped` for those that are; None if the store does not have it.

@@ -84,6 +84,12 @@ impl RowStore {
         &self.table.ok
     }
 
+    /// Captions that a row may have.
+    #[must_use]
+    pub fn num_captions(&self) -> usize {
+        self.arrays.num_captions()
+    }
+
     /// One of the captions that a row has, chosen by a number.
     #[must_use]
     pub fn choose_caption(&self, row: u64, number: u64) -> usize {
