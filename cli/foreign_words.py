@@ -162,7 +162,7 @@ trust-remote-code -> code from a model's folder is never run; the family needs a
 enable-vae-tiling enable-vae-slicing vae-tiling vae-slicing tiled-vae -> the autoencoder runs whole; a smaller
     --batch-size takes less memory
 image-size img-size size res image-resolution px -> --resolution
-height width h w -> the size of a picture is one number: --resolution N
+height width h w -> sample and evaluate: --size 768x512, width first; elsewhere one number: --resolution N
 allow-tf32 tf32 -> float32 products are torch's own, without TF32
 enable-xformers-memory-efficient-attention enable-xformers xformers use-xformers flash-attention flash-attn
 attention-slicing enable-attention-slicing enable-npu-flash-attention sdpa attn-implementation -> attention is

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ddx.config import option
 from ddx.errors import UsageError
+from ddx.teachers.size import Size, pixels_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class EvaluateConfig:
     page_prompts: int = option(12, "prompts shown side by side in the report")
     seed: int = option(0, "seed of the prompts and of the noise")
     resolution: int | None = option(None, "side of a picture in pixels (none: the student's)", example=512)
+    size: str | None = option(None, "width and height of a picture in pixels", metavar="WxH", example="768x512")
     batch_size: int = option(50, "pictures per batch")
     out: Path | None = option(None, "folder of the report (none: in the workspace)", metavar="PATH")
     device: str = option("auto", "device to compute on (auto: a GPU if present)", metavar="DEVICE")
@@ -51,6 +53,12 @@ class EvaluateConfig:
             raise UsageError(
                 f"num_images = {self.num_images} is too few for {self.neighbours} neighbours", hint="--num-images 150"
             )
+        pixels_of(self.resolution, self.size)
+
+    @property
+    def pixels(self) -> Size | None:
+        """The size that was asked for, None for the student's."""
+        return pixels_of(self.resolution, self.size)
 
 
 _LEAST = {"diversity_captions": 1, "diversity_seeds": 2, "neighbours": 1, "page_prompts": 1, "seed": 0, "batch_size": 1}

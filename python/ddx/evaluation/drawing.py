@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ddx.sampling.pipeline import StudentPipeline
     from ddx.teachers.base import Teacher
     from ddx.teachers.condition import Condition
+    from ddx.teachers.size import Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Requests:
     seeds: tuple[int, ...]
     conditions: Sequence[Condition]
     null: Condition
-    resolution: int
+    resolution: Size
 
 
 class Painter:

@@ -28,6 +28,7 @@ from ddx.workspace import Workspace
 if TYPE_CHECKING:
     from ddx.sampling.pipeline import StudentPipeline
     from ddx.teachers.base import Teacher
+    from ddx.teachers.size import Size
 
 REFERENCES_PER_PROMPT = 4
 DIVERSITY_SEED = 1_000_003  # the first seed of the pictures that measure diversity: apart from the others'
@@ -88,7 +89,7 @@ def evaluate(
     workspace, progress = workspace or Workspace(), progress or NullProgress()
     folder, teacher = open_both(config, workspace, progress)
     student = None if folder is None else StudentPipeline(folder, device=config.device, dtype=config.dtype)
-    resolution = config.resolution or (student.files.resolution if student else teacher.default_resolution)
+    resolution = config.pixels or (student.files.resolution if student else teacher.default_resolution)
     tests = make_test_set(config, teacher, resolution)
     prompts = (*tests.prompts, *tests.diversity_prompts)
     unique = list(dict.fromkeys(prompts))
@@ -158,7 +159,7 @@ def open_both(config: EvaluateConfig, workspace: Workspace, progress: Progress) 
     )
 
 
-def make_test_set(config: EvaluateConfig, teacher: Teacher, resolution: int) -> TestSet:
+def make_test_set(config: EvaluateConfig, teacher: Teacher, resolution: Size) -> TestSet:
     """Return what is drawn: the prompts of a file, held-out scenes for a teacher of scenes, or its standard prompts.
 
     A file or a standard set with fewer prompts than `num_images` is gone through again with other seeds.

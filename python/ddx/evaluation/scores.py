@@ -9,16 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddx.errors import DdxError
+from ddx.teachers.size import Size, height_and_width
 
 ATTRIBUTES = ("overall", "object", "colour", "count", "size", "relation")
 
 
-def are_scenes(prompts: Sequence[str], resolution: int) -> bool:
+def are_scenes(prompts: Sequence[str], resolution: Size) -> bool:
     """Return whether the checker can mark pictures of these prompts at this resolution."""
     from ddx.scenes.captions import parse_caption
     from ddx.scenes.render import RESOLUTION
 
-    if resolution != RESOLUTION:
+    if height_and_width(resolution) != (RESOLUTION, RESOLUTION):
         return False
     try:
         for prompt in prompts:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ddx.config import option
 from ddx.errors import UsageError
+from ddx.teachers.size import Size, pixels_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class SampleConfig:
         None, "guidance scale to fold into the student (none: that of its export)", example=4.5
     )
     resolution: int | None = option(None, "side of a picture in pixels (none: that of the training)", example=512)
+    size: str | None = option(None, "width and height of a picture in pixels", metavar="WxH", example="768x512")
     batch_size: int | None = option(None, "pictures per batch (none: one by one, exactly as on the model card)")
     out: Path | None = option(None, "folder of the pictures (none: in the workspace)", metavar="PATH")
     device: str = option("auto", "device to compute on (auto: a GPU if present)", metavar="DEVICE")
@@ -41,3 +43,9 @@ class SampleConfig:
             raise UsageError(f"seed = {self.seed} must be a whole number from 0", hint="--seed 0")
         if self.prompt and self.prompts:
             raise UsageError("--prompt and --prompts together", hint="give one of them")
+        pixels_of(self.resolution, self.size)
+
+    @property
+    def pixels(self) -> Size | None:
+        """The size that was asked for, None for that of the training."""
+        return pixels_of(self.resolution, self.size)

@@ -166,6 +166,8 @@ class StudentPipeline:
             self.set_guidance(asked)
 
     def _arguments(self, steps: int, resolution: Size | None) -> dict[str, Any]:
+        if self.adapter is not None and resolution is not None:
+            self.adapter.latent_shape(resolution)  # some pipelines draw another size than the one asked for
         self._load_for(steps)
         return self.files.call_arguments(steps, resolution=resolution, guidance=self.guidance)
 

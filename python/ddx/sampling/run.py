@@ -14,6 +14,7 @@ from ddx.progress import NullProgress, Progress
 from ddx.run_record import versions, write_run
 from ddx.sampling.config import SampleConfig
 from ddx.sampling.prompts import read_prompts, standard_prompts
+from ddx.teachers.size import shown_size
 from ddx.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -89,8 +90,9 @@ def plan(config: SampleConfig, workspace: Workspace) -> dict[str, Any]:
         "steps": config.steps,
         "guidance": config.guidance or files.guidance,
         "resolution": config.resolution or files.resolution,
+        "size": shown_size(config.pixels or files.resolution),
         "memory_bytes": weights,
-        "call": files.call_arguments(config.steps, resolution=config.resolution),
+        "call": files.call_arguments(config.steps, resolution=config.pixels),
     }
 
 
@@ -136,7 +138,7 @@ def sample(config: SampleConfig, workspace: Workspace, progress: Progress | None
             [prompt for prompt, _ in chunk],
             [seed for _, seed in chunk],
             config.steps,
-            resolution=config.resolution,
+            resolution=config.pixels,
             together=config.batch_size is not None,
         )
         for (prompt, seed), picture in zip(chunk, new, strict=True):

@@ -14,6 +14,7 @@ from ddx.sampling.pipeline import not_finite
 if TYPE_CHECKING:
     from ddx.teachers.base import Teacher
     from ddx.teachers.condition import Condition
+    from ddx.teachers.size import Size
 
 
 def draw_with_teacher(
@@ -24,7 +25,7 @@ def draw_with_teacher(
     *,
     steps: int,
     guidance: float | None = None,
-    resolution: int | None = None,
+    resolution: Size | None = None,
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> NDArray[np.uint8]:

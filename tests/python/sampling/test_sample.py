@@ -248,3 +248,17 @@ def test_the_comparison_page_is_one_file(tmp_path: Path) -> None:
     assert all(source.startswith("data:image/") for source in page.sources)
     assert "http" not in text and "<script" not in text and "prefers-color-scheme: dark" in text
     assert "a & b" in page.text and "A <title>" in page.text
+
+
+def test_pictures_that_are_not_square(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_student("eps", tmp_path / "students" / "tiny")
+    asked = ["sample", "--prompt", "a cat", "--num-images", "2", "--workspace", str(tmp_path), "--device", "cpu"]
+    assert run([*asked, "--size", "96x64", "--json", "--quiet"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert [Image.open(picture["path"]).size for picture in answer["images"]] == [(96, 64)] * 2
+    assert Image.open(answer["grid"]).size == (2 * 96 + 2, 64)
+    for size, message in (("100x64", "multiples of 16"), ("64", "WIDTHxHEIGHT"), ("0x64", "WIDTHxHEIGHT")):
+        assert run([*asked, "--size", size]) == 2
+        assert message in capsys.readouterr().err
+    assert run([*asked, "--size", "64x64", "--resolution", "64"]) == 2
+    assert "give one of them" in capsys.readouterr().err

@@ -185,7 +185,7 @@ def check_student(ground: Ground, method_name: str, rank: int, folder: Path) -> 
         generator = torch.Generator().manual_seed(3)
         noises = [teacher.initial_noise([generator]) for _ in range(steps)]
         expected = method.draw(student, noises, condition)
-        plain = open_pipeline(files.for_steps(steps) if files.for_steps(steps) != files.folder else files.folder)
+        plain = open_pipeline(files.for_steps(steps))
         found = seeded(ground, plain, "a red circle", arguments, output_type="latent")
         found = ground.tiny.unpacked(found, teacher.latent_shape())
         assert float((found - expected).norm() / expected.norm()) < 2e-3, steps
@@ -196,6 +196,12 @@ def check_student(ground: Ground, method_name: str, rank: int, folder: Path) -> 
     with contextlib.chdir(files.for_steps(steps)):  # the model card's program
         exec(snippet(files, "a red circle", steps=steps, seed=3), {})
         assert Image.open("out.png").tobytes() == picture.tobytes()
+    wide = ground.tiny.sizes[1]
+    found = seeded(
+        ground, open_pipeline(files.for_steps(1)), "cat", files.call_arguments(1, resolution=wide), output_type="pil"
+    )
+    drawn = opened.draw(["cat"], [3], 1, resolution=wide)[0]
+    assert drawn.size == wide[::-1] and drawn.tobytes() == found[0].tobytes()
     if rank:
         assert (files.for_steps(1) / DIFFUSERS_FILE).is_file()
         check_lora(ground, files)
