@@ -16,9 +16,14 @@ class Cut:
     kept: int
     left_out: str
 
+    @property
+    def counts(self) -> str:
+        """The two numbers in words."""
+        return f"{self.kept} of its {self.given} tokens are read"
+
     def __str__(self) -> str:
         shown = self.left_out if len(self.left_out) <= LONGEST_SHOWN else self.left_out[:LONGEST_SHOWN] + "…"
-        return f"{self.kept} of its {self.given} tokens are read; left out: {shown!r}"
+        return f"{self.counts}; left out: {shown!r}"
 
 
 def cut(tokenizer: Any, text: str, limit: int, num_before: int = 0) -> Cut | None:
@@ -26,6 +31,8 @@ def cut(tokenizer: Any, text: str, limit: int, num_before: int = 0) -> Cut | Non
 
     The first `num_before` tokens of the text, and of the limit, are what a pipeline puts in front of a user's.
     """
+    if len(text.encode()) + 2 <= limit:  # a token has a byte of the text at least, but for one that opens it
+        return None
     ids = tokenizer.encode(text, add_special_tokens=False)
     if len(ids) <= limit:
         return None

@@ -12,7 +12,7 @@ from ddx.data.precompute.encode import LatentBatches, Text, encode_captions
 from ddx.data.precompute.part import EncodedRow, Part
 from ddx.data.precompute.pictures import End, Pictures
 from ddx.data.precompute.plan import Plan
-from ddx.data.rows import OK
+from ddx.data.rows import CUT, OK
 
 if TYPE_CHECKING:
     from ddx.progress import Progress
@@ -50,6 +50,7 @@ def _finish(plan: Plan, end: End, latents: LatentBatches) -> Part:
         fine = [text if isinstance(text, Text) else None for text in found]
         if any(fine):
             part.encoded[place] = EncodedRow(encoded[names[place]], fine)
+            rows.detail[place] = _cut(plan, end.captions[place])
         else:
             rows.fail(place, next(reason for reason in found if isinstance(reason, str)), "the caption's embedding")
     return part
@@ -72,7 +73,14 @@ def _draw(plan: Plan, end: End, progress: Progress) -> Part:
             rows.fail(place, failed[names[place]], "the teacher's drawing")
         else:
             part.encoded[place] = EncodedRow(drawn[names[place]], texts[place])
+            rows.detail[place] = _cut(plan, end.captions[place])
     return part
+
+
+def _cut(plan: Plan, captions: list[str]) -> str:
+    """What to say of a row whose caption, or one of them, is longer than the encoder reads; nothing of others."""
+    too_long = next((cut for text in captions if text and (cut := plan.teacher.cut(text)) is not None), None)
+    return "" if too_long is None else f"{CUT}: {too_long.counts}"
 
 
 def _encode_texts(plan: Plan, captions: dict[int, list[str]]) -> dict[int, list[Text | str | None]]:

@@ -191,3 +191,8 @@ def _complete(plan: Plan, progress: Progress) -> None:
             raise cannot_write(plan.store, error) from error
     bad = ", ".join(f"{count} {reason}" for reason, count in failed.items())
     progress.log(f"{ok} of {store.rows} rows are in {plan.store}" + (f"; skipped: {bad}" if bad else ""))
+    if cut := row_table.count_cut(plan.store, range(store.num_parts)):
+        progress.log(
+            f"{cut} captions are longer than {plan.teacher.name} reads: their ends are cut; `detail` in "
+            f"{row_table.FILE_NAME} says how much"
+        )

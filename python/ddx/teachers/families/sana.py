@@ -146,8 +146,11 @@ class SanaTeacher(FlowTeacher):
     def cut(self, text: str) -> Cut | None:
         """See :meth:`Teacher.cut`. The limit counts the instruction, whose last token joins the first word."""
         tokenizer, (instruction, max_length) = self.tokenizer(), pipeline_defaults()
+        text = preprocess([text])[0]
+        if len(text.encode()) < max_length:
+            return None
         num_before = len(tokenizer.encode(instruction, add_special_tokens=False)) - 1
-        return cut(tokenizer, instruction + preprocess([text])[0], num_before + max_length - 1, num_before)
+        return cut(tokenizer, instruction + text, num_before + max_length - 1, num_before)
 
     def null_condition(self) -> Condition:
         """The empty prompt without the instruction: one start token."""
