@@ -147,7 +147,7 @@ class OpenPipeline(Autoencoding):
         """Whether it was trained on the generated scenes: the bundled teacher, and those of `ddx train`."""
         if self._prepared is not None:
             return bool(self._prepared["draws_scenes"])
-        return self.name == "sana-tiny" or (read_run(self.folder) or {}).get("kind") == "teacher"
+        return self.revision == "bundled" or (read_run(self.folder) or {}).get("kind") == "teacher"
 
     @property
     def made_of(self) -> str:

@@ -71,7 +71,7 @@ class VPTeacher(Teacher):
             timestep_scaling=10.0,
             clip_sample=False,
             set_alpha_to_one=True,
-            steps_offset=1,  # what StableDiffusionPipeline wants; this scheduler does not read it
+            steps_offset=1,  # what the pipelines want; this scheduler does not read it
         )
 
     def timesteps(self, t: Tensor, x_t: Tensor) -> Tensor:
