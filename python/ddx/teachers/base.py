@@ -31,6 +31,8 @@ class Teacher(OpenPipeline):
 
     process: Process
     prediction: PredictionKind
+    takes_sizes: ClassVar[bool] = False
+    """Whether the network is told of the original picture's size and of its crop, see :class:`Condition`."""
 
     @abstractmethod
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -74,7 +76,8 @@ class Teacher(OpenPipeline):
         if isinstance(guidance, int | float) and guidance == 1.0:
             return self.predict(network, x_t, t, condition)
         num = len(x_t)
-        both = Condition.cat([null.expand(num), condition.expand(num)])
+        condition = condition.expand(num)
+        both = Condition.cat([null.expand(num).with_sizes(condition.sizes), condition])
         times = t.expand(num) if t.ndim == 0 else t
         uncond, cond = self.predict(network, torch.cat([x_t, x_t]), torch.cat([times, times]), both).chunk(2)
         scale = guidance

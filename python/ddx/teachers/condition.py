@@ -16,12 +16,14 @@ class Condition:
     """A batch of text conditions, padded to one length.
 
     tokens: ``[B, L, D]`` float; mask: ``[B, L]`` bool, true on real tokens, which come first; pooled: ``[B, P]``
-    or None for families without a pooled embedding.
+    or None for families without a pooled embedding. sizes: ``[B, 4]``, the original picture's height and width, and the
+    top and left of what was kept of it, in pixels; None is the picture's own size, uncropped.
     """
 
     tokens: Tensor
     mask: Tensor
     pooled: Tensor | None = None
+    sizes: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.tokens.ndim != 3 or self.mask.shape != self.tokens.shape[:2] or self.mask.dtype != torch.bool:
@@ -51,7 +53,8 @@ class Condition:
             return value if device is None else send(value, device)
 
         pooled = None if self.pooled is None else moved(self.pooled).to(dtype=dtype)
-        return Condition(moved(self.tokens).to(dtype=dtype), moved(self.mask), pooled)
+        sizes = None if self.sizes is None else moved(self.sizes)
+        return Condition(moved(self.tokens).to(dtype=dtype), moved(self.mask), pooled, sizes)
 
     def expand(self, num_rows: int) -> Condition:
         """One row seen as ``num_rows`` equal ones (no copy); a batch of that size is returned as it is."""
@@ -59,8 +62,8 @@ class Condition:
             return self
         if len(self) != 1:
             raise ValueError(f"only a condition of one row expands; this one has {len(self)}, asked for {num_rows}")
-        pooled = None if self.pooled is None else self.pooled.expand(num_rows, -1)
-        return Condition(self.tokens.expand(num_rows, -1, -1), self.mask.expand(num_rows, -1), pooled)
+        pooled, sizes = (None if it is None else it.expand(num_rows, -1) for it in (self.pooled, self.sizes))
+        return Condition(self.tokens.expand(num_rows, -1, -1), self.mask.expand(num_rows, -1), pooled, sizes)
 
     def index(self, rows: int | slice | Sequence[int] | Tensor) -> Condition:
         """The chosen rows as a batch (an int gives a batch of one)."""
@@ -68,8 +71,12 @@ class Condition:
             rows = slice(rows, rows + 1 or None)
         elif not isinstance(rows, slice | Tensor):
             rows = torch.as_tensor(list(rows), dtype=torch.long, device=self.tokens.device)
-        pooled = None if self.pooled is None else self.pooled[rows]
-        return Condition(self.tokens[rows], self.mask[rows], pooled)
+        pooled, sizes = (None if it is None else it[rows] for it in (self.pooled, self.sizes))
+        return Condition(self.tokens[rows], self.mask[rows], pooled, sizes)
+
+    def with_sizes(self, sizes: Tensor | None) -> Condition:
+        """The same texts for pictures of other sizes."""
+        return Condition(self.tokens, self.mask, self.pooled, sizes)
 
     def pad(self, length: int) -> Condition:
         """Padded with zeros and a false mask to ``length`` tokens; never cut."""
@@ -79,7 +86,7 @@ class Condition:
         if extra == 0:
             return self
         tokens = torch.nn.functional.pad(self.tokens, (0, 0, 0, extra))
-        return Condition(tokens, torch.nn.functional.pad(self.mask, (0, extra)), self.pooled)
+        return Condition(tokens, torch.nn.functional.pad(self.mask, (0, extra)), self.pooled, self.sizes)
 
     @staticmethod
     def cat(conditions: Sequence[Condition]) -> Condition:
@@ -89,10 +96,12 @@ class Condition:
         length = max(condition.tokens.shape[1] for condition in conditions)
         padded = [condition.pad(length) for condition in conditions]
         pooled = [condition.pooled for condition in padded if condition.pooled is not None]
-        if pooled and len(pooled) != len(padded):
-            raise ValueError("cannot join conditions with and without a pooled embedding")
+        sizes = [condition.sizes for condition in padded if condition.sizes is not None]
+        if any(found and len(found) != len(padded) for found in (pooled, sizes)):
+            raise ValueError("cannot join conditions with and without a pooled embedding, or sizes")
         return Condition(
             torch.cat([condition.tokens for condition in padded]),
             torch.cat([condition.mask for condition in padded]),
             torch.cat(pooled) if pooled else None,
+            torch.cat(sizes) if sizes else None,
         )

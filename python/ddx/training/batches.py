@@ -40,6 +40,9 @@ def micro_batches(run: Run, data: Any, step: int) -> Iterator[Batch]:
     x0 = run.teacher.scale(send(data.latents, device).float())
     # float32 like the latents: on a CPU, autocast refuses to join the store's float16 to anything.
     condition = data.condition.to(device, torch.float32)
+    if run.sizes is not None:
+        sizes = run.sizes.of(data.rows, data.flipped, x0.shape[2], run.teacher.compression)
+        condition = condition.with_sizes(send(sizes, device))
     noise = send(run.store.noise(data.rows), device) if run.method.reads_pairs else None
     neighbour: Tensor | None = None
     if run.method.reads_neighbours and run.config.batch_size > 1:  # a row alone has no other one

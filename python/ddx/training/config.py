@@ -35,6 +35,12 @@ class DistillConfig:
         None, "student to start from (none: start from the teacher's weights)", metavar="STUDENT"
     )
     resolution: int | None = option(None, "picture size in pixels (none: the teacher's own)", example=512)
+    picture_sizes: str = option(
+        "fixed",
+        "what a teacher that takes sizes (SDXL) is told of a picture; fixed: its size in the store, as at sampling; "
+        "real: the original's size and crop",
+        choices=("fixed", "real"),
+    )
     train_steps: int = option(4000, "optimiser steps of the student")
     batch_size: int = option(64, "pictures per step, over all devices")
     micro_batch_size: int | None = option(

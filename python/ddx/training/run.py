@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ddx.config import to_dict
+from ddx.data.picture_sizes import PictureSizes
 from ddx.data.store import Store
 from ddx.errors import UsageError
 from ddx.methods.base import Method
@@ -41,6 +42,7 @@ class Run:
     num_samples: int
     null: Condition
     folder: StudentFolder
+    sizes: PictureSizes | None  # of the originals, for teachers that are told of them
     history: list[Mapping[str, Any]]  # of settings that were changed on the way
     metrics: Metrics
     ranks: Ranks
@@ -78,6 +80,7 @@ def prepare_run(
         )
     dtype = _compute_dtype(config.dtype, ranks.device)
     teacher = load_teacher(config.teacher, device=ranks.device, dtype=dtype, resolution=config.resolution)
+    tells_sizes = _tells_sizes(config, teacher)
     method = load_method(config.method, method_config, teacher)
     settings = {**to_dict(config), **to_dict(method_config)}
     folder = ranks.share(
@@ -109,11 +112,21 @@ def prepare_run(
         num_samples=num_samples,
         null=store.null_condition().to(ranks.device, torch.float32),
         folder=folder,
+        sizes=PictureSizes(store) if tells_sizes else None,
         history=_history(folder, before or {}),
         metrics=Metrics(folder.path),
         ranks=ranks,
         dtype=dtype,
     )
+
+
+def _tells_sizes(config: DistillConfig, teacher: Teacher) -> bool:
+    """Whether the teacher is to be told of the original pictures; UsageError for one that takes no sizes."""
+    if config.picture_sizes == "real" and not teacher.takes_sizes:
+        raise UsageError(
+            f"picture_sizes = real: {teacher.name} is told no sizes of pictures", hint="leave --picture-sizes away"
+        )
+    return config.picture_sizes == "real"
 
 
 def _refuse_stretching(folder: StudentFolder, method: Method[Any]) -> None:

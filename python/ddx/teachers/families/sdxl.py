@@ -17,10 +17,7 @@ from ddx.teachers.parts.clip_text import penultimate
 
 
 class SDXLTeacher(StableDiffusionTeacher):
-    """A ``StableDiffusionXLPipeline``.
-
-    The sizes that its UNet takes are those of the picture, uncropped, as in the pipeline's own call.
-    """
+    """A ``StableDiffusionXLPipeline``. Without other sizes its UNet is told of the picture's own, uncropped."""
 
     part_classes: ClassVar[dict[str, tuple[str, ...]]] = {
         "unet": ("UNet2DConditionModel",),
@@ -32,6 +29,7 @@ class SDXLTeacher(StableDiffusionTeacher):
     }
     left_out: ClassVar[tuple[str, ...]] = ("feature_extractor", "image_encoder")
     family_guidance: ClassVar[float] = 5.0
+    takes_sizes: ClassVar[bool] = True
 
     @property
     def vae_dtype(self) -> torch.dtype:
@@ -44,7 +42,10 @@ class SDXLTeacher(StableDiffusionTeacher):
         dtype = parameter_dtype(network)
         assert condition.pooled is not None
         height, width = (side * self.compression for side in x_t.shape[2:])
-        sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=dtype).expand(len(x_t), -1)
+        sizes = send(torch.tensor([[height, width, 0, 0, height, width]], dtype=dtype), x_t.device)
+        sizes = sizes.expand(len(x_t), -1)
+        if condition.sizes is not None:
+            sizes = torch.cat([condition.sizes.to(device=x_t.device, dtype=dtype), sizes[:, 4:]], dim=1)
         with self._products(dtype):
             output: Tensor = network(
                 x_t.to(dtype),
@@ -52,7 +53,7 @@ class SDXLTeacher(StableDiffusionTeacher):
                 encoder_hidden_states=condition.tokens.to(device=x_t.device, dtype=dtype),
                 added_cond_kwargs={
                     "text_embeds": condition.pooled.to(device=x_t.device, dtype=dtype),
-                    "time_ids": send(sizes, x_t.device),
+                    "time_ids": sizes,
                 },
                 return_dict=False,
             )[0]
