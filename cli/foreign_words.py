@@ -161,8 +161,7 @@ hub-token hf-token token use-auth-token -> `hf auth login` keeps the token that 
 trust-remote-code -> code from a model's folder is never run; the family needs an adapter in ddx
 enable-vae-tiling enable-vae-slicing vae-tiling vae-slicing tiled-vae -> the autoencoder runs whole; a smaller
     --batch-size takes less memory
-image-size img-size size res image-resolution px -> --resolution
-height width h w -> sample and evaluate: --size 768x512, width first; elsewhere one number: --resolution N
+image-size img-size res image-resolution px -> --resolution
 allow-tf32 tf32 -> float32 products are torch's own, without TF32
 enable-xformers-memory-efficient-attention enable-xformers xformers use-xformers flash-attention flash-attn
 attention-slicing enable-attention-slicing enable-npu-flash-attention sdpa attn-implementation -> attention is
@@ -295,6 +294,12 @@ steps -> --train-steps
 dataloader-num-workers num-workers workers -> the store's reader works ahead by itself
 use-ema ema ema-decay ema-rate ema-beta foreach-ema offload-ema -> --ema-half-life
 proportion-empty-prompts caption-dropout uncond-prob class-dropout-prob cfg-dropout -> --null-share
+
+[sample evaluate]
+height width h w -> --size 768x512, width first; --resolution N is a square
+
+[precompute distill prepare]
+height width h w size -> the size of a picture is one number here: --resolution N
 
 [sample evaluate]
 mixed-precision precision weight-dtype torch-dtype half amp -> --dtype
