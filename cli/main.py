@@ -25,6 +25,7 @@ from ddx.errors import DdxError, cure_of, nearest
 COMMANDS = {
     "precompute": "Encode images and captions into a store of latents and embeddings.",
     "distill": "Train a few-step student of a teacher from a store.",
+    "import": "Make a student folder of weights that others published.",
     "sample": "Draw pictures with a student.",
     "evaluate": "Score a teacher and its students.",
     "train": "Train a teacher from a recipe.",
@@ -61,7 +62,8 @@ class LazyGroup(HelpfulGroup):
         """Import ddx.cli.<name> and return its `command`."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"ddx.cli.{cmd_name}").command
+        module = "import_student" if cmd_name == "import" else cmd_name  # no name for a module of Python
+        command: click.Command = importlib.import_module(f"ddx.cli.{module}").command
         command.name = cmd_name
         return command
 
