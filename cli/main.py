@@ -62,8 +62,7 @@ class LazyGroup(HelpfulGroup):
         """Import ddx.cli.<name> and return its `command`."""
         if cmd_name not in COMMANDS:
             return None
-        module = "import_student" if cmd_name == "import" else cmd_name  # no name for a module of Python
-        command: click.Command = importlib.import_module(f"ddx.cli.{module}").command
+        command: click.Command = importlib.import_module(f"ddx.cli.{cmd_name}").command
         command.name = cmd_name
         return command
 

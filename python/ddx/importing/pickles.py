@@ -90,6 +90,7 @@ _DTYPES = {
 class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """The few things that tensors are made of; anything else becomes a record."""
+        module = "builtins" if module == "__builtin__" else module  # of the older protocols
         if (module, name) in _KNOWN:
             return _KNOWN[module, name]
         return _DTYPES.get(name, Record) if module == "torch" else Record
