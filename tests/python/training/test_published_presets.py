@@ -1,4 +1,4 @@
-"""Presets of published recipes: every key is a setting of the method, and the flags pick the file that the docs name."""
+"""Presets of published recipes: every key is a setting of the method, and the flags pick the right file."""
 
 from __future__ import annotations
 
