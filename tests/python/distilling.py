@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ddx.methods.base import Batch
-from ddx.methods.draws import Draws
+from ddx.methods.parts.draws import Draws
 from ddx.methods.registry import load_method, method_spec
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ddx.methods.base import Batch
-from ddx.methods.draws import Draws
+from ddx.methods.parts.draws import Draws
 from ddx.process import PredictionKind, Process
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from ddx.config import option
-from ddx.methods.adversarial import DISCRIMINATOR, discriminator_rows, generator_rows, pooled
-from ddx.methods.adversarial_student import AdversarialStudent, AdversarialStudentConfig
 from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
-from ddx.methods.config import at_least, changed
-from ddx.methods.flow_view import clean, mean_square
+from ddx.methods.parts.adversarial import DISCRIMINATOR, discriminator_rows, generator_rows, pooled
+from ddx.methods.parts.adversarial_student import AdversarialStudent, AdversarialStudentConfig
+from ddx.methods.parts.config import at_least, changed
+from ddx.methods.parts.flow_view import clean, mean_square
 from ddx.networks.backbones import Backbone, EncoderBackbone, load_backbone
 from ddx.networks.heads import Discriminator
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ddx.methods.draws import Draws
+from ddx.methods.parts.draws import Draws
 from ddx.networks.lora import shared_copy
 from ddx.teachers.base import Sampler, Teacher
 from ddx.teachers.condition import Condition

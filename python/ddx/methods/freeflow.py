@@ -22,9 +22,9 @@ from ddx.config import option
 from ddx.kernels.consistency import guarded_consistency_loss
 from ddx.kernels.dmd import guarded_dmd_loss
 from ddx.methods.base import FAKE, STUDENT, Batch, Losses, NetworkSpec, Turn, bare
-from ddx.methods.config import FlowConfig, above_zero, within
-from ddx.methods.flow_map import FlowMap, guidance_of, take
-from ddx.methods.flow_view import clean, mean_square, rows
+from ddx.methods.parts.config import FlowConfig, above_zero, within
+from ddx.methods.parts.flow_map import FlowMap, guidance_of, take
+from ddx.methods.parts.flow_view import clean, mean_square, rows
 
 
 @dataclass(frozen=True, kw_only=True)

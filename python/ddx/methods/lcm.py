@@ -23,10 +23,10 @@ from ddx.device import send
 from ddx.errors import UsageError
 from ddx.kernels.consistency import guarded_consistency_loss
 from ddx.methods.base import STUDENT, TARGET, Batch, Losses, NetworkSpec, Turn, student_and_target
-from ddx.methods.config import FlowConfig, above_zero, at_least, within
-from ddx.methods.flow_method import FlowMethod
-from ddx.methods.flow_view import rows
-from ddx.methods.time_sampling import grid_index, intervals_at, sample_times
+from ddx.methods.parts.config import FlowConfig, above_zero, at_least, within
+from ddx.methods.parts.flow_method import FlowMethod
+from ddx.methods.parts.flow_view import rows
+from ddx.methods.parts.time_sampling import grid_index, intervals_at, sample_times
 from ddx.networks.guidance import guidance_input
 from ddx.process import FlowProcess, Process, VPProcess
 from ddx.teachers.base import Teacher

@@ -21,9 +21,9 @@ from ddx.config import option
 from ddx.errors import UsageError
 from ddx.kernels.consistency import guarded_consistency_loss
 from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
-from ddx.methods.config import FlowConfig, at_least, within
-from ddx.methods.flow_map import FlowMap, displacement
-from ddx.methods.flow_view import rows
+from ddx.methods.parts.config import FlowConfig, at_least, within
+from ddx.methods.parts.flow_map import FlowMap, displacement
+from ddx.methods.parts.flow_view import rows
 
 BEFORE = "before"
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from ddx.config import option
 from ddx.kernels.consistency import guarded_consistency_loss
 from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
-from ddx.methods.config import PAIRS, FlowConfig, at_least, within
-from ddx.methods.flow_method import FlowMethod
-from ddx.methods.flow_view import rows
+from ddx.methods.parts.config import PAIRS, FlowConfig, at_least, within
+from ddx.methods.parts.flow_method import FlowMethod
+from ddx.methods.parts.flow_view import rows
 from ddx.teachers.base import Sampler
 
 BEFORE = "before"

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from ddx.config import option
-from ddx.methods.adversarial import JudgeConfig
 from ddx.methods.base import Batch
-from ddx.methods.config import at_least, within
-from ddx.methods.judged import Judged
+from ddx.methods.parts.adversarial import JudgeConfig
+from ddx.methods.parts.config import at_least, within
+from ddx.methods.parts.judged import Judged
 from ddx.methods.scm import SCM, SCMConfig
 
 

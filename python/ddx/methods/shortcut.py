@@ -20,9 +20,9 @@ from ddx.config import option
 from ddx.errors import UsageError
 from ddx.kernels.consistency import guarded_consistency_loss
 from ddx.methods.base import STUDENT, TARGET, Batch, Losses, NetworkSpec, Turn, bare, student_and_target
-from ddx.methods.config import VelocityConfig, within
-from ddx.methods.flow_map import FlowMap, displacement, guidance_of, take
-from ddx.methods.flow_view import rows
+from ddx.methods.parts.config import VelocityConfig, within
+from ddx.methods.parts.flow_map import FlowMap, displacement, guidance_of, take
+from ddx.methods.parts.flow_view import rows
 
 
 @dataclass(frozen=True, kw_only=True)

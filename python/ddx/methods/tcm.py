@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from ddx.config import option
 from ddx.methods.base import STUDENT, Batch, NetworkSpec
-from ddx.methods.config import above_zero, within
 from ddx.methods.ect import ECTConfig, ECTPairs
-from ddx.methods.flow_view import rows
-from ddx.methods.time_sampling import Times, sample_times
+from ddx.methods.parts.config import above_zero, within
+from ddx.methods.parts.flow_view import rows
+from ddx.methods.parts.time_sampling import Times, sample_times
 from ddx.teachers.base import Teacher
 
 FIRST = "first"

@@ -24,9 +24,9 @@ from ddx.config import option
 from ddx.errors import UsageError
 from ddx.kernels.consistency import guarded_consistency_loss
 from ddx.methods.base import STUDENT, TARGET, Batch, Losses, Turn, bare
-from ddx.methods.config import above_zero, at_least, within
-from ddx.methods.flow_map import guidance_of, take
-from ddx.methods.flow_view import mean_square, rows
+from ddx.methods.parts.config import above_zero, at_least, within
+from ddx.methods.parts.flow_map import guidance_of, take
+from ddx.methods.parts.flow_view import mean_square, rows
 from ddx.methods.rcgm import RCGMConfig, RecursiveMap
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ddx.data.loader import Loader
 from ddx.device import send
 from ddx.methods.base import Batch
-from ddx.methods.draws import Draws
+from ddx.methods.parts.draws import Draws
 from ddx.training.run import Run
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ddx.methods.base import Method
-from ddx.methods.draws import Draws
+from ddx.methods.parts.draws import Draws
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
 from ddx.training.config import DistillConfig

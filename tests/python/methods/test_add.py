@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ddx.errors import DdxError, UsageError
 from ddx.methods.add import ADD, ADDConfig
-from ddx.methods.adversarial import DISCRIMINATOR
 from ddx.methods.base import STUDENT, Turn
+from ddx.methods.parts.adversarial import DISCRIMINATOR
 from ddx.networks.backbones import load_backbone
 from ddx.teachers.base import Teacher
 from distilling import assert_gradients_reach_their_networks, make_batch, make_teacher, make_trainer

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ddx.bench.mixtures.mixture import circle
 from ddx.bench.mixtures.teacher import MixtureTeacher
 from ddx.errors import UsageError
-from ddx.methods.adversarial import (
+from ddx.methods.base import FAKE, STUDENT, Turn
+from ddx.methods.parts.adversarial import (
     DISCRIMINATOR,
     LOSSES,
     discriminator_loss,
@@ -21,8 +22,7 @@ from ddx.methods.adversarial import (
     gradient_penalty,
     pooled,
 )
-from ddx.methods.base import FAKE, STUDENT, Turn
-from ddx.methods.flow_view import FlowView
+from ddx.methods.parts.flow_view import FlowView
 from ddx.methods.registry import method_spec
 from ddx.methods.scm import SCM
 from ddx.networks.heads import KINDS as HEADS

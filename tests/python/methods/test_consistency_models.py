@@ -15,10 +15,10 @@ from ddx.bench.mixtures.mixture import circle
 from ddx.bench.mixtures.teacher import MixtureTeacher
 from ddx.errors import UsageError
 from ddx.methods.base import STUDENT, TARGET, Batch, Turn
-from ddx.methods.consistency import ConsistencyMethod, karras_grid, level, same_dropout
 from ddx.methods.ct import ct_intervals
-from ddx.methods.draws import Draws
 from ddx.methods.ect import earlier_level
+from ddx.methods.parts.consistency import ConsistencyMethod, karras_grid, level, same_dropout
+from ddx.methods.parts.draws import Draws
 from ddx.methods.registry import METHODS
 from ddx.methods.tcm import FIRST, TCMConfig
 from ddx.teachers.base import Teacher

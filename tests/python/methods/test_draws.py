@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddx.methods.draws import Draws, mix
-from ddx.methods.time_sampling import grid_index, sample_positions
+from ddx.methods.parts.draws import Draws, mix
+from ddx.methods.parts.time_sampling import grid_index, sample_positions
 
 
 @pytest.mark.parametrize("by_counter", [False, True], ids=["generators", "counter"])

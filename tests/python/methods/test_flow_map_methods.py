@@ -14,7 +14,7 @@ from ddx.bench.mixtures.mixture import circle
 from ddx.bench.mixtures.teacher import MixtureTeacher
 from ddx.errors import UsageError
 from ddx.methods.base import STUDENT, Batch
-from ddx.methods.flow_view import rows
+from ddx.methods.parts.flow_view import rows
 from ddx.methods.progressive import Progressive, ProgressiveConfig
 from ddx.methods.rcgm import map_error
 from ddx.methods.registry import method_spec

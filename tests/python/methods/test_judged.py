@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ddx.errors import UsageError
-from ddx.methods.adversarial import DISCRIMINATOR, AdversarialConfig
 from ddx.methods.base import STUDENT, Turn
-from ddx.methods.judged import JudgedConfig
+from ddx.methods.parts.adversarial import DISCRIMINATOR, AdversarialConfig
+from ddx.methods.parts.judged import JudgedConfig
 from ddx.methods.registry import METHODS, load_method
 from ddx.teachers.base import Teacher
 from distilling import assert_gradients_reach_their_networks, in_turns, make_batch, make_trainer

@@ -12,9 +12,9 @@ from ddx.bench.mixtures.mixture import circle
 from ddx.bench.mixtures.teacher import MixtureTeacher
 from ddx.errors import UsageError
 from ddx.methods.base import STUDENT, TARGET, Turn
-from ddx.methods.draws import Draws
 from ddx.methods.lcm import LCM, LCMConfig, solver_grid
-from ddx.methods.time_sampling import intervals_at
+from ddx.methods.parts.draws import Draws
+from ddx.methods.parts.time_sampling import intervals_at
 from ddx.process import FlowProcess, VPProcess
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition

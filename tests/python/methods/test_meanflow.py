@@ -11,8 +11,8 @@ from ddx.bench.mixtures.mixture import circle
 from ddx.bench.mixtures.teacher import PROCESSES, MixtureTeacher
 from ddx.errors import UsageError
 from ddx.methods.base import STUDENT, Batch, Turn
-from ddx.methods.draws import Draws
 from ddx.methods.meanflow import MeanFlow, MeanFlowConfig
+from ddx.methods.parts.draws import Draws
 from ddx.networks.guidance import interval_input
 from ddx.teachers.base import Teacher
 from distilling import make_batch, make_teacher

@@ -10,7 +10,7 @@ from ddx.bench.mixtures.mixture import circle
 from ddx.bench.mixtures.teacher import PROCESSES, MixtureTeacher
 from ddx.errors import UsageError
 from ddx.methods.base import STUDENT, Batch
-from ddx.methods.draws import Draws
+from ddx.methods.parts.draws import Draws
 from ddx.methods.scm import SCM, WEIGHT, LogWeight, SCMConfig, trig_prediction
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition

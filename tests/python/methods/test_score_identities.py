@@ -14,8 +14,8 @@ from ddx.bench.mixtures.mixture import circle
 from ddx.bench.mixtures.run import FastDraws
 from ddx.bench.mixtures.teacher import MLP, PROCESSES, MixtureTeacher
 from ddx.methods.base import FAKE, STUDENT, Batch, NetworkSpec
+from ddx.methods.parts.score_distillation import Scores, score_gaps
 from ddx.methods.registry import method_spec
-from ddx.methods.score_distillation import Scores, score_gaps
 from ddx.networks.guidance import INTERVAL, interval_input
 from ddx.teachers.extra_input import find_embedder
 from distilling import make_batch, make_teacher, make_trainer

@@ -17,7 +17,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ddx.methods.adversarial import DISCRIMINATOR
 from ddx.methods.base import FAKE, STUDENT, TARGET, Batch, Method, Turn
 from ddx.methods.dmd2 import DMD2, DMD2Config
 from ddx.methods.ect import ECT, ECTConfig
@@ -25,9 +24,10 @@ from ddx.methods.imf import IMF, IMFConfig
 from ddx.methods.ladd import LADD, LADDConfig
 from ddx.methods.lcm import LCM, LCMConfig
 from ddx.methods.meanflow import MeanFlow, MeanFlowConfig
+from ddx.methods.parts.adversarial import DISCRIMINATOR
+from ddx.methods.parts.score_distillation import ScoreDistillation
 from ddx.methods.sana_sprint import SanaSprint, SanaSprintConfig
 from ddx.methods.scm import SCM, WEIGHT, SCMConfig
-from ddx.methods.score_distillation import ScoreDistillation
 from ddx.methods.sid import SiD, SiDConfig
 from ddx.methods.sid_lsg import SiDLSG, SiDLSGConfig
 from ddx.methods.twinflow import TwinFlow, TwinFlowConfig

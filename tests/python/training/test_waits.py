@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddx.device import send
 from ddx.methods.base import STUDENT, Batch, NetworkSpec
-from ddx.methods.draws import Draws
-from ddx.methods.judged import JudgedConfig
+from ddx.methods.parts.draws import Draws
+from ddx.methods.parts.judged import JudgedConfig
 from ddx.methods.registry import METHODS
 from ddx.teachers.base import Teacher
 from ddx.teachers.registry import load_teacher

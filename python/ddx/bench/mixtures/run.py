@@ -15,10 +15,10 @@ from ddx.bench.mixtures.optimum import score_optimum
 from ddx.bench.mixtures.teacher import MixtureTeacher
 from ddx.config import Settings, build_many
 from ddx.methods.base import Batch, Method
-from ddx.methods.draws import Draws, mix
-from ddx.methods.flow_view import FlowView
+from ddx.methods.parts.draws import Draws, mix
+from ddx.methods.parts.flow_view import FlowView
+from ddx.methods.parts.score_distillation import ScoreDistillation
 from ddx.methods.registry import load_method, method_spec
-from ddx.methods.score_distillation import ScoreDistillation
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks
 from ddx.training.trainer import Trainer

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ddx.device import send
 from ddx.methods.base import STUDENT, Batch, Method, NetworkSpec
-from ddx.methods.config import FlowConfig
-from ddx.methods.flow_view import FlowView, clean, rows
-from ddx.methods.time_sampling import AdaptiveTimes, Times, sample_times
+from ddx.methods.parts.config import FlowConfig
+from ddx.methods.parts.flow_view import FlowView, clean, rows
+from ddx.methods.parts.time_sampling import AdaptiveTimes, Times, sample_times
 from ddx.networks.guidance import GUIDANCE, add_guidance_embedder, fold, guidance_input
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition

@@ -27,11 +27,11 @@ from ddx.device import send
 from ddx.errors import UsageError
 from ddx.kernels.guarded_loss import GuardedLoss
 from ddx.methods.base import FAKE, STUDENT, Batch, Losses, NetworkSpec, Turn
-from ddx.methods.config import FlowConfig, above_zero, at_least, changed, within
-from ddx.methods.flow_method import FlowMethod
-from ddx.methods.flow_view import clean, mean_square
-from ddx.methods.time_sampling import grid_index
-from ddx.methods.weighting import DenoisingConfig, denoising_loss
+from ddx.methods.parts.config import FlowConfig, above_zero, at_least, changed, within
+from ddx.methods.parts.flow_method import FlowMethod
+from ddx.methods.parts.flow_view import clean, mean_square
+from ddx.methods.parts.time_sampling import grid_index
+from ddx.methods.parts.weighting import DenoisingConfig, denoising_loss
 from ddx.networks.guidance import add_interval_embedder, interval_input
 from ddx.teachers.base import Teacher
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from ddx.config import option
 from ddx.device import send
 from ddx.errors import UsageError
-from ddx.methods.adversarial import DISCRIMINATOR, AdversarialConfig
 from ddx.methods.base import STUDENT, Batch, Turn
-from ddx.methods.config import FlowConfig, at_least, changed, within
-from ddx.methods.flow_method import FlowMethod
-from ddx.methods.time_sampling import grid_index
+from ddx.methods.parts.adversarial import DISCRIMINATOR, AdversarialConfig
+from ddx.methods.parts.config import FlowConfig, at_least, changed, within
+from ddx.methods.parts.flow_method import FlowMethod
+from ddx.methods.parts.time_sampling import grid_index
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from ddx.config import option
 from ddx.errors import UsageError
-from ddx.methods.adversarial import DISCRIMINATOR, AdversarialConfig, FeatureJudge, JudgeConfig
 from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
-from ddx.methods.config import FlowConfig, at_least
-from ddx.methods.flow_method import FlowMethod
-from ddx.methods.time_sampling import logit_normal
+from ddx.methods.parts.adversarial import DISCRIMINATOR, AdversarialConfig, FeatureJudge, JudgeConfig
+from ddx.methods.parts.config import FlowConfig, at_least
+from ddx.methods.parts.flow_method import FlowMethod
+from ddx.methods.parts.time_sampling import logit_normal
 from ddx.teachers.base import Teacher
 
 

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from ddx.config import option
 from ddx.methods.base import STUDENT, Batch, NetworkSpec, bare
-from ddx.methods.config import VelocityConfig, within
-from ddx.methods.flow_method import FlowConfigT, FlowMethod
-from ddx.methods.flow_view import rows
-from ddx.methods.time_sampling import Times, sample_times
+from ddx.methods.parts.config import VelocityConfig, within
+from ddx.methods.parts.flow_method import FlowConfigT, FlowMethod
+from ddx.methods.parts.flow_view import rows
+from ddx.methods.parts.time_sampling import Times, sample_times
 from ddx.networks.guidance import INTERVAL, add_interval_embedder, guidance_input, interval_input
 from ddx.teachers.base import Sampler
 from ddx.teachers.condition import Condition

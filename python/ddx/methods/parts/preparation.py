@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ddx.kernels.consistency import guarded_consistency_loss
 from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
-from ddx.methods.flow_method import FlowMethod
-from ddx.methods.preparation_config import PreparationConfig
+from ddx.methods.parts.flow_method import FlowMethod
+from ddx.methods.parts.preparation_config import PreparationConfig
 from ddx.teachers.base import Sampler
 from ddx.teachers.condition import Condition
 
