@@ -87,7 +87,7 @@ class ADD(AdversarialStudent[ADDConfig]):
             real = self.teacher.decode_pixels(batch.x0)
         judged = self.judged(networks[DISCRIMINATOR], batch)
         if not of_student:
-            direction = batch.draws.normal(*real.shape[1:]) if self.config.r1_weight > 0.0 else real
+            direction = batch.random.normal(*real.shape[1:]) if self.config.r1_weight > 0.0 else real
             loss = discriminator_rows(self.config, judged, real, fake, direction)
             return Losses(by_network={DISCRIMINATOR: loss})
         adversarial = generator_rows(self.config, judged, real, fake)

@@ -76,8 +76,8 @@ class FreeFlow(FlowMap[FreeFlowConfig]):
         student, still = networks[STUDENT], bare(networks[STUDENT])
         guidance, times = self.draw_guidance(batch), self.draw_times(batch)
         x, fresh = self.view.start(self.draw_noise(batch), self.view.t_max), self.draw_noise(batch)
-        u, corrected_t = batch.draws.uniform(), self.draw_times(batch)
-        corrected, midway, rest = batch.draws.pick(
+        u, corrected_t = batch.random.uniform(), self.draw_times(batch)
+        corrected, midway, rest = batch.random.pick(
             self.config.correction_share, (1.0 - self.config.correction_share) * self.config.midway_share
         )
         top = torch.full_like(times.t, self.view.t_max)

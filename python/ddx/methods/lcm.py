@@ -118,10 +118,10 @@ class LCM(FlowMethod[LCMConfig]):
         times = self.draw_times(batch)
         index = grid_index(times.t, intervals)
         if config.noise_share > 0.0:
-            index = torch.where(batch.draws.uniform() < config.noise_share, intervals, index)
+            index = torch.where(batch.random.uniform() < config.noise_share, intervals, index)
         t, r = grid[index], grid[index - 1]
         guidance = self.draw_guidance(batch)
-        x_t = self.process.add_noise(batch.x0, batch.draws.normal(*batch.x0.shape[1:]), t)
+        x_t = self.process.add_noise(batch.x0, batch.random.normal(*batch.x0.shape[1:]), t)
 
         with torch.no_grad():
             x_r = self.teacher_step(x_t, t, r, batch.condition, batch.null, guidance)

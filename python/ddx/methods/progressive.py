@@ -86,7 +86,7 @@ class Progressive(FlowMap[ProgressiveConfig]):
 
     def draw_count(self, batch: Batch) -> Tensor:
         """Return the number of sampling steps that each row is trained for: the stage's, or an earlier one's."""
-        u, stage = batch.draws.uniform(), self.stage(batch.step)
+        u, stage = batch.random.uniform(), self.stage(batch.step)
         earlier = stage - 1  # the first stage's half steps are the teacher's: those are not asked of the student
         share = self.config.repeat_share if earlier > 0 else 0.0
         back = torch.where(u < share, 1.0 + (u / max(share, 1e-9) * earlier).floor().clamp(max=earlier - 1.0), 0.0)

@@ -83,7 +83,7 @@ class ReFlow(FlowMethod[ReFlowConfig]):
         """Return the squared distance of each row to its line's direction, and which rows were dropped."""
         guidance, times = self.draw_guidance(batch), self.draw_times(batch)
         top = self.view.t_max
-        t = torch.where(batch.draws.uniform() < self.config.noise_share, top, times.t)
+        t = torch.where(batch.random.uniform() < self.config.noise_share, top, times.t)
         source = networks[BEFORE] if self.round(batch.step) else None
         if source is None and batch.noise is not None:
             start, end = self.view.start(batch.noise, top), batch.x0

@@ -58,8 +58,8 @@ class SanaSprint(Judged, SCM):
     def judged(self, student: nn.Module, batch: Batch) -> Tensor:
         """Return the clean latents that the student sees behind noisy ones, a share of them pure noise."""
         guidance, noise = self.draw_guidance(batch), self.draw_noise(batch)
-        tau = self.times_at(batch.draws.uniform())
-        from_noise = batch.draws.uniform() < self.config.noise_share
+        tau = self.times_at(batch.random.uniform())
+        from_noise = batch.random.uniform() < self.config.noise_share
         x = self.noisy(batch.x0, noise, tau)
         x = torch.where(from_noise.reshape(-1, 1, 1, 1), self.view.start(noise, self.first_time), x)
         return self.predict_x0(student, x, torch.where(from_noise, self.first_time, tau), batch.condition, guidance)

@@ -55,9 +55,9 @@ class Shortcut(FlowMap[ShortcutConfig]):
     def losses(self, turn: Turn, batch: Batch, networks: Mapping[str, nn.Module]) -> Losses:
         """Return the squared distance of each row to its target, and which rows were dropped."""
         student, target_network = networks[STUDENT], networks.get(TARGET, bare(networks[STUDENT]))
-        guidance, times, level = self.draw_guidance(batch), self.draw_times(batch), batch.draws.uniform()
+        guidance, times, level = self.draw_guidance(batch), self.draw_times(batch), batch.random.uniform()
         noise = self.draw_noise(batch)
-        doubled, simple = batch.draws.pick(self.config.bootstrap_share)
+        doubled, simple = batch.random.pick(self.config.bootstrap_share)
 
         jump = torch.full_like(times.t, 1.0 / self.config.smallest_jumps)
         jump[doubled] = self.draw_jump(level[doubled])

@@ -78,7 +78,7 @@ class TCM(ECTPairs[TCMConfig]):
     def draw_pair(self, batch: Batch) -> tuple[Times, Tensor, Tensor]:
         """Return the pairs of the first stage, or those of the second; there rows at t' have both times there."""
         first = super().draw_pair(batch)
-        at_boundary = batch.draws.uniform() < self.config.boundary_share
+        at_boundary = batch.random.uniform() < self.config.boundary_share
         if batch.step < self._second_stage_begins:
             return first
         times, least = first[0], self.config.truncation_time

@@ -71,8 +71,8 @@ class TwinFlow(RecursiveMap[TwinFlowConfig]):
         config, student = self.config, networks[STUDENT]
         still, target = bare(student), networks.get(TARGET, bare(student))
         guidance, (times, r) = self.draw_guidance(batch), self.draw_pairs(batch, config)
-        noise, fresh, u = self.draw_noise(batch), self.draw_noise(batch), batch.draws.uniform()
-        full, near, fake, anywhere = batch.draws.pick(config.full_share, config.near_share, config.fake_share)
+        noise, fresh, u = self.draw_noise(batch), self.draw_noise(batch), batch.random.uniform()
+        full, near, fake, anywhere = batch.random.pick(config.full_share, config.near_share, config.fake_share)
         mapped, noised = torch.cat([full, near, anywhere]), torch.cat([full, fake])
 
         t = times.t.index_fill(0, full, self.view.t_max)

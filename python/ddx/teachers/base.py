@@ -18,7 +18,7 @@ from ddx.process import PredictionKind, Process
 from ddx.teachers.condition import Condition
 from ddx.teachers.extra_input import moved_inputs
 from ddx.teachers.features import as_map, outputs_of
-from ddx.teachers.opened import OpenPipeline
+from ddx.teachers.open_pipeline import OpenPipeline
 from ddx.teachers.size import Size
 from ddx.teachers.truncation import Cut, cut
 

@@ -90,7 +90,7 @@ def test_freeflow_s_target_is_the_exact_map_where_the_student_is_it(monkeypatch:
         x0=torch.zeros(4, 2, 1, 1),
         condition=teacher.condition(torch.zeros(4).long()),
         null=teacher.null_condition(),
-        draws=None,  # type: ignore[arg-type]
+        random=None,  # type: ignore[arg-type]
     )
 
     def spread(t: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class FlowMap(FlowMethod[FlowConfigT]):
     def draw_pairs(self, batch: Batch, config: PairsConfig) -> tuple[Times, Tensor]:
         """Return times t, whose losses go through `weigh`, and r in [0, t], flow times float64 `[B]`."""
         times = self.draw_times(batch)
-        u, same = batch.draws.uniform(), batch.draws.uniform() < config.same_time_share
+        u, same = batch.random.uniform(), batch.random.uniform() < config.same_time_share
         if config.second_time == "drawn":
             other = sample_times(u, config, t_min=0.0, t_max=self.view.t_max)
             times, r = dataclasses.replace(times, t=torch.maximum(times.t, other)), torch.minimum(times.t, other)

@@ -48,7 +48,7 @@ class Preparation(FlowMethod[PreparationConfig]):
     def captions(self, batch: Batch) -> Condition:
         """Return the captions, with the empty one in a share of the rows."""
         num_rows = len(batch.x0)
-        dropped: Tensor = batch.draws.uniform() < self.config.null_share
+        dropped: Tensor = batch.random.uniform() < self.config.null_share
         both = Condition.cat([batch.condition, batch.null.expand(num_rows)])
         row = torch.arange(num_rows, device=dropped.device)
         return both.index(torch.where(dropped, row + num_rows, row))
