@@ -111,6 +111,36 @@ TEACHERS: dict[str, TeacherSpec] = {
             licence="CreativeML OpenRAIL++-M",
             summary="Stable Diffusion XL at 1024 px, noise prediction",
         ),
+        TeacherSpec(
+            name="pixart-sigma",
+            source="PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+            revision="e102b3591cc82e97071b8b4cb90d834d0c487207",
+            family="pixart-sigma",
+            resolution=1024,
+            guidance=4.5,
+            licence="CreativeML OpenRAIL++-M",
+            summary="PixArt-Σ 0.6B at 1024 px, noise prediction",
+        ),
+        TeacherSpec(
+            name="pixart-sigma-512",
+            source="PixArt-alpha/PixArt-Sigma-XL-2-512-MS",
+            revision="76fb7eb5a9314bc1e4e479d2f13447517fca9be4",
+            family="pixart-sigma",
+            resolution=512,
+            guidance=4.5,
+            licence="CreativeML OpenRAIL++-M",
+            summary="PixArt-Σ 0.6B at 512 px, noise prediction",
+        ),
+        TeacherSpec(
+            name="pixart-alpha",
+            source="PixArt-alpha/PixArt-XL-2-1024-MS",
+            revision="b89adadeccd9ead2adcb9fa2825d3fabec48d404",
+            family="pixart-alpha",
+            resolution=1024,
+            guidance=4.5,
+            licence="CreativeML OpenRAIL++-M",
+            summary="PixArt-α 0.6B at 1024 px, noise prediction",
+        ),
     )
 }
 

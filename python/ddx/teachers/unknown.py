@@ -22,11 +22,13 @@ ALIASES = {
     "sd21": "sd2 sd-2 sd2.1 sd-2.1 sd-2-1 stable-diffusion-2 stable-diffusion-2.1 stable-diffusion-2-1 "
     "stabilityai/stable-diffusion-2-1",
     "sdxl": "sd-xl xl sdxl-base sdxl-1.0 stable-diffusion-xl stable-diffusion-xl-base-1.0",
+    "pixart-sigma": "pixart pixart-sigma-1024 pixart-sigma-xl-2-1024-ms",
+    "pixart-sigma-512": "pixart-sigma-xl-2-512-ms",
+    "pixart-alpha": "pixart-xl pixart-xl-2-1024-ms",
 }
 FAMILIES = {
     "Stable Diffusion 3": r"sd-?3|stable-diffusion-3",
     "FLUX": r"flux",
-    "PixArt": r"pixart",
     "SANA-Sprint, which is a student already": r"sprint",
     "an SD or SDXL Turbo, which is a student already": r"turbo|lightning|hyper-?sd|lcm",
     "Kandinsky": r"kandinsky",

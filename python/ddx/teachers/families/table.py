@@ -40,6 +40,10 @@ class Family:
         return adapter
 
 
+_PIXART_CALL = PipelineCall(
+    always={"use_resolution_binning": False, "clean_caption": False}, mask="prompt_attention_mask"
+)
+
 FAMILIES: tuple[Family, ...] = (
     Family(
         name="sana",
@@ -62,6 +66,22 @@ FAMILIES: tuple[Family, ...] = (
         pipelines=("StableDiffusionXLPipeline",),
         adapter="sdxl.SDXLTeacher",
         call=PipelineCall(pooled="pooled_prompt_embeds"),
+    ),
+    Family(
+        name="pixart-alpha",
+        title="PixArt-α",
+        pipelines=("PixArtAlphaPipeline",),
+        adapter="pixart.PixArtAlphaTeacher",
+        call=_PIXART_CALL,
+        lora_programs="ComfyUI",
+    ),
+    Family(
+        name="pixart-sigma",
+        title="PixArt-Σ",
+        pipelines=("PixArtSigmaPipeline",),
+        adapter="pixart.PixArtSigmaTeacher",
+        call=_PIXART_CALL,
+        lora_programs="ComfyUI",
     ),
 )
 
