@@ -6,7 +6,6 @@ from typing import Any
 from diffusers import (
     AutoencoderKL,
     DPMSolverMultistepScheduler,
-    PixArtAlphaPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
 )

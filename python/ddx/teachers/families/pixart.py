@@ -1,4 +1,4 @@
-"""PixArt-α (Chen et al. 2023) and PixArt-Σ (Chen et al. 2024): variance preserving, a transformer, a KL autoencoder, T5."""
+"""PixArt-α and PixArt-Σ (Chen et al. 2023 and 2024): variance preserving, a transformer, a KL autoencoder, T5."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class PixArtSigmaTeacher(VPTeacher):
 
     @property
     def vae_dtype(self) -> torch.dtype:
-        """float32 instead of float16 for an autoencoder that overflows in it and says so: that of PixArt-Σ is SDXL's."""
+        """float32 instead of float16, in which the published autoencoders overflow and say so."""
         forced = self.dtype == torch.float16 and self.vae_config.get("force_upcast", True)
         return torch.float32 if forced else self.dtype
 

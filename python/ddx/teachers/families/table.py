@@ -31,6 +31,7 @@ class Family:
     call: PipelineCall = field(default_factory=PipelineCall)
     has_kernels: bool = False  # whether ddx computes it with kernels of its own on a GPU
     lora_programs: str = "ComfyUI and A1111"  # the programs that read its students' ComfyUI file
+    loads_lora: bool = True  # whether its pipeline in diffusers has a loader of LoRA files
 
     @property
     def adapter_class(self) -> type[Teacher]:
@@ -74,6 +75,7 @@ FAMILIES: tuple[Family, ...] = (
         adapter="pixart.PixArtAlphaTeacher",
         call=_PIXART_CALL,
         lora_programs="ComfyUI",
+        loads_lora=False,
     ),
     Family(
         name="pixart-sigma",
@@ -82,6 +84,7 @@ FAMILIES: tuple[Family, ...] = (
         adapter="pixart.PixArtSigmaTeacher",
         call=_PIXART_CALL,
         lora_programs="ComfyUI",
+        loads_lora=False,
     ),
 )
 
