@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ddx.methods.base import Batch
-from ddx.methods.parts.random_numbers import RandomNumbers
+from ddx.methods.draws import Draws
 from ddx.methods.registry import load_method, method_spec
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
@@ -55,7 +55,7 @@ def make_batch(teacher: Teacher, step: int = 0, *, rows: slice = slice(0, 4), se
         x0=x0[rows],
         condition=condition.index(rows),
         null=null,
-        random=RandomNumbers(seed, step, indices),
+        draws=Draws(seed, step, indices),
         step=step,
         neighbour=x0.roll(1, 0)[rows],
     )
@@ -98,7 +98,7 @@ def read_meter(trainer: Trainer) -> dict[str, float | None]:
     return trainer.meter.read(lambda value: value)
 
 
-def make_store(teacher_folder: Path, folder: Path, *, rows: int = 24) -> Path:
+def make_store(teacher_folder: Path, folder: Path, *, rows: int = 24, resolution: int | None = None) -> Path:
     """A real store of generated pictures, made by precompute for the teacher in `teacher_folder`."""
     import io
 
@@ -121,5 +121,6 @@ def make_store(teacher_folder: Path, folder: Path, *, rows: int = 24) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     parquet = folder / "pictures.parquet"
     pq.write_table(pa.table({"image": images, "caption": captions}), parquet)
-    config = PrecomputeConfig(teacher=str(teacher_folder), out=folder / "pictures.zarr", part_rows=rows)
+    out = folder / "pictures.zarr"
+    config = PrecomputeConfig(teacher=str(teacher_folder), out=out, part_rows=rows, resolution=resolution)
     return precompute(config, [str(parquet)])

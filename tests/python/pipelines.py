@@ -253,34 +253,60 @@ def clip_tokenizer() -> Any:
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
 
 
-def t5_tokenizer() -> Any:
-    """A T5 tokenizer over letters and a few words, without sentinels."""
-    from transformers import T5Tokenizer
+def qwen_tokenizer() -> Any:
+    """A Qwen tokenizer over bytes and a few merges, with the turns of its chat template and an empty thought."""
+    from tokenizers import pre_tokenizers
+    from transformers import Qwen2Tokenizer
 
-    letters = [(chr(code), -6.0) for code in range(33, 127)]
-    words = [(f"▁{word}", -4.0) for word in ("the", "a", "red", "cat", "circle")]
-    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    return T5Tokenizer(vocab=[*special, *letters, *words], extra_ids=0, model_max_length=512)
-
-
-def t5_encoder(vocab_size: int, width: int) -> Any:
-    """A two-layer T5 encoder with random weights and gated layers, as T5 v1.1 has."""
-    from transformers import T5Config, T5EncoderModel
-
-    config = T5Config(
-        vocab_size=vocab_size,
-        d_model=width,
-        d_kv=8,
-        d_ff=64,
-        num_layers=2,
-        num_heads=4,
-        feed_forward_proj="gated-gelu",
-        pad_token_id=0,
-        eos_token_id=1,
-        decoder_start_token_id=0,
-        is_encoder_decoder=False,
+    pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("t", "h"), ("th", "e"), ("c", "a"), ("ca", "t"), ("r", "e"), ("re", "d"), ("Ġ", "the")]
+    vocab = {piece: number for number, piece in enumerate(pieces + ["".join(merge) for merge in merges])}
+    for special in ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"):
+        vocab[special] = len(vocab)
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n"
+        "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
     )
-    return T5EncoderModel(config)
+    return tokenizer
+
+
+def qwen3_config(tokenizer: Any, width: int, *, layers: int) -> Any:
+    """The config of a tiny Qwen3."""
+    from transformers import Qwen3Config
+
+    return Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def flux_autoencoder(channels: int) -> Any:
+    """An autoencoder like FLUX.1's: eight pixels a cell, a shift, and no layers of their own for the latents."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=channels,
+        norm_num_groups=4,
+        layers_per_block=1,
+        sample_size=64,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
 
 
 def gemma_encoder(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ddx.errors import UsageError
+from ddx.teachers.extra_input import ScalarEmbedder
 
 ADAPTER = "default"
 
@@ -46,7 +47,8 @@ def add_lora(network: nn.Module, targets: tuple[str, ...], *, rank: int, alpha: 
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    extra = [name for name, _ in network.named_parameters() if "_embedder." in name.split(".", 1)[0] + "."]
+    embedders = [(name, module) for name, module in network.named_modules() if isinstance(module, ScalarEmbedder)]
+    extra = [f"{name}.{inner}" for name, embedder in embedders for inner, _ in embedder.named_parameters()]
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights=True)
     try:
         inject_adapter_in_model(config, network, adapter_name=ADAPTER)

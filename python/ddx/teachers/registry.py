@@ -27,7 +27,7 @@ class TeacherSpec:
 
     name: str
     source: str  # a hub id, or "bundled" for the teacher inside the package
-    revision: str  # the pinned commit of the hub repository
+    revision: str  # the pinned commit of the hub repository; "main" where no public project records one
     family: str  # a row of ddx.teachers.families.table
     resolution: int  # pixels, square
     guidance: float
@@ -72,6 +72,26 @@ TEACHERS: dict[str, TeacherSpec] = {
             summary="SANA 1.6B at 1024 px, trained in bfloat16",
         ),
         TeacherSpec(
+            name="sana15-1600m",
+            source="Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers",
+            revision="caa51e5ea874be07d3a9c7c2d0fd800570b18440",
+            family="sana",
+            resolution=1024,
+            guidance=4.5,
+            licence=_SANA_LICENCE,
+            summary="SANA-1.5 1.6B at 1024 px",
+        ),
+        TeacherSpec(
+            name="sana15-4800m",
+            source="Efficient-Large-Model/SANA1.5_4.8B_1024px_diffusers",
+            revision="9468102c3cebb657f8c4b5f1e5a71e989a15f10d",
+            family="sana",
+            resolution=1024,
+            guidance=4.5,
+            licence=_SANA_LICENCE,
+            summary="SANA-1.5 4.8B at 1024 px",
+        ),
+        TeacherSpec(
             name="sana-tiny",
             source="bundled",
             revision="bundled",
@@ -112,34 +132,24 @@ TEACHERS: dict[str, TeacherSpec] = {
             summary="Stable Diffusion XL at 1024 px, noise prediction",
         ),
         TeacherSpec(
-            name="pixart-sigma",
-            source="PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
-            revision="e102b3591cc82e97071b8b4cb90d834d0c487207",
-            family="pixart-sigma",
+            name="z-image",
+            source="Tongyi-MAI/Z-Image",
+            revision="04cc4abb7c5069926f75c9bfde9ef43d49423021",
+            family="z-image",
             resolution=1024,
-            guidance=4.5,
-            licence="CreativeML OpenRAIL++-M",
-            summary="PixArt-Σ 0.6B at 1024 px, noise prediction",
+            guidance=6.0,
+            licence="Apache-2.0",
+            summary="Z-Image 6B at 1024 px; guidance 6 is the 5 of its own pipeline",
         ),
         TeacherSpec(
-            name="pixart-sigma-512",
-            source="PixArt-alpha/PixArt-Sigma-XL-2-512-MS",
-            revision="76fb7eb5a9314bc1e4e479d2f13447517fca9be4",
-            family="pixart-sigma",
-            resolution=512,
-            guidance=4.5,
-            licence="CreativeML OpenRAIL++-M",
-            summary="PixArt-Σ 0.6B at 512 px, noise prediction",
-        ),
-        TeacherSpec(
-            name="pixart-alpha",
-            source="PixArt-alpha/PixArt-XL-2-1024-MS",
-            revision="b89adadeccd9ead2adcb9fa2825d3fabec48d404",
-            family="pixart-alpha",
+            name="lumina2",
+            source="Alpha-VLLM/Lumina-Image-2.0",
+            revision="main",
+            family="lumina2",
             resolution=1024,
-            guidance=4.5,
-            licence="CreativeML OpenRAIL++-M",
-            summary="PixArt-α 0.6B at 1024 px, noise prediction",
+            guidance=4.0,
+            licence="Apache-2.0 (text encoder: Gemma terms of use)",
+            summary="Lumina-Image 2.0, 2.6B at 1024 px",
         ),
     )
 }

@@ -16,28 +16,32 @@ ALIASES = {
     "sana-600m": "sana sana-0.6b sana-600m-512px sana-600m-512 efficient-large-model/sana-600m-512px",
     "sana-600m-1024": "sana-600m-1024px efficient-large-model/sana-600m-1024px",
     "sana-1600m": "sana-1.6b sana-1600m-1024px sana-1600m-1024 efficient-large-model/sana-1600m-1024px",
+    "sana15-1600m": "sana-1.5 sana1.5 sana15 sana-15 sana1.5-1.6b sana-1.5-1.6b sana1.5-1600m sana-1.5-1600m "
+    "sana1.5-1.6b-1024px efficient-large-model/sana1.5-1.6b-1024px",
+    "sana15-4800m": "sana-4.8b sana-4800m sana1.5-4.8b sana-1.5-4.8b sana1.5-4800m sana-1.5-4800m "
+    "sana1.5-4.8b-1024px efficient-large-model/sana1.5-4.8b-1024px",
     "sana-tiny": "tiny toy",
     "sd15": "sd sd1 sd-1 sd1.5 sd-1.5 sd-1-5 sd-15 stable-diffusion stable-diffusion-1.5 stable-diffusion-v1-5 "
     "runwayml/stable-diffusion-v1-5",
     "sd21": "sd2 sd-2 sd2.1 sd-2.1 sd-2-1 stable-diffusion-2 stable-diffusion-2.1 stable-diffusion-2-1 "
     "stabilityai/stable-diffusion-2-1",
+    "z-image": "zimage z-image-base z-image-6b",
+    "lumina2": "lumina lumina-2 lumina-image lumina-image-2 lumina-image-2.0",
     "sdxl": "sd-xl xl sdxl-base sdxl-1.0 stable-diffusion-xl stable-diffusion-xl-base-1.0",
-    "pixart-sigma": "pixart pixart-sigma-1024 pixart-sigma-xl-2-1024-ms",
-    "pixart-sigma-512": "pixart-sigma-xl-2-512-ms",
-    "pixart-alpha": "pixart-xl pixart-xl-2-1024-ms",
 }
 FAMILIES = {
     "Stable Diffusion 3": r"sd-?3|stable-diffusion-3",
     "FLUX": r"flux",
+    "PixArt": r"pixart",
     "SANA-Sprint, which is a student already": r"sprint",
+    "Z-Image-Turbo, which is a student already": r"z-?image-?turbo",
     "an SD or SDXL Turbo, which is a student already": r"turbo|lightning|hyper-?sd|lcm",
     "Kandinsky": r"kandinsky",
     "HunyuanDiT": r"hunyuan",
     "Qwen-Image": r"qwen",
-    "Lumina": r"lumina",
+    "an older Lumina": r"lumina-?(next|t2)",
     "AuraFlow": r"aura-?flow",
     "CogView": r"cogview",
-    "Z-Image": r"z-image",
     "DiT": r"^dit",
     "EDM": r"^edm",
     "Wan": r"^wan",

@@ -31,7 +31,6 @@ class Family:
     call: PipelineCall = field(default_factory=PipelineCall)
     has_kernels: bool = False  # whether ddx computes it with kernels of its own on a GPU
     lora_programs: str = "ComfyUI and A1111"  # the programs that read its students' ComfyUI file
-    loads_lora: bool = True  # whether its pipeline in diffusers has a loader of LoRA files
 
     @property
     def adapter_class(self) -> type[Teacher]:
@@ -40,10 +39,6 @@ class Family:
         adapter: type[Teacher] = getattr(importlib.import_module(f"ddx.teachers.families.{module}"), name)
         return adapter
 
-
-_PIXART_CALL = PipelineCall(
-    always={"use_resolution_binning": False, "clean_caption": False}, mask="prompt_attention_mask"
-)
 
 FAMILIES: tuple[Family, ...] = (
     Family(
@@ -69,22 +64,21 @@ FAMILIES: tuple[Family, ...] = (
         call=PipelineCall(pooled="pooled_prompt_embeds"),
     ),
     Family(
-        name="pixart-alpha",
-        title="PixArt-α",
-        pipelines=("PixArtAlphaPipeline",),
-        adapter="pixart.PixArtAlphaTeacher",
-        call=_PIXART_CALL,
+        name="z-image",
+        title="Z-Image",
+        pipelines=("ZImagePipeline",),
+        adapter="z_image.ZImageTeacher",
+        resolution=1024,
+        call=PipelineCall(guidance_off={"guidance_scale": 0.0}, token_lists=True, seeds_steps=False),
         lora_programs="ComfyUI",
-        loads_lora=False,
     ),
     Family(
-        name="pixart-sigma",
-        title="PixArt-Σ",
-        pipelines=("PixArtSigmaPipeline",),
-        adapter="pixart.PixArtSigmaTeacher",
-        call=_PIXART_CALL,
+        name="lumina2",
+        title="Lumina-Image 2.0",
+        pipelines=("Lumina2Pipeline",),
+        adapter="lumina2.Lumina2Teacher",
+        call=PipelineCall(mask="prompt_attention_mask", seeds_steps=False),
         lora_programs="ComfyUI",
-        loads_lora=False,
     ),
 )
 

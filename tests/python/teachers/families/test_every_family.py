@@ -17,7 +17,6 @@ from ddx.errors import DdxError
 from ddx.methods.base import STUDENT
 from ddx.networks.lora_files import DIFFUSERS_FILE
 from ddx.run_record import write_run
-from ddx.sampling.card import card_text
 from ddx.sampling.pipeline import StudentPipeline
 from ddx.sampling.snippet import snippet
 from ddx.sampling.student import StudentFolder
@@ -29,6 +28,7 @@ from distill_runs import run
 from distilling import make_batch, make_store, make_trainer
 from tiny import NAMES, Tiny, open_pipeline
 
+SIDE = 64  # pixels; where a denoiser's config does not say it, a family's own size is that of the published models
 PROMPTS = ("", "cat", "the red cat and a very long sentence that goes on and on " * 20)
 # each family trains by all of these between the tests, and by each at least once
 METHODS = ("lcm", "sid", "dmd2", "sana-sprint", "twinflow", "shortcut", "scm")
@@ -41,7 +41,7 @@ class Ground:
         self.tiny = Tiny(name)
         self.family = next(family for family in FAMILIES if family.name == name)
         self.folder = self.tiny.make(folder / name)
-        self.teacher: Teacher = load_teacher(self.folder)
+        self.teacher: Teacher = load_teacher(self.folder, resolution=SIDE)
         self.work = folder
 
     def pipeline(self, **components: Any) -> Any:
@@ -177,7 +177,7 @@ def check_student(ground: Ground, method_name: str, rank: int, folder: Path) -> 
     method, student = trainer.method, trainer.final_student()
     condition = make_batch(teacher).condition.index(slice(0, 1))
     notes = export_student(method, student, folder / "student", "float32", torch.float32)
-    record = {"kind": "student", "prediction": teacher.prediction, **method.export_notes(), **notes}
+    record = {"kind": "student", "prediction": teacher.prediction, "resolution": SIDE, **method.export_notes(), **notes}
     write_run(folder / "student", record, finished=True)
     opened, files = StudentPipeline(folder / "student", device="cpu"), StudentFolder(folder / "student")
     assert type(opened.pipeline).__name__ in ground.family.pipelines
@@ -226,10 +226,8 @@ def check_lora(ground: Ground, files: StudentFolder) -> None:
     arguments, folder = files.call_arguments(1), files.for_steps(1)
     merged = seeded(ground, open_pipeline(folder), "a red circle", arguments, output_type="latent")
     pipeline = ground.pipeline(scheduler=scheduler)
-    card = card_text(files)
-    assert ("load_lora_weights" in card) == hasattr(pipeline, "load_lora_weights") == ground.family.loads_lora
-    if not ground.family.loads_lora:
-        return
+    if not hasattr(pipeline, "load_lora_weights"):
+        pytest.skip(f"diffusers' {type(pipeline).__name__} has no loader of LoRA files")
     allowed = 1e-5 * float(merged.abs().max())
     without = seeded(ground, pipeline, "a red circle", arguments, output_type="latent")
     assert (without - merged).abs().max() > 20 * allowed
@@ -240,8 +238,9 @@ def check_lora(ground: Ground, files: StudentFolder) -> None:
 
 def test_from_pictures_to_a_student(ground: Ground, tmp_path: Path) -> None:
     """The three stages, with a store of its own."""
-    store = make_store(ground.folder, tmp_path / "store", rows=8)
-    student = run(ground.folder, store, tmp_path / "runs", train_steps=2, checkpoint_every=0, method="lcm")
+    store = make_store(ground.folder, tmp_path / "store", rows=8, resolution=SIDE)
+    settings: dict[str, Any] = {"train_steps": 2, "checkpoint_every": 0, "method": "lcm", "resolution": SIDE}
+    student = run(ground.folder, store, tmp_path / "runs", **settings)
     pictures = StudentPipeline(student, device="cpu").draw(["a red circle"], [0], 1)
-    assert pictures[0].size == (64, 64)
+    assert pictures[0].size == (SIDE, SIDE)
     assert StudentFolder(student).record["teacher_fingerprint"] == ground.teacher.fingerprint()

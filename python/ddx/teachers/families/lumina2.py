@@ -1,0 +1,106 @@
+"""Lumina-Image 2.0 (Qin et al. 2025): flow matching, one stream of text and picture, FLUX's autoencoder, Gemma 2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ddx.teachers.components import parameter_dtype
+from ddx.teachers.condition import Condition
+from ddx.teachers.parts.batches import by_length
+from ddx.teachers.parts.chat_text import hidden_states
+from ddx.teachers.parts.flow import FlowTeacher, every_fourth
+from ddx.teachers.parts.next_dit import published_layer
+from ddx.teachers.truncation import Cut, cut
+
+# Lumina2Pipeline's default, and what it puts between it and a prompt
+_BEFORE = (
+    "You are an assistant designed to generate superior images with the superior degree of image-text alignment based "
+    "on textual prompts or user prompts. <Prompt Start> "
+)
+_LENGTH = 256  # tokens, those included
+_TIME = "time_caption_embed.timestep_embedder.linear_2"
+
+
+class Lumina2Teacher(FlowTeacher):
+    """A ``Lumina2Pipeline``. Its network's time is 0 at noise and 1 at the picture, and its output that velocity."""
+
+    part_classes: ClassVar[dict[str, tuple[str, ...]]] = {
+        "transformer": ("Lumina2Transformer2DModel",),
+        "vae": ("AutoencoderKL",),
+        "text_encoder": ("Gemma2Model", "Gemma2PreTrainedModel"),
+        "tokenizer": ("GemmaTokenizer", "GemmaTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"),
+    }
+    text_width_key: ClassVar[str] = "cap_feat_dim"
+    family_guidance: ClassVar[float] = 4.0
+
+    def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """See :meth:`Teacher.predict`."""
+        dtype = parameter_dtype(network)
+        with self._products(dtype):
+            output: Tensor = network(
+                hidden_states=x_t.to(dtype),
+                timestep=1 - self.times(t, x_t),
+                encoder_hidden_states=condition.tokens.to(device=x_t.device, dtype=dtype),
+                encoder_attention_mask=condition.mask.to(x_t.device),
+                return_dict=False,
+            )[0]
+        return -output.float()
+
+    def combine(self, uncond: Tensor, cond: Tensor, scale: Tensor | float) -> Tensor:
+        """See :meth:`Teacher.combine`: each row of cells keeps the length that it has with the text."""
+        combined = super().combine(uncond, cond, scale)
+        lengths = [torch.linalg.vector_norm(value, dim=-1, keepdim=True) for value in (cond, combined)]
+        return combined * (lengths[0] / lengths[1])
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str]) -> list[Condition]:
+        """See :meth:`Teacher.encode_text`: behind the system prompt, whose states stay; those before the last layer."""
+        return self._encode([_BEFORE + prompt for prompt in prompts])
+
+    def _encode(self, texts: list[str]) -> list[Condition]:
+        tokenizer, encoder = self.tokenizer(), self.text_encoder()
+        ids = tokenizer(texts, truncation=True, max_length=_LENGTH)["input_ids"]
+        with self._products(self.text_dtype):
+            rows = by_length(
+                ids, tokenizer.pad_token_id, lambda ids, mask: hidden_states(encoder, ids, mask, layers=(-2,))
+            )
+        return [Condition(row[None], torch.ones(1, len(row), dtype=torch.bool, device=row.device)) for row in rows]
+
+    @torch.no_grad()
+    def null_condition(self) -> Condition:
+        """The empty prompt without the system prompt: one start token."""
+        return self._encode([""])[0]
+
+    def cut(self, text: str) -> Cut | None:
+        """See :meth:`Teacher.cut`. The last token of what is in front joins the first word."""
+        tokenizer = self.tokenizer()
+        num_before = len(tokenizer.encode(_BEFORE, add_special_tokens=False)) - 1
+        return cut(tokenizer, _BEFORE + text, _LENGTH - tokenizer.num_special_tokens_to_add(), num_before)
+
+    def _text_fingerprint(self) -> dict[str, str | int | float]:
+        return {"max_sequence_length": _LENGTH, "system_prompt": "default"}
+
+    def time_embedding_linear(self, network: nn.Module) -> nn.Linear:
+        """``time_caption_embed.timestep_embedder.linear_2``."""
+        linear = network.get_submodule(_TIME)
+        assert isinstance(linear, nn.Linear)
+        return linear
+
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", *(f"feed_forward.linear_{number}" for number in (1, 2, 3)))
+
+    def comfyui_layer(self, name: str) -> tuple[str, int]:
+        """See :meth:`Teacher.comfyui_layer`."""
+        return published_layer(name, _TIME)
+
+    def feature_layers(self, network: nn.Module) -> list[nn.Module]:
+        """Every fourth of the joint blocks and the last one."""
+        return every_fourth(list(network.get_submodule("layers")))  # type: ignore[call-overload]
+
+    def picture_part(self, output: Any, x_t: Tensor, condition: Condition) -> Tensor:
+        """See :meth:`Teacher.picture_part`: in each row it begins where that row's text ends."""
+        count, lengths = self.image_tokens(tuple(x_t.shape[1:])), condition.lengths.tolist()
+        return torch.stack([row[start : start + count] for row, start in zip(output, lengths, strict=True)])

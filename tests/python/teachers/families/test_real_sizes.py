@@ -1,0 +1,58 @@
+"""The published networks at their real sizes, without memory: what an adapter names in them is there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from ddx.teachers.families.table import FAMILIES
+
+# SANA-1.5: diffusers' scripts/convert_sana_to_diffusers.py
+SANA_1600M = {
+    "num_attention_heads": 70,
+    "num_cross_attention_heads": 20,
+    "cross_attention_head_dim": 112,
+    "cross_attention_dim": 2240,
+    "caption_channels": 2304,
+    "sample_size": 32,
+    "qk_norm": "rms_norm_across_heads",
+}
+# Tongyi-MAI/Z-Image and Alpha-VLLM/Lumina-Image-2.0: transformer/config.json, as public projects quote them
+Z_IMAGE = {"cap_feat_dim": 2560, "axes_dims": [32, 48, 48], "axes_lens": [1536, 512, 512]}
+LUMINA2 = {"cap_feat_dim": 2304, "multiple_of": 256, "num_kv_heads": 8, "num_layers": 26, "axes_lens": (300, 512, 512)}
+
+# family, config beside diffusers' defaults, parameters, tensors
+MODELS: dict[str, tuple[str, dict[str, Any], int, int]] = {
+    "sana15-1600m": ("sana", {**SANA_1600M, "num_layers": 20}, 1_604_641_952, 476),
+    "sana15-4800m": ("sana", {**SANA_1600M, "num_layers": 60}, 4_721_825_952, 1396),
+    "z-image": ("z-image", Z_IMAGE, 6_154_908_736, 521),
+    "lumina2": ("lumina2", LUMINA2, 2_609_769_152, 459),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_adapter_finds_its_layers_in_the_published_network(name: str) -> None:
+    family, config, num_parameters, num_tensors = MODELS[name]
+    adapter = next(row for row in FAMILIES if row.name == family).adapter_class
+    teacher: Any = object.__new__(adapter)  # no folder: its weights are not here
+    with torch.device("meta"):
+        network = getattr(diffusers, adapter.part_classes[adapter.denoiser_part][0])(**config)
+    assert sum(parameter.numel() for parameter in network.parameters()) == num_parameters
+    assert len(network.state_dict()) == num_tensors
+    linear = teacher.time_embedding_linear(network)
+    layers = {layer: layer_name for layer_name, layer in network.named_modules()}
+    targets = [
+        layer_name
+        for layer_name in layers.values()
+        if any(layer_name == end or layer_name.endswith(f".{end}") for end in adapter.lora_targets)
+    ]
+    for end in adapter.lora_targets:
+        assert any(target.endswith(end) for target in targets), end
+    assert layers[linear] not in targets and (linear.bias is not None) == adapter.folds_numbers
+    places = {teacher.comfyui_layer(target) for target in (*targets, layers[linear])}
+    assert len(places) == len(targets) + 1
+    features = teacher.feature_layers(network)
+    assert len(features) >= 3 and all(layer in layers for layer in features)
