@@ -25,6 +25,7 @@ from ddx.errors import DdxError, cure_of, nearest
 COMMANDS = {
     "precompute": "Encode images and captions into a store of latents and embeddings.",
     "distill": "Train a few-step student of a teacher from a store.",
+    "import": "Make a student folder of weights that others published.",
     "sample": "Draw pictures with a student.",
     "evaluate": "Score a teacher and its students.",
     "train": "Train a teacher from a recipe.",

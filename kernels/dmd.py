@@ -30,7 +30,7 @@ from ddx.kernels.guarded_loss import (
     wants_gradient,
 )
 from ddx.kernels.launch import Kernel, Launch, blocks
-from ddx.kernels.samples import as_rows, check_samples, row_total
+from ddx.kernels.per_sample import as_rows, check_samples, row_total
 
 _BLOCKS = ({"BLOCK": 1024, "num_warps": 4}, {"BLOCK": 512, "num_warps": 2}, {"BLOCK": 2048, "num_warps": 8})
 TERMS = Launch("dmd", default=_BLOCKS[0], candidates=_BLOCKS)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ddx.kernels import dispatch
 from ddx.kernels.launch import Kernel, Launch, blocks
-from ddx.kernels.samples import per_sample
+from ddx.kernels.per_sample import per_sample
 
 SCALE = Launch("guarded_loss_scale", default={"BLOCK": 1024, "num_warps": 4})
 INFINITY = tl.constexpr(float("inf"))

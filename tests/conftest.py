@@ -41,7 +41,8 @@ def own_workspace(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is no CUDA device, or where kernels are interpreted."""
+    """Slow tests first, so that no process ends long after the others. Tests marked `gpu` are skipped without one."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

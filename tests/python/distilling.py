@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ddx.methods.base import Batch
-from ddx.methods.draws import Draws
+from ddx.methods.parts.random_numbers import RandomNumbers
 from ddx.methods.registry import load_method, method_spec
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
@@ -55,7 +55,7 @@ def make_batch(teacher: Teacher, step: int = 0, *, rows: slice = slice(0, 4), se
         x0=x0[rows],
         condition=condition.index(rows),
         null=null,
-        draws=Draws(seed, step, indices),
+        random=RandomNumbers(seed, step, indices),
         step=step,
         neighbour=x0.roll(1, 0)[rows],
     )

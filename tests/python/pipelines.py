@@ -253,6 +253,36 @@ def clip_tokenizer() -> Any:
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
 
 
+def t5_tokenizer() -> Any:
+    """A T5 tokenizer over letters and a few words, without sentinels."""
+    from transformers import T5Tokenizer
+
+    letters = [(chr(code), -6.0) for code in range(33, 127)]
+    words = [(f"▁{word}", -4.0) for word in ("the", "a", "red", "cat", "circle")]
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    return T5Tokenizer(vocab=[*special, *letters, *words], extra_ids=0, model_max_length=512)
+
+
+def t5_encoder(vocab_size: int, width: int) -> Any:
+    """A two-layer T5 encoder with random weights and gated layers, as T5 v1.1 has."""
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        vocab_size=vocab_size,
+        d_model=width,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+        is_encoder_decoder=False,
+    )
+    return T5EncoderModel(config)
+
+
 def qwen_tokenizer() -> Any:
     """A Qwen tokenizer over bytes and a few merges, with the turns of its chat template and an empty thought."""
     from tokenizers import pre_tokenizers

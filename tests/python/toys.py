@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ddx.methods.base import Batch
-from ddx.methods.draws import Draws
+from ddx.methods.parts.random_numbers import RandomNumbers
 from ddx.process import PredictionKind, Process
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
@@ -144,7 +144,7 @@ class ToyTeacher(Teacher):
         raise NotImplementedError
 
 
-class Recorded(Draws):
+class Recorded(RandomNumbers):
     """Random numbers that were drawn before, in the order in which a method asks for them; float64."""
 
     def __init__(
@@ -163,6 +163,6 @@ class Recorded(Draws):
         return self.parts
 
 
-def toy_batch(teacher: ToyTeacher, x0: Tensor, classes: Tensor, draws: Draws, **more: Any) -> Batch:
+def toy_batch(teacher: ToyTeacher, x0: Tensor, classes: Tensor, random: RandomNumbers, **more: Any) -> Batch:
     """Return the batch of latents `[B, 3, 2, 2]` and classes `[B]`."""
-    return Batch(x0=x0, condition=teacher.condition(classes), null=teacher.null_condition(), draws=draws, **more)
+    return Batch(x0=x0, condition=teacher.condition(classes), null=teacher.null_condition(), random=random, **more)

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ddx.cli.main import run
-from ddx.methods.judged import JudgedConfig
+from ddx.methods.parts.judged import JudgedConfig
 from ddx.methods.registry import METHODS, load_method, trainable_spec
 from ddx.teachers.base import Teacher
 from ddx.teachers.registry import load_teacher

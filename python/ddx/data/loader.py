@@ -23,7 +23,7 @@ from ddx.teachers.condition import Condition
 
 
 @dataclass(frozen=True)
-class Batch:
+class StoredBatch:
     """This rank's slice of a global batch.
 
     latents: unscaled, float16 `[B, C, h, w]`, all of one aspect bucket, of a store with means and variances drawn from
@@ -37,7 +37,7 @@ class Batch:
     flipped: Tensor
 
 
-class Loader(IterableDataset[Batch]):
+class Loader(IterableDataset[StoredBatch]):
     """An endless iterator over epochs without a seam.
 
     Its threads are the core's, so it needs no workers. A script that wants a PyTorch `DataLoader` gives it one as
@@ -84,10 +84,10 @@ class Loader(IterableDataset[Batch]):
         self._position = position
         self._seed, self._batch_size, self._rank = seed, batch_size, rank
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[StoredBatch]:
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> StoredBatch:
         if self._reader is None:
             raise DdxError("the loader is closed")
         with core_errors():
@@ -100,7 +100,9 @@ class Loader(IterableDataset[Batch]):
         mask = torch.arange(tokens.shape[1]) < _tensor(arrays["lengths"])[:, None]
         pooled = self._pinned(_tensor(arrays["pooled"])) if "pooled" in arrays else None
         rows, flipped = self._pinned(_tensor(arrays["rows"])), torch.tensor(arrays["flipped"])
-        return Batch(self._pinned(latents), Condition(self._pinned(tokens), self._pinned(mask), pooled), rows, flipped)
+        return StoredBatch(
+            self._pinned(latents), Condition(self._pinned(tokens), self._pinned(mask), pooled), rows, flipped
+        )
 
     def _latents(self, arrays: dict[str, Any]) -> Tensor:
         mean = _tensor(arrays["latents"])

@@ -53,7 +53,7 @@ class EvaluationResult:
 
 
 @dataclass(kw_only=True)
-class Sampler:
+class ModelResult:
     """One row of the table while it is made: who draws, how, and what came out."""
 
     model: str
@@ -186,14 +186,14 @@ def make_test_set(config: EvaluateConfig, teacher: Teacher, resolution: Size) ->
 
 def _draw_teacher(
     config: EvaluateConfig, painter: Painter, teacher: Teacher, guidances: Sequence[float], tests: TestSet
-) -> tuple[list[Sampler], list[dict[str, Any]]]:
+) -> tuple[list[ModelResult], list[dict[str, Any]]]:
     """Return the teacher at each step count at its best guidance, and what every guidance reached."""
-    found: list[list[Sampler]] = []
+    found: list[list[ModelResult]] = []
     for steps in config.teacher_steps:
         candidates = []
         for guidance in guidances:
             drawn = painter.teacher(teacher, steps, guidance)
-            candidates.append(_sampler("teacher", steps, guidance, drawn, tests))
+            candidates.append(_result("teacher", steps, guidance, drawn, tests))
         found.append(candidates)
     reference, _ = _reference(config, tests, [candidate for candidates in found for candidate in candidates])
     best, sweep = [], []
@@ -211,26 +211,26 @@ def _draw_teacher(
 
 def _draw_student(
     config: EvaluateConfig, painter: Painter, student: StudentPipeline | None, tests: TestSet
-) -> list[Sampler]:
+) -> list[ModelResult]:
     if student is None:
         return []
-    return [_sampler("student", n, student.guidance, painter.student(student, n), tests) for n in config.steps]
+    return [_result("student", n, student.guidance, painter.student(student, n), tests) for n in config.steps]
 
 
-def _sampler(model: str, steps: int, guidance: float | None, drawn: Drawn, tests: TestSet) -> Sampler:
+def _result(model: str, steps: int, guidance: float | None, drawn: Drawn, tests: TestSet) -> ModelResult:
     count = len(tests.prompts)
     scores = scene_scores(drawn.images[:count], tests.prompts) if tests.scenes else no_scores()
-    return Sampler(
+    return ModelResult(
         model=model, steps=steps, guidance=guidance, drawn=drawn, features=extract(drawn.images), scores=scores
     )
 
 
 def _table(
-    config: EvaluateConfig, tests: TestSet, samplers: Sequence[Sampler], reference: NDArray[np.float64]
+    config: EvaluateConfig, tests: TestSet, results: Sequence[ModelResult], reference: NDArray[np.float64]
 ) -> list[dict[str, Any]]:
-    full = prompt_variance(_longest(samplers).features[len(tests.prompts) :], config.diversity_seeds)
+    full = prompt_variance(_longest(results).features[len(tests.prompts) :], config.diversity_seeds)
     rows = []
-    for one in samplers:
+    for one in results:
         precision, recall = precision_recall(reference, _main(one, tests), config.neighbours)
         variance = prompt_variance(one.features[len(tests.prompts) :], config.diversity_seeds)
         rows.append(
@@ -250,7 +250,7 @@ def _table(
 
 
 def _reference(
-    config: EvaluateConfig, tests: TestSet, teachers: Sequence[Sampler]
+    config: EvaluateConfig, tests: TestSet, teachers: Sequence[ModelResult]
 ) -> tuple[NDArray[np.float64], float | None]:
     """Return the features that all are compared with, and the distance that pictures of the same kind have to them.
 
@@ -268,9 +268,9 @@ def _reference(
     return reference, frechet_distance(reference, sets[0])
 
 
-def _longest(samplers: Sequence[Sampler]) -> Sampler:
-    return max((one for one in samplers if one.model == "teacher"), key=lambda one: one.steps)
+def _longest(results: Sequence[ModelResult]) -> ModelResult:
+    return max((one for one in results if one.model == "teacher"), key=lambda one: one.steps)
 
 
-def _main(one: Sampler, tests: TestSet) -> NDArray[np.float64]:
+def _main(one: ModelResult, tests: TestSet) -> NDArray[np.float64]:
     return one.features[: len(tests.prompts)]

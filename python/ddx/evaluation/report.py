@@ -13,7 +13,7 @@ from ddx.errors import cannot_write
 from ddx.sampling.card import format_score
 
 if TYPE_CHECKING:
-    from ddx.evaluation.evaluate import EvaluationResult, Sampler, TestSet
+    from ddx.evaluation.evaluate import EvaluationResult, ModelResult, TestSet
     from ddx.page import Table
     from ddx.sampling.page import Column
 
@@ -30,7 +30,7 @@ TITLES = {
     "diversity": "diversity",
     "seconds_per_image": "s / picture",
 }
-# The page shows these samplers side by side, where they were drawn.
+# The page shows these results side by side, where they were drawn.
 SHOWN = (("teacher", 20), ("teacher", 1), ("student", 1), ("student", 2), ("student", 4))
 
 
@@ -39,7 +39,7 @@ def write_report(
     name: str,
     result: EvaluationResult,
     tests: TestSet,
-    samplers: Sequence[Sampler],
+    results: Sequence[ModelResult],
     num_prompts: int,
 ) -> EvaluationResult:
     """Write report.json and index.html into `folder`, and the scores into the student's card; return where they are."""
@@ -56,7 +56,7 @@ def write_report(
             lead=_lead(result),
             prompts=tests.prompts[:count],
             seeds=tests.seeds[:count],
-            columns=_columns(samplers, count),
+            columns=_columns(results, count),
             table=_table(result),
             facts={
                 "pictures a row": str(facts["num_images"]),
@@ -98,14 +98,14 @@ def _lead(result: EvaluationResult) -> str:
     return text + "."
 
 
-def _columns(samplers: Sequence[Sampler], count: int) -> list[Column]:
+def _columns(results: Sequence[ModelResult], count: int) -> list[Column]:
     from PIL import Image
 
     from ddx.sampling.page import Column
 
-    longest = max((one.steps for one in samplers if one.model == "teacher"), default=20)
+    longest = max((one.steps for one in results if one.model == "teacher"), default=20)
     wanted = [(model, longest if (model, steps) == ("teacher", 20) else steps) for model, steps in SHOWN]
-    chosen = [one for one in samplers if (one.model, one.steps) in wanted] or list(samplers)
+    chosen = [one for one in results if (one.model, one.steps) in wanted] or list(results)
     return [
         Column(
             title=f"{one.model}, {one.steps} step{'s' if one.steps > 1 else ''}",

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from ddx.config import option
-from ddx.methods.adversarial import DISCRIMINATOR, discriminator_rows, generator_rows, pooled
-from ddx.methods.adversarial_student import AdversarialStudent, AdversarialStudentConfig
 from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
-from ddx.methods.config import at_least, changed
-from ddx.methods.flow_view import clean, mean_square
+from ddx.methods.parts.adversarial import DISCRIMINATOR, discriminator_rows, generator_rows, pooled
+from ddx.methods.parts.adversarial_student import AdversarialStudent, AdversarialStudentConfig
+from ddx.methods.parts.config import at_least, changed
+from ddx.methods.parts.flow_view import clean, mean_square
 from ddx.networks.backbones import Backbone, EncoderBackbone, load_backbone
 from ddx.networks.heads import Discriminator
 
@@ -87,7 +87,7 @@ class ADD(AdversarialStudent[ADDConfig]):
             real = self.teacher.decode_pixels(batch.x0)
         judged = self.judged(networks[DISCRIMINATOR], batch)
         if not of_student:
-            direction = batch.draws.normal(*real.shape[1:]) if self.config.r1_weight > 0.0 else real
+            direction = batch.random.normal(*real.shape[1:]) if self.config.r1_weight > 0.0 else real
             loss = discriminator_rows(self.config, judged, real, fake, direction)
             return Losses(by_network={DISCRIMINATOR: loss})
         adversarial = generator_rows(self.config, judged, real, fake)

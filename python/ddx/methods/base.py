@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ddx.methods.draws import Draws
+from ddx.methods.parts.random_numbers import RandomNumbers
 from ddx.networks.lora import shared_copy
 from ddx.teachers.base import Sampler, Teacher
 from ddx.teachers.condition import Condition
@@ -77,7 +77,7 @@ class Batch:
 
     x0: scaled latents, float32 `[B, C, h, w]`; a method that needs only captions reads only the shape.
     condition: the captions' embeddings. null: the unguided condition, one row.
-    draws: the random numbers of the rows. progress: the finished share of the run, in [0, 1).
+    random: the random numbers of the rows. progress: the finished share of the run, in [0, 1).
     noise: the unit noise from which the teacher drew x0, float32 like x0; only for methods with `reads_pairs`.
     neighbour: the x0 of the previous row of the global batch, the last row's for the first; only for methods with
     `reads_neighbours`.
@@ -86,7 +86,7 @@ class Batch:
     x0: Tensor
     condition: Condition
     null: Condition
-    draws: Draws
+    random: RandomNumbers
     step: int = 0
     progress: float = 0.0
     noise: Tensor | None = None

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ddx.config import option
 from ddx.methods.base import Batch
-from ddx.methods.config import changed
-from ddx.methods.consistency import GridConfig, GridMethod
-from ddx.methods.flow_view import rows
-from ddx.methods.path import path_velocity
+from ddx.methods.parts.config import changed
+from ddx.methods.parts.consistency import GridConfig, GridMethod
+from ddx.methods.parts.flow_view import rows
+from ddx.methods.parts.path import path_velocity
 
 
 @dataclass(frozen=True, kw_only=True)

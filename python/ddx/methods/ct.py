@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 from ddx.config import option
 from ddx.methods.base import NetworkSpec
-from ddx.methods.config import changed
-from ddx.methods.consistency import GridConfig, GridMethod
+from ddx.methods.parts.config import changed
+from ddx.methods.parts.consistency import GridConfig, GridMethod
 
 
 @dataclass(frozen=True, kw_only=True)

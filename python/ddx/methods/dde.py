@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ddx.errors import UsageError
-from ddx.methods.config import changed
 from ddx.methods.diff_instruct import DiffInstructConfig, DiffInstructForm
+from ddx.methods.parts.config import changed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ddx.kernels.dmd import guarded_dmd_loss
 from ddx.kernels.guarded_loss import GuardedLoss
 from ddx.methods.base import Batch
-from ddx.methods.score_distillation import ScoreConfig, ScoreDistillation, Scores
+from ddx.methods.parts.score_distillation import ScoreConfig, ScoreDistillation, Scores
 
 
 @dataclass(frozen=True, kw_only=True)

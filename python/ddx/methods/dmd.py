@@ -20,9 +20,9 @@ from ddx.errors import UsageError
 from ddx.kernels.dmd import guarded_dmd_loss
 from ddx.kernels.guarded_loss import GuardedLoss
 from ddx.methods.base import STUDENT, Batch
-from ddx.methods.config import PAIRS, at_least
-from ddx.methods.flow_view import mean_square
-from ddx.methods.score_distillation import Generated, ScoreConfig, ScoreDistillation, Scores
+from ddx.methods.parts.config import PAIRS, at_least
+from ddx.methods.parts.flow_view import mean_square
+from ddx.methods.parts.score_distillation import Generated, ScoreConfig, ScoreDistillation, Scores
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@
     D     heads on psi's features at re-noised real and generated latents:
           psi, D: softplus(-D(real)) + softplus(D(x)),  student: 1e-3 softplus(-D(x))
 
-Several steps are trained by backward simulation, see :mod:`ddx.methods.score_distillation`. With `gan_weight` 0 there
-is no discriminator, and captions are enough.
+Several steps are trained by backward simulation, see :mod:`ddx.methods.parts.score_distillation`. With `gan_weight` 0
+there is no discriminator, and captions are enough.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from ddx.config import option
 from ddx.kernels.dmd import guarded_dmd_loss
 from ddx.kernels.guarded_loss import GuardedLoss
-from ddx.methods.adversarial import DISCRIMINATOR, AdversarialConfig, FeatureJudge
 from ddx.methods.base import FAKE, STUDENT, Batch, Losses, NetworkSpec, Turn
-from ddx.methods.config import at_least, changed
-from ddx.methods.score_distillation import Generated, ScoreConfig, ScoreDistillation, Scores
+from ddx.methods.parts.adversarial import DISCRIMINATOR, AdversarialConfig, FeatureJudge
+from ddx.methods.parts.config import at_least, changed
+from ddx.methods.parts.score_distillation import Generated, ScoreConfig, ScoreDistillation, Scores
 from ddx.networks.guidance import guidance_input
 from ddx.teachers.base import Teacher
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from ddx.config import option
 from ddx.errors import UsageError
 from ddx.methods.base import Batch
-from ddx.methods.config import at_least, changed
-from ddx.methods.consistency import ConsistencyConfig, ConsistencyMethod, level
-from ddx.methods.time_sampling import Times
+from ddx.methods.parts.config import at_least, changed
+from ddx.methods.parts.consistency import ConsistencyConfig, ConsistencyMethod, level
+from ddx.methods.parts.time_sampling import Times
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ddx.methods.config import changed
-from ddx.methods.consistency import GridConfig, GridMethod
+from ddx.methods.parts.config import changed
+from ddx.methods.parts.consistency import GridConfig, GridMethod
 
 
 @dataclass(frozen=True, kw_only=True)

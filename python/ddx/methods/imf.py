@@ -19,9 +19,9 @@ from torch import nn
 from ddx.config import option
 from ddx.kernels.consistency import guarded_consistency_loss
 from ddx.methods.base import STUDENT, Batch, Losses, Turn, bare
-from ddx.methods.config import above_zero, changed, within
-from ddx.methods.flow_map import FlowMap, PairsConfig
-from ddx.methods.flow_view import mean_square, rows
+from ddx.methods.parts.config import above_zero, changed, within
+from ddx.methods.parts.flow_map import FlowMap, PairsConfig
+from ddx.methods.parts.flow_view import mean_square, rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ddx.methods.adversarial import DISCRIMINATOR, FeatureJudge
-from ddx.methods.adversarial_student import AdversarialStudent, AdversarialStudentConfig
 from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
+from ddx.methods.parts.adversarial import DISCRIMINATOR, FeatureJudge
+from ddx.methods.parts.adversarial_student import AdversarialStudent, AdversarialStudentConfig
 from ddx.teachers.base import Teacher
 
 

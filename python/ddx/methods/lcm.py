@@ -23,10 +23,10 @@ from ddx.device import send
 from ddx.errors import UsageError
 from ddx.kernels.consistency import guarded_consistency_loss
 from ddx.methods.base import STUDENT, TARGET, Batch, Losses, NetworkSpec, Turn, student_and_target
-from ddx.methods.config import FlowConfig, above_zero, at_least, within
-from ddx.methods.flow_method import FlowMethod
-from ddx.methods.flow_view import rows
-from ddx.methods.time_sampling import grid_index, intervals_at, sample_times
+from ddx.methods.parts.config import FlowConfig, above_zero, at_least, within
+from ddx.methods.parts.flow_method import FlowMethod
+from ddx.methods.parts.flow_view import rows
+from ddx.methods.parts.time_sampling import grid_index, intervals_at, sample_times
 from ddx.networks.guidance import guidance_input
 from ddx.process import FlowProcess, Process, VPProcess
 from ddx.teachers.base import Teacher
@@ -118,10 +118,10 @@ class LCM(FlowMethod[LCMConfig]):
         times = self.draw_times(batch)
         index = grid_index(times.t, intervals)
         if config.noise_share > 0.0:
-            index = torch.where(batch.draws.uniform() < config.noise_share, intervals, index)
+            index = torch.where(batch.random.uniform() < config.noise_share, intervals, index)
         t, r = grid[index], grid[index - 1]
         guidance = self.draw_guidance(batch)
-        x_t = self.process.add_noise(batch.x0, batch.draws.normal(*batch.x0.shape[1:]), t)
+        x_t = self.process.add_noise(batch.x0, batch.random.normal(*batch.x0.shape[1:]), t)
 
         with torch.no_grad():
             x_r = self.teacher_step(x_t, t, r, batch.condition, batch.null, guidance)

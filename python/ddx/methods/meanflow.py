@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from ddx.config import option
 from ddx.kernels.consistency import guarded_consistency_loss
 from ddx.methods.base import STUDENT, Batch, Losses, Turn, bare
-from ddx.methods.config import changed, within
-from ddx.methods.flow_map import FlowMap, PairsConfig
-from ddx.methods.flow_view import mean_square, rows
-from ddx.methods.path import DerivativeConfig, velocity_derivative
+from ddx.methods.parts.config import changed, within
+from ddx.methods.parts.flow_map import FlowMap, PairsConfig
+from ddx.methods.parts.flow_view import mean_square, rows
+from ddx.methods.parts.path import DerivativeConfig, velocity_derivative
 from ddx.networks.guidance import guidance_input, interval_input
 
 SMALLEST_ERROR = 1e-3

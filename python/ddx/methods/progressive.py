@@ -21,9 +21,9 @@ from ddx.config import option
 from ddx.errors import UsageError
 from ddx.kernels.consistency import guarded_consistency_loss
 from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
-from ddx.methods.config import FlowConfig, at_least, within
-from ddx.methods.flow_map import FlowMap, displacement
-from ddx.methods.flow_view import rows
+from ddx.methods.parts.config import FlowConfig, at_least, within
+from ddx.methods.parts.flow_map import FlowMap, displacement
+from ddx.methods.parts.flow_view import rows
 
 BEFORE = "before"
 
@@ -86,7 +86,7 @@ class Progressive(FlowMap[ProgressiveConfig]):
 
     def draw_count(self, batch: Batch) -> Tensor:
         """Return the number of sampling steps that each row is trained for: the stage's, or an earlier one's."""
-        u, stage = batch.draws.uniform(), self.stage(batch.step)
+        u, stage = batch.random.uniform(), self.stage(batch.step)
         earlier = stage - 1  # the first stage's half steps are the teacher's: those are not asked of the student
         share = self.config.repeat_share if earlier > 0 else 0.0
         back = torch.where(u < share, 1.0 + (u / max(share, 1e-9) * earlier).floor().clamp(max=earlier - 1.0), 0.0)

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from ddx.config import option
 from ddx.kernels.consistency import guarded_consistency_loss
 from ddx.methods.base import STUDENT, TARGET, Batch, Losses, NetworkSpec, Turn, bare, student_and_target
-from ddx.methods.config import above_zero, at_least, within
-from ddx.methods.flow_map import FlowMap, Jump, PairsConfig, displacement
-from ddx.methods.flow_view import rows
+from ddx.methods.parts.config import above_zero, at_least, within
+from ddx.methods.parts.flow_map import FlowMap, Jump, PairsConfig, displacement
+from ddx.methods.parts.flow_view import rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from ddx.config import option
 from ddx.kernels.consistency import guarded_consistency_loss
 from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
-from ddx.methods.config import PAIRS, FlowConfig, at_least, within
-from ddx.methods.flow_method import FlowMethod
-from ddx.methods.flow_view import rows
+from ddx.methods.parts.config import PAIRS, FlowConfig, at_least, within
+from ddx.methods.parts.flow_method import FlowMethod
+from ddx.methods.parts.flow_view import rows
 from ddx.teachers.base import Sampler
 
 BEFORE = "before"
@@ -83,7 +83,7 @@ class ReFlow(FlowMethod[ReFlowConfig]):
         """Return the squared distance of each row to its line's direction, and which rows were dropped."""
         guidance, times = self.draw_guidance(batch), self.draw_times(batch)
         top = self.view.t_max
-        t = torch.where(batch.draws.uniform() < self.config.noise_share, top, times.t)
+        t = torch.where(batch.random.uniform() < self.config.noise_share, top, times.t)
         source = networks[BEFORE] if self.round(batch.step) else None
         if source is None and batch.noise is not None:
             start, end = self.view.start(batch.noise, top), batch.x0

@@ -19,7 +19,7 @@ _AVERAGES = ("target", "first", "before")  # the others, heads and weights, are 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSpec:
-    """What one needs to know to choose a method. Its file is ddx.methods.<name>."""
+    """What one needs to know to choose a method."""
 
     name: str
     title: str
@@ -27,6 +27,7 @@ class MethodSpec:
     data: str  # "images": pictures with captions; "captions": captions are enough
     networks: tuple[str, ...]  # beside the frozen teacher
     relative_cost: float  # forward passes of one network for one row of one step; a backward pass counts as two
+    module: str  # its file, in this folder
     implementation: str  # its class; its settings are <class>Config
 
     @property
@@ -42,7 +43,7 @@ class MethodSpec:
     @property
     def config(self) -> type[Any]:
         """The class of its settings, with those of a discriminator beside it; imports torch."""
-        from ddx.methods.judged import judged_config
+        from ddx.methods.parts.judged import judged_config
 
         own = self._load(self.implementation + "Config")
         config: type[Any] = judged_config(own) if self.name in METHODS else own
@@ -55,11 +56,18 @@ class MethodSpec:
         return method
 
     def _load(self, attribute: str) -> Any:
-        return getattr(importlib.import_module(f"ddx.methods.{self.name.replace('-', '_')}"), attribute)
+        return getattr(importlib.import_module(f"ddx.methods.{self.module}"), attribute)
 
 
 def _row(
-    name: str, implementation: str, cost: float, data: str, networks: str, title: str, paper: str
+    name: str,
+    implementation: str,
+    cost: float,
+    data: str,
+    networks: str,
+    title: str,
+    paper: str,
+    module: str | None = None,
 ) -> tuple[str, MethodSpec]:
     return name, MethodSpec(
         name=name,
@@ -68,6 +76,7 @@ def _row(
         data=data,
         networks=tuple(networks.split()),
         relative_cost=cost,
+        module=module or name.replace("-", "_"),
         implementation=implementation,
     )
 
@@ -158,7 +167,7 @@ METHODS: dict[str, MethodSpec] = dict(
 # no method of the list: it makes a teacher, by `ddx prepare`
 _PREPARATION = _row("preparation", "Preparation", 4.0, "images", "student",
                     "A teacher tuned for continuous-time distillation",
-                    "Chen et al. 2025, SANA-Sprint, arXiv:2503.09641")[1]  # fmt: skip
+                    "Chen et al. 2025, SANA-Sprint, arXiv:2503.09641", "parts.preparation")[1]  # fmt: skip
 
 
 def method_spec(name: str) -> MethodSpec:
@@ -177,7 +186,7 @@ def trainable_spec(name: str) -> MethodSpec:
 
 def load_method(name: str, config: Any, teacher: Teacher) -> Method[Any]:
     """Return method `name` for `teacher`; `config` is an instance of its config class."""
-    from ddx.methods.judged import JudgedConfig, judged_method
+    from ddx.methods.parts.judged import JudgedConfig, judged_method
 
     method = trainable_spec(name).method
     if isinstance(config, JudgedConfig) and config.gan_weight > 0.0:

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from ddx.config import option
-from ddx.methods.adversarial import JudgeConfig
 from ddx.methods.base import Batch
-from ddx.methods.config import at_least, within
-from ddx.methods.judged import Judged
+from ddx.methods.parts.adversarial import JudgeConfig
+from ddx.methods.parts.config import at_least, within
+from ddx.methods.parts.judged import Judged
 from ddx.methods.scm import SCM, SCMConfig
 
 
@@ -58,8 +58,8 @@ class SanaSprint(Judged, SCM):
     def judged(self, student: nn.Module, batch: Batch) -> Tensor:
         """Return the clean latents that the student sees behind noisy ones, a share of them pure noise."""
         guidance, noise = self.draw_guidance(batch), self.draw_noise(batch)
-        tau = self.times_at(batch.draws.uniform())
-        from_noise = batch.draws.uniform() < self.config.noise_share
+        tau = self.times_at(batch.random.uniform())
+        from_noise = batch.random.uniform() < self.config.noise_share
         x = self.noisy(batch.x0, noise, tau)
         x = torch.where(from_noise.reshape(-1, 1, 1, 1), self.view.start(noise, self.first_time), x)
         return self.predict_x0(student, x, torch.where(from_noise, self.first_time, tau), batch.condition, guidance)

@@ -7,8 +7,8 @@ J    = dF / (cos(t) sin(t) dx / s_d, cos(t) sin(t))                     a forwar
 h    = -cos(t)^2 (s_d F- - dx) - r (cos(t) sin(t) x_t + s_d J)          r from 0 to 1 as it warms up
 loss = exp(-u(t)) / (s_d tan(t)) |F - F- - h / (|h| + c)|^2 + u(t)      u learned, by a head that is not exported
 
-Any teacher is seen as flow matching (:mod:`ddx.methods.flow_view`), and a flow network inside TrigFlow is exact: with
-tau = sin(t) / (sin(t) + cos(t)) the state x_t / s_d is sqrt(tau^2 + (1 - tau)^2) times longer than the flow's, and
+Any teacher is seen as flow matching (:mod:`ddx.methods.parts.flow_view`), and a flow network inside TrigFlow is exact:
+with tau = sin(t) / (sin(t) + cos(t)) the state x_t / s_d is sqrt(tau^2 + (1 - tau)^2) times longer than the flow's, and
 
 F    = [(1 - 2 tau) x_tau + (1 - 2 tau + 2 tau^2) v(x_tau, tau)] / sqrt(tau^2 + (1 - tau)^2)
 
@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from ddx.config import option
 from ddx.kernels.scm_tangent import guarded_scm_loss
 from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
-from ddx.methods.config import FlowConfig, VelocityConfig, above_zero, changed, within
-from ddx.methods.flow_method import FlowMethod
-from ddx.methods.flow_view import mean_square, rows
-from ddx.methods.path import DerivativeConfig, path_velocity, velocity_derivative
+from ddx.methods.parts.config import FlowConfig, VelocityConfig, above_zero, changed, within
+from ddx.methods.parts.flow_method import FlowMethod
+from ddx.methods.parts.flow_view import mean_square, rows
+from ddx.methods.parts.path import DerivativeConfig, path_velocity, velocity_derivative
 from ddx.networks.guidance import guidance_input
 
 WEIGHT = "weight"

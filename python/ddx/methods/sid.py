@@ -21,8 +21,8 @@ from ddx.config import option
 from ddx.kernels.guarded_loss import GuardedLoss
 from ddx.kernels.sid import guarded_sid_loss
 from ddx.methods.base import Batch
-from ddx.methods.config import changed, within
-from ddx.methods.score_distillation import ScoreConfig, ScoreDistillation, Scores
+from ddx.methods.parts.config import changed, within
+from ddx.methods.parts.score_distillation import ScoreConfig, ScoreDistillation, Scores
 
 SCORE_GRADIENTS = ("both", "fake", "none")
 

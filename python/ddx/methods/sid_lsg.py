@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ddx.config import option
 from ddx.methods.base import Batch
-from ddx.methods.config import above_zero
-from ddx.methods.flow_view import rows
+from ddx.methods.parts.config import above_zero
+from ddx.methods.parts.flow_view import rows
 from ddx.methods.sid import SiDConfig, SiDForm
 
 

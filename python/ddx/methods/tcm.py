@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from ddx.config import option
 from ddx.methods.base import STUDENT, Batch, NetworkSpec
-from ddx.methods.config import above_zero, within
 from ddx.methods.ect import ECTConfig, ECTPairs
-from ddx.methods.flow_view import rows
-from ddx.methods.time_sampling import Times, sample_times
+from ddx.methods.parts.config import above_zero, within
+from ddx.methods.parts.flow_view import rows
+from ddx.methods.parts.time_sampling import Times, sample_times
 from ddx.teachers.base import Teacher
 
 FIRST = "first"
@@ -78,7 +78,7 @@ class TCM(ECTPairs[TCMConfig]):
     def draw_pair(self, batch: Batch) -> tuple[Times, Tensor, Tensor]:
         """Return the pairs of the first stage, or those of the second; there rows at t' have both times there."""
         first = super().draw_pair(batch)
-        at_boundary = batch.draws.uniform() < self.config.boundary_share
+        at_boundary = batch.random.uniform() < self.config.boundary_share
         if batch.step < self._second_stage_begins:
             return first
         times, least = first[0], self.config.truncation_time

@@ -24,9 +24,9 @@ from ddx.config import option
 from ddx.errors import UsageError
 from ddx.kernels.consistency import guarded_consistency_loss
 from ddx.methods.base import STUDENT, TARGET, Batch, Losses, Turn, bare
-from ddx.methods.config import above_zero, at_least, within
-from ddx.methods.flow_map import guidance_of, take
-from ddx.methods.flow_view import mean_square, rows
+from ddx.methods.parts.config import above_zero, at_least, within
+from ddx.methods.parts.flow_map import guidance_of, take
+from ddx.methods.parts.flow_view import mean_square, rows
 from ddx.methods.rcgm import RCGMConfig, RecursiveMap
 
 
@@ -71,8 +71,8 @@ class TwinFlow(RecursiveMap[TwinFlowConfig]):
         config, student = self.config, networks[STUDENT]
         still, target = bare(student), networks.get(TARGET, bare(student))
         guidance, (times, r) = self.draw_guidance(batch), self.draw_pairs(batch, config)
-        noise, fresh, u = self.draw_noise(batch), self.draw_noise(batch), batch.draws.uniform()
-        full, near, fake, anywhere = batch.draws.pick(config.full_share, config.near_share, config.fake_share)
+        noise, fresh, u = self.draw_noise(batch), self.draw_noise(batch), batch.random.uniform()
+        full, near, fake, anywhere = batch.random.pick(config.full_share, config.near_share, config.fake_share)
         mapped, noised = torch.cat([full, near, anywhere]), torch.cat([full, fake])
 
         t = times.t.index_fill(0, full, self.view.t_max)

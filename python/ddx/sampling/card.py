@@ -123,16 +123,18 @@ def _low_rank(student: StudentFolder, prompt: str) -> str:
     held = "" if scale is None else f", at guidance {scale:g}"
     if scale is not None and trained and trained[0] < trained[1]:
         held += f" of the {trained[0]:g} to {trained[1]:g} that were trained"
+    holds = f"`{DIFFUSERS_FILE}` holds what the student adds to its teacher, in rank {config['r']}{held}."
     sentences = [
-        f"`{DIFFUSERS_FILE}` holds what the student adds to its teacher, in rank {config['r']}{held}. "
-        "Put onto that teacher, and no other, it draws the same picture but for rounding:",
+        f"{holds} Put onto that teacher, and no other, it draws the same picture but for rounding:",
         f"```python\n{lora_snippet(student, prompt)}\n```",
     ]
+    if student.family and not student.family.loads_lora:
+        sentences = [f"{holds} diffusers' {student.pipeline_class} has no loader for it; peft reads it."]
     notes = []
     folders = [f"`{name}`" for name in student.record.get("step_folders", {}).values() if name != "."]
     if folders:
         notes.append(f"The files for more steps lie in {' and '.join(folders)}.")
-    if config["lora_bias"]:
+    if config["lora_bias"] and len(sentences) > 1:
         notes.append(
             "A part of it is a bias, which peft adds but does not merge: instead of `fuse_lora()` open this folder, "
             "whose pipeline is the merged one."

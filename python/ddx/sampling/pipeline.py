@@ -94,7 +94,7 @@ class StudentPipeline:
 
     def set_guidance(self, guidance: float) -> None:
         """Fold another guidance scale in. DdxError when the student does not take guidance, or nothing was kept."""
-        from ddx.sampling.refold import refold_guidance
+        from ddx.sampling.student_guidance import refold_guidance
 
         if self.guidance is None:
             raise UsageError(

@@ -18,7 +18,7 @@ from ddx.process import PredictionKind, Process
 from ddx.teachers.condition import Condition
 from ddx.teachers.extra_input import moved_inputs
 from ddx.teachers.features import as_map, outputs_of
-from ddx.teachers.opened import OpenPipeline
+from ddx.teachers.open_pipeline import OpenPipeline
 from ddx.teachers.size import Size
 from ddx.teachers.truncation import Cut, cut
 
@@ -121,9 +121,10 @@ class Teacher(OpenPipeline):
     def comfyui_layer(self, name: str) -> tuple[str, int]:
         """The layer of a ComfyUI LoRA file that the denoiser's layer ``name`` is in, and which part of its outputs.
 
-        Part 0 where the two are one. By default the name that ComfyUI and A1111 give to a UNet's layers.
+        Part 0 where the two are one. By default the name that ComfyUI and A1111 give to a UNet's layers, and ComfyUI to
+        those of a transformer that it knows from diffusers.
         """
-        return f"lora_unet_{name.replace('.', '_')}", 0
+        return (f"lora_unet_{name.replace('.', '_')}" if self.denoiser_part == "unet" else f"transformer.{name}"), 0
 
     @abstractmethod
     def feature_layers(self, network: nn.Module) -> list[nn.Module]:

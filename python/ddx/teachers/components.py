@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -123,10 +124,31 @@ def load_tokenizer(source: Source, part: str, expected: tuple[str, ...]) -> Any:
     """A tokenizer of the pipeline, from its files alone."""
     loader = component_class(source, part, expected)
     folder = source.folder / part
+    _check_vocabulary(folder, part)
     try:
         return loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise DdxError(f"cannot load {part} from {folder}: {error}") from error
+
+
+def _check_vocabulary(folder: Path, part: str) -> None:
+    """Raise DdxError for a tokenizer that would open with a vocabulary of special tokens alone, or not at all."""
+    if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        return
+    if not any(folder.glob("*.model")):
+        raise DdxError(f"{part} has no vocabulary: no tokenizer.json, vocab.json or SentencePiece model in {folder}")
+    if missing := [name for name in ("sentencepiece", "google.protobuf") if not _is_installed(name)]:
+        raise DdxError(
+            f"{part} is a SentencePiece model, which transformers reads with {' and '.join(missing)}",
+            hint="pip install sentencepiece protobuf",
+        )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it
+        return False
 
 
 def component_config(source: Source, part: str) -> dict[str, Any]:

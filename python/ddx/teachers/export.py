@@ -90,13 +90,11 @@ def _share(source: Path, target: Path) -> None:
     for file in sorted(source.iterdir()):
         if not file.is_file() or file.suffix not in TEXT_SUFFIXES:
             continue
-        is_index = ".index." in file.name
-        if is_index and _variant_of_index(file) != variant:
-            continue
-        text = file.read_text(encoding="utf-8")
-        if is_index:
-            text = _without(variant, text)
-        (target / (_without(variant, file.name) if is_index else file.name)).write_text(text, encoding="utf-8")
+        if ".index." not in file.name:
+            shutil.copyfile(file, target / file.name)
+        elif _variant_of_index(file) == variant:
+            text = _without(variant, file.read_text(encoding="utf-8"))
+            (target / _without(variant, file.name)).write_text(text, encoding="utf-8")
 
 
 def _without(variant: str | None, text: str) -> str:

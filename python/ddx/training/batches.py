@@ -11,7 +11,7 @@ from torch import Tensor
 from ddx.data.loader import Loader
 from ddx.device import send
 from ddx.methods.base import Batch
-from ddx.methods.draws import Draws
+from ddx.methods.parts.random_numbers import RandomNumbers
 from ddx.training.run import Run
 
 
@@ -54,7 +54,7 @@ def micro_batches(run: Run, data: Any, step: int) -> Iterator[Batch]:
             x0=x0[part],
             condition=condition.index(part),
             null=run.null,
-            draws=Draws(run.config.seed, step, indices, device),
+            random=RandomNumbers(run.config.seed, step, indices, device),
             step=step,
             progress=step / run.config.train_steps,
             noise=None if noise is None else noise[part],

@@ -19,13 +19,13 @@ from ddx.training.config import DistillConfig
 from ddx.training.distributed import join
 from ddx.training.divergence import diverged
 from ddx.training.estimate import Estimate, estimate_run
-from ddx.training.finish import finish_run, record_run
 from ddx.training.grids import SampleGrid
 from ddx.training.interruption import StopSignal, tells_what_is_saved
 from ddx.training.run import Run, prepare_run
+from ddx.training.run_folder import RunFolder
+from ddx.training.run_output import finish_run, record_run
 from ddx.training.sole_writer import sole_writer
 from ddx.training.starting_weights import starting_weights
-from ddx.training.student_folder import StudentFolder
 from ddx.training.tracking import Clock, peak_memory_bytes
 from ddx.training.trainer import Trainer
 from ddx.workspace import Workspace
@@ -106,7 +106,7 @@ def _train(
 
 def plan(
     config: DistillConfig, method_config: Any, *, workspace: Workspace | None = None, said: Collection[str] = ()
-) -> tuple[StudentFolder, Path, Estimate]:
+) -> tuple[RunFolder, Path, Estimate]:
     """Return the folder, the store and the cost that `distill` would have, without writing anything."""
     with join(config.device) as ranks:
         workspace = workspace or Workspace()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from ddx.methods.adversarial import DISCRIMINATOR
 from ddx.methods.base import Method
+from ddx.methods.parts.adversarial import DISCRIMINATOR
 from ddx.methods.registry import METHODS, trainable_spec
 from ddx.teachers.base import Teacher
 from ddx.training.config import DistillConfig

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ddx.methods.base import Method
-from ddx.methods.draws import Draws
+from ddx.methods.parts.random_numbers import RandomNumbers
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
 from ddx.training.config import DistillConfig
@@ -36,8 +36,8 @@ class SampleGrid:
         self.teacher: Teacher = method.teacher
         self.conditions = [c.to(self.teacher.device) for c in conditions[: config.sample_prompts]]
         self.null = null.to(self.teacher.device)
-        draws = Draws(config.seed, -1, range(len(self.conditions)), self.teacher.device)
-        self.noises = [draws.normal(*latent_shape) for _ in range(max(config.sample_steps))]
+        random = RandomNumbers(config.seed, -1, range(len(self.conditions)), self.teacher.device)
+        self.noises = [random.normal(*latent_shape) for _ in range(max(config.sample_steps))]
         self._reference: Tensor | None = None
 
     def write(self, path: Path, student: nn.Module) -> dict[str, float]:

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ddx.config import field_types
-from ddx.methods.preparation_config import PreparationConfig
+from ddx.methods.parts.preparation_config import PreparationConfig
 from ddx.progress import Progress
 from ddx.training.config import DistillConfig
 from ddx.training.distill import distill, plan

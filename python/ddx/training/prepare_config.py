@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddx.config import option
-from ddx.methods.config import changed
-from ddx.methods.preparation_config import PreparationConfig
+from ddx.methods.parts.config import changed
+from ddx.methods.parts.preparation_config import PreparationConfig
 from ddx.training.config import DistillConfig
 
 

@@ -25,7 +25,7 @@ from ddx.training.checkpoint import step_of
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks
 from ddx.training.find_store import find_store, require_pairs
-from ddx.training.student_folder import CHECKPOINTS, StudentFolder, cannot_extend, choose_folder
+from ddx.training.run_folder import CHECKPOINTS, RunFolder, cannot_extend, choose_folder
 from ddx.training.tracking import Metrics
 from ddx.workspace import Workspace
 
@@ -41,7 +41,7 @@ class Run:
     store: Store
     num_samples: int
     null: Condition
-    folder: StudentFolder
+    folder: RunFolder
     sizes: PictureSizes | None  # of the originals, for teachers that are told of them
     history: list[Mapping[str, Any]]  # of settings that were changed on the way
     metrics: Metrics
@@ -129,7 +129,7 @@ def _tells_sizes(config: DistillConfig, teacher: Teacher) -> bool:
     return config.picture_sizes == "real"
 
 
-def _refuse_stretching(folder: StudentFolder, method: Method[Any]) -> None:
+def _refuse_stretching(folder: RunFolder, method: Method[Any]) -> None:
     """Raise UsageError where the method has stages that more steps would move."""
     before, now = folder.changes.get("train_steps", (0, 0))
     if now > before:
@@ -140,12 +140,12 @@ def _refuse_stretching(folder: StudentFolder, method: Method[Any]) -> None:
             )
 
 
-def _history(folder: StudentFolder, before: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _history(folder: RunFolder, before: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     changed = {"step": _step(folder), **{name: list(values) for name, values in folder.changes.items()}}
     return [*before.get("history", ()), *([changed] if folder.changes else ())]
 
 
-def _step(folder: StudentFolder) -> int:
+def _step(folder: RunFolder) -> int:
     return 0 if folder.checkpoint is None else step_of(folder.checkpoint)
 
 

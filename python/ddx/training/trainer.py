@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ddx.errors import DdxError
 from ddx.kernels.cpu_bfloat16 import wide_products
 from ddx.methods.base import STUDENT, Batch, Losses, Method, NetworkSpec, Turn
-from ddx.methods.draws import mix
+from ddx.methods.parts.random_numbers import mix
 from ddx.networks.lora import add_lora
 from ddx.training.checkpoint import Snapshot
 from ddx.training.config import DistillConfig

@@ -9,7 +9,7 @@ from ddx.bench.mixtures.gate import Modes, gate
 from ddx.bench.mixtures.mixture import Mixture, circle, scattered
 from ddx.bench.mixtures.run import ode_modes
 from ddx.bench.mixtures.teacher import PROCESSES, MixtureTeacher
-from ddx.methods.flow_view import FLOW, FlowView
+from ddx.methods.parts.flow_view import FLOW, FlowView
 
 NUM = 10_000
 MIXTURE = circle()

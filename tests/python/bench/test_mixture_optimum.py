@@ -13,7 +13,7 @@ from ddx.bench.mixtures.mixture import Mixture, circle
 from ddx.bench.mixtures.optimum import FreeModes, score_optimum
 from ddx.bench.mixtures.run import make_batch, method_of, ode_modes
 from ddx.bench.mixtures.teacher import MixtureTeacher
-from ddx.methods.score_distillation import ScoreDistillation
+from ddx.methods.parts.score_distillation import ScoreDistillation
 
 PLAIN, GUIDED = circle(), circle(num_classes=2)
 

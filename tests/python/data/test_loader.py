@@ -12,7 +12,7 @@ import torch
 import zarr
 
 from ddx.data.config import PrecomputeConfig
-from ddx.data.loader import Batch, Loader
+from ddx.data.loader import Loader, StoredBatch
 from ddx.data.precompute import precompute
 from ddx.data.store import Store
 from ddx.errors import DdxError, UsageError
@@ -27,7 +27,7 @@ def store(teacher_folder: Path, pairs: Path, tmp_path_factory: pytest.TempPathFa
     return precompute(config, [str(pairs)])
 
 
-def take(store: Path, num: int, **options: int) -> list[Batch]:
+def take(store: Path, num: int, **options: int) -> list[StoredBatch]:
     loader = Loader(store, **{"batch_size": 4, "seed": 1, **options})
     batches = list(islice(loader, num))
     assert loader.position == options.get("position", 0) + num
@@ -35,7 +35,7 @@ def take(store: Path, num: int, **options: int) -> list[Batch]:
     return batches
 
 
-def equal(left: Batch, right: Batch) -> bool:
+def equal(left: StoredBatch, right: StoredBatch) -> bool:
     pairs = ((left.latents, right.latents), (left.rows, right.rows), (left.condition.mask, right.condition.mask))
     return all(torch.equal(a, b) for a, b in (*pairs, (left.condition.tokens, right.condition.tokens)))
 

@@ -44,7 +44,7 @@ def test_the_weights_are_not_needed_to_fetch(
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("a network is loaded")
 
-    monkeypatch.setattr("ddx.teachers.opened.load_model", refuse)
+    monkeypatch.setattr("ddx.teachers.open_pipeline.load_model", refuse)
     precompute(replace(config, out=tmp_path / "s.zarr", stage="fetch"), [str(pairs)])
     with pytest.raises(AssertionError, match="a network is loaded"):
         precompute(replace(config, out=tmp_path / "s.zarr", stage="encode"), [str(pairs)])

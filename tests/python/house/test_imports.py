@@ -21,6 +21,7 @@ RANK = {
     "data": 5,
     "workspace": 5,
     "bench": 5,
+    "importing": 5,
     "methods": 4,
     "networks": 3,
     "teachers": 3,
@@ -47,6 +48,8 @@ SIDEWAYS = {
     ("evaluation", "workspace"),
     ("evaluation", "data"),
     ("data", "workspace"),
+    ("importing", "sampling"),
+    ("importing", "workspace"),
     # The bench distils mixtures with the trainer itself.
     ("bench", "training"),
     ("networks", "teachers"),

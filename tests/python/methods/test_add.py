@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ddx.errors import DdxError, UsageError
 from ddx.methods.add import ADD, ADDConfig
-from ddx.methods.adversarial import DISCRIMINATOR
 from ddx.methods.base import STUDENT, Turn
+from ddx.methods.parts.adversarial import DISCRIMINATOR
 from ddx.networks.backbones import load_backbone
 from ddx.teachers.base import Teacher
 from distilling import assert_gradients_reach_their_networks, make_batch, make_teacher, make_trainer
@@ -79,9 +79,9 @@ def test_losses_are_a_discriminator_s_on_decoded_pictures_and_the_teacher_s_regr
     of_d = method.losses(Turn(trains=(DISCRIMINATOR,)), make_batch(teacher), networks).by_network[DISCRIMINATOR]
 
     batch, view = make_batch(teacher), method.view
-    batch.draws.uniform(), batch.draws.uniform()
+    batch.random.uniform(), batch.random.uniform()
     first = view.times(1)[0]
-    start = view.start(batch.draws.normal(*batch.x0.shape[1:]), first)
+    start = view.start(batch.random.normal(*batch.x0.shape[1:]), first)
     x = start - float(first) * view.velocity(student, start, first.expand(4), batch.condition)
     vae: Any = teacher.vae()
 
@@ -92,9 +92,9 @@ def test_losses_are_a_discriminator_s_on_decoded_pictures_and_the_teacher_s_regr
     torch.testing.assert_close(found.by_network[STUDENT], -logits(x).mean(1), rtol=1e-3, atol=1e-4)
     expected = (torch.relu(1 - logits(batch.x0)) + torch.relu(1 + logits(x))).mean(1)
     torch.testing.assert_close(of_d, expected, rtol=1e-3, atol=1e-4)
-    t = view.t_min + (view.t_max - view.t_min) * batch.draws.uniform()
+    t = view.t_min + (view.t_max - view.t_min) * batch.random.uniform()
     t4 = t.float()[:, None, None, None]
-    x_t = (1 - t4) * x + t4 * batch.draws.normal(*batch.x0.shape[1:])
+    x_t = (1 - t4) * x + t4 * batch.random.normal(*batch.x0.shape[1:])
     null, cond = (view.velocity(teacher.network(), x_t, t, c.expand(4)) for c in (batch.null, batch.condition))
     seen = x_t - t4 * (null + 3.0 * (cond - null))
     by_hand = 2.0 * (1 - t.float()) * (x - seen).square().flatten(1).mean(1)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ddx.bench.mixtures.mixture import circle
 from ddx.bench.mixtures.teacher import MixtureTeacher
 from ddx.errors import UsageError
-from ddx.methods.adversarial import (
+from ddx.methods.base import FAKE, STUDENT, Turn
+from ddx.methods.parts.adversarial import (
     DISCRIMINATOR,
     LOSSES,
     discriminator_loss,
@@ -21,8 +22,7 @@ from ddx.methods.adversarial import (
     gradient_penalty,
     pooled,
 )
-from ddx.methods.base import FAKE, STUDENT, Turn
-from ddx.methods.flow_view import FlowView
+from ddx.methods.parts.flow_view import FlowView
 from ddx.methods.registry import method_spec
 from ddx.methods.scm import SCM
 from ddx.networks.heads import KINDS as HEADS
@@ -139,21 +139,21 @@ def test_ladd_by_hand(teacher: Teacher) -> None:
     student, heads = (method.build(spec) for spec in method.networks())
     networks = {STUDENT: student, DISCRIMINATOR: heads}
     view, batch = FlowView(teacher), make_batch(teacher)
-    draws, shape, x0 = batch.draws, batch.x0.shape[1:], batch.x0
-    step, whole = (draws.uniform() * 2).long(), draws.uniform() < 0.5
+    random, shape, x0 = batch.random, batch.x0.shape[1:], batch.x0
+    step, whole = (random.uniform() * 2).long(), random.uniform() < 0.5
     step = torch.where(whole, 0, step)
-    noise = draws.normal(*shape)
+    noise = random.normal(*shape)
     times = view.times(2)
     starts = [view.start(noise, times[0]), (1 - float(times[1])) * x0 + float(times[1]) * noise]
     x_s = torch.stack([starts[k][row] for row, k in enumerate(step.tolist())])
     s = times[step]
     x = x_s - s.float()[:, None, None, None] * view.velocity(student, x_s, s, batch.condition)
-    u = draws.uniform().clamp(1e-9, 1 - 1e-9)
+    u = random.uniform().clamp(1e-9, 1 - 1e-9)
     t = torch.sigmoid(1.0 + torch.special.ndtri(u)).clamp(view.t_min, view.t_max)
     t4 = t.float()[:, None, None, None]
 
     def judged(latents: Tensor) -> Tensor:
-        noisy = (1 - t4) * latents + t4 * draws.normal(*shape)
+        noisy = (1 - t4) * latents + t4 * random.normal(*shape)
         logits: Tensor = heads(view.features(teacher.network(), noisy, t, batch.condition))
         return logits
 
@@ -185,7 +185,7 @@ def test_dmd2_s_adversarial_loss_is_on_the_fake_score_s_features(tmp_path: Path)
     guidance = method.draw_guidance(batch)
     made = method.generate(networks[STUDENT], batch, guidance)
     method.look(made.x, batch, networks[FAKE], guidance)
-    t = method.times_at(batch.draws.uniform())
+    t = method.times_at(batch.random.uniform())
     method.draw_noise(batch)
     fake_t = method.noisy(made.x, method.draw_noise(batch), t)
     features = method.view.features(networks[FAKE], fake_t, t, batch.condition)
@@ -208,9 +208,9 @@ def test_sana_sprint_is_scm_with_a_second_loss_and_wrong_captions_for_fakes(tmp_
     assert torch.equal(found.by_network[STUDENT], plain.by_network[STUDENT])
     guidance = method.draw_guidance(batch)
     z = method.draw_noise(batch)
-    batch.draws.uniform(), batch.draws.uniform()
+    batch.random.uniform(), batch.random.uniform()
     x = method.predict_x0(networks[STUDENT], z, torch.ones(4).double(), batch.condition, guidance)
-    u = batch.draws.uniform()
+    u = batch.random.uniform()
     s = torch.sigmoid(-0.6 + math.log(2) + torch.special.ndtri(u))
     s4 = s.float()[:, None, None, None]
     real = (1 - s4) * batch.x0 + s4 * method.draw_noise(batch)
@@ -223,9 +223,9 @@ def test_sana_sprint_is_scm_with_a_second_loss_and_wrong_captions_for_fakes(tmp_
     arguments = (networks[DISCRIMINATOR], teacher.network(), real, fake.detach(), s, batch.condition, z)
     judged = make_batch(teacher)
     wrong = method.misaligned(judged, s)
-    draws = make_batch(teacher).draws
+    random = make_batch(teacher).random
     assert wrong is not None
-    torch.testing.assert_close(wrong, (1 - s4) * batch.x0[[3, 0, 1, 2]] + s4 * draws.normal(*batch.x0.shape[1:]))
+    torch.testing.assert_close(wrong, (1 - s4) * batch.x0[[3, 0, 1, 2]] + s4 * random.normal(*batch.x0.shape[1:]))
     loss = method.judge.discriminator_loss(*arguments, misaligned=wrong)
     by_hand = torch.relu(1 - logits(real)) + 0.5 * (torch.relu(1 + logits(fake)) + torch.relu(1 + logits(wrong)))
     torch.testing.assert_close(loss, by_hand.mean(1))

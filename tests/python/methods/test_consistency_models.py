@@ -15,10 +15,10 @@ from ddx.bench.mixtures.mixture import circle
 from ddx.bench.mixtures.teacher import MixtureTeacher
 from ddx.errors import UsageError
 from ddx.methods.base import STUDENT, TARGET, Batch, Turn
-from ddx.methods.consistency import ConsistencyMethod, karras_grid, level, same_dropout
 from ddx.methods.ct import ct_intervals
-from ddx.methods.draws import Draws
 from ddx.methods.ect import earlier_level
+from ddx.methods.parts.consistency import ConsistencyMethod, karras_grid, level, same_dropout
+from ddx.methods.parts.random_numbers import RandomNumbers
 from ddx.methods.registry import METHODS
 from ddx.methods.tcm import FIRST, TCMConfig
 from ddx.teachers.base import Teacher
@@ -111,10 +111,12 @@ def test_loss_equals_the_formula_in_float64(name: str, process: str) -> None:
     x0 = torch.randn(rows, 2, 1, 1, generator=torch.Generator().manual_seed(5)).double()
     condition = teacher.condition(torch.arange(rows) % 3)
     null = teacher.null_condition()
-    batch = Batch(x0=x0, condition=condition, null=null, draws=Draws(0, 0, range(rows)), step=step, progress=step / 100)
+    batch = Batch(
+        x0=x0, condition=condition, null=null, random=RandomNumbers(0, 0, range(rows)), step=step, progress=step / 100
+    )
     found = method.losses(TURN, batch, networks).by_network[STUDENT]
 
-    hand, again = ByHand(teacher), Draws(0, 0, range(rows))
+    hand, again = ByHand(teacher), RandomNumbers(0, 0, range(rows))
     times = again.uniform()
     at_boundary = again.uniform() < 0.25 if name == "tcm" else torch.zeros(rows).bool()
     again.uniform()  # the guidance
@@ -206,7 +208,7 @@ def test_training_from_data_without_guidance_keeps_picture_and_noise(process: st
     method = make_method("ct", teacher)
     x0, noise = torch.randn(4, 2, 1, 1), torch.randn(4, 2, 1, 1)
     condition, null = teacher.null_condition().expand(4), teacher.null_condition()
-    batch = Batch(x0=x0, condition=condition, null=null, draws=Draws(0, 0, range(4)))
+    batch = Batch(x0=x0, condition=condition, null=null, random=RandomNumbers(0, 0, range(4)))
     t, r = torch.tensor([0.9, 0.5, 0.3, 0.1]).double(), torch.tensor([0.7, 0.4, 0.1, 0.0]).double()
     x_r = method.earlier(method.noisy(x0, noise, t), t, r, noise, batch, 1.0)
     torch.testing.assert_close(x_r, method.noisy(x0, noise, r), rtol=1e-5, atol=1e-6)
@@ -232,7 +234,7 @@ def test_a_student_with_dropout_has_no_loss_where_both_times_are_one(name: str) 
         x0=torch.randn(8, 2, 1, 1),
         condition=teacher.null_condition().expand(8),
         null=teacher.null_condition(),
-        draws=Draws(0, 0, range(8)),
+        random=RandomNumbers(0, 0, range(8)),
     )
     draw = method.draw_pair
     method.draw_pair = lambda given: (lambda times, t, r: (times, t, t))(*draw(given))  # type: ignore[method-assign]
@@ -298,13 +300,13 @@ def test_the_second_stage_of_tcm_draws_no_time_below_its_boundary() -> None:
         x0=torch.zeros(512, 2, 1, 1),
         condition=teacher.null_condition().expand(512),
         null=teacher.null_condition(),
-        draws=Draws(0, 0, range(512)),
+        random=RandomNumbers(0, 0, range(512)),
         step=SECOND_STAGE,
     )
     _, t, r = method.draw_pair(batch)
     assert t.min() == 0.4 and r.min() == 0.4 and bool((t >= r).all())
     assert 0.15 < float((t == 0.4).double().mean()) < 0.35
-    _, t, _ = method.draw_pair(dataclasses.replace(batch, step=0, draws=Draws(0, 0, range(512))))
+    _, t, _ = method.draw_pair(dataclasses.replace(batch, step=0, random=RandomNumbers(0, 0, range(512))))
     assert t.min() < 0.1
 
 

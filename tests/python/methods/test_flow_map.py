@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ddx.errors import UsageError
 from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
-from ddx.methods.flow_map import FlowMap, PairsConfig, displacement
-from ddx.methods.flow_view import rows
+from ddx.methods.parts.flow_map import FlowMap, PairsConfig, displacement
+from ddx.methods.parts.flow_view import rows
 from ddx.teachers.base import Teacher
 from distilling import make_batch, make_teacher
 

@@ -23,7 +23,7 @@ FIXED = {"guidance_min": GUIDANCE, "guidance_max": GUIDANCE}
 
 
 def uniforms(batch: Batch, count: int) -> list[list[float]]:
-    return [batch.draws.uniform().tolist() for _ in range(count)]
+    return [batch.random.uniform().tolist() for _ in range(count)]
 
 
 def compare(found: Tensor, expected: list[Tensor]) -> None:
@@ -65,7 +65,7 @@ def test_rcgm_is_its_formula(teacher: Teacher) -> None:
     found = run.losses(make_batch(teacher)).by_network[STUDENT]
     batch = make_batch(teacher)
     _, u, below, same = uniforms(batch, 4)
-    noise = batch.draws.normal(*batch.x0.shape[1:]).double()
+    noise = batch.random.normal(*batch.x0.shape[1:]).double()
     expected = []
     for row in range(4):
         t = hand.t_min + (hand.t_max - hand.t_min) * u[row]
@@ -80,7 +80,7 @@ def test_shortcut_is_its_formula(teacher: Teacher) -> None:
     found = run.losses(make_batch(teacher, 1)).by_network[STUDENT]
     batch = make_batch(teacher, 1)
     _, u, level = uniforms(batch, 3)
-    noise = batch.draws.normal(*batch.x0.shape[1:]).double()
+    noise = batch.random.normal(*batch.x0.shape[1:]).double()
     (kind,) = uniforms(batch, 1)
     assert 0 < sum(k < 0.5 for k in kind) < 4  # both kinds of rows
     expected = []
@@ -119,7 +119,7 @@ def test_twinflow_is_its_formula(teacher: Teacher, latents_from: str) -> None:
         found = run.losses(make_batch(teacher, number)).by_network[STUDENT]
         batch = make_batch(teacher, number)
         _, u, below, _ = uniforms(batch, 4)
-        noise, fresh = (batch.draws.normal(*batch.x0.shape[1:]).double() for _ in range(2))
+        noise, fresh = (batch.random.normal(*batch.x0.shape[1:]).double() for _ in range(2))
         closer, kind = uniforms(batch, 2)
         expected = []
         for row in range(4):
@@ -158,7 +158,7 @@ def test_progressive_is_its_formula_in_the_first_stage_and_in_a_later_one(teache
         found = run.losses(make_batch(teacher, step)).by_network[STUDENT]
         batch = make_batch(teacher, step)
         _, u, back = uniforms(batch, 3)
-        noise = batch.draws.normal(*batch.x0.shape[1:]).double()
+        noise = batch.random.normal(*batch.x0.shape[1:]).double()
         expected = []
         for row in range(4):
             here = batch.condition.index(row)
@@ -186,7 +186,7 @@ def test_reflow_is_its_formula(teacher: Teacher) -> None:
     found = run.losses(make_batch(teacher)).by_network[STUDENT]
     batch = make_batch(teacher)
     _, u, pure = uniforms(batch, 3)
-    noise = batch.draws.normal(*batch.x0.shape[1:]).double()
+    noise = batch.random.normal(*batch.x0.shape[1:]).double()
     expected = []
     for row in range(4):
         here, start = batch.condition.index(row), hand.start(noise[row : row + 1])
@@ -232,7 +232,7 @@ def test_imf_is_its_formula(teacher: Teacher) -> None:
     torch.testing.assert_close(weighed.by_network[STUDENT], found / (found + 1e-3), rtol=1e-3, atol=1e-5)
     batch = make_batch(teacher)
     _, u, v, same = uniforms(batch, 4)
-    noise = batch.draws.normal(*batch.x0.shape[1:]).double()
+    noise = batch.random.normal(*batch.x0.shape[1:]).double()
     expected = []
     for row in range(4):
         here = batch.condition.index(row)
@@ -263,7 +263,7 @@ def test_freeflow_is_its_formula(teacher: Teacher) -> None:
         found = run.losses(make_batch(teacher, number))
         batch = make_batch(teacher, number)
         _, u = uniforms(batch, 2)
-        noise, fresh = (batch.draws.normal(*batch.x0.shape[1:]).double() for _ in range(2))
+        noise, fresh = (batch.random.normal(*batch.x0.shape[1:]).double() for _ in range(2))
         inside, again, kind = uniforms(batch, 3)
         maps, corrections = [], []
         for row in range(4):
@@ -306,7 +306,7 @@ def test_freeflow_s_fake_score_denoises_what_the_student_draws(teacher: Teacher)
     assert all(p.grad is not None for p in fake.parameters()) and all(p.grad is None for p in run.student.parameters())
     batch = make_batch(teacher)
     _, u = uniforms(batch, 2)
-    noise, fresh = (batch.draws.normal(*batch.x0.shape[1:]).double() for _ in range(2))
+    noise, fresh = (batch.random.normal(*batch.x0.shape[1:]).double() for _ in range(2))
     expected = []
     for row in range(4):
         here, x = batch.condition.index(row), hand.start(noise[row : row + 1])

@@ -14,7 +14,7 @@ from ddx.bench.mixtures.mixture import circle
 from ddx.bench.mixtures.teacher import MixtureTeacher
 from ddx.errors import UsageError
 from ddx.methods.base import STUDENT, Batch
-from ddx.methods.flow_view import rows
+from ddx.methods.parts.flow_view import rows
 from ddx.methods.progressive import Progressive, ProgressiveConfig
 from ddx.methods.rcgm import map_error
 from ddx.methods.registry import method_spec
@@ -90,7 +90,7 @@ def test_freeflow_s_target_is_the_exact_map_where_the_student_is_it(monkeypatch:
         x0=torch.zeros(4, 2, 1, 1),
         condition=teacher.condition(torch.zeros(4).long()),
         null=teacher.null_condition(),
-        draws=None,  # type: ignore[arg-type]
+        random=None,  # type: ignore[arg-type]
     )
 
     def spread(t: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 
 from ddx.bench.mixtures.mixture import circle
 from ddx.bench.mixtures.teacher import PROCESSES, MixtureTeacher
-from ddx.methods.flow_view import FlowView
+from ddx.methods.parts.flow_view import FlowView
 
 MIXTURE = circle()
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ddx.errors import UsageError
-from ddx.methods.adversarial import DISCRIMINATOR, AdversarialConfig
 from ddx.methods.base import STUDENT, Turn
-from ddx.methods.judged import JudgedConfig
+from ddx.methods.parts.adversarial import DISCRIMINATOR, AdversarialConfig
+from ddx.methods.parts.judged import JudgedConfig
 from ddx.methods.registry import METHODS, load_method
 from ddx.teachers.base import Teacher
 from distilling import assert_gradients_reach_their_networks, in_turns, make_batch, make_trainer
@@ -32,9 +32,9 @@ def test_what_is_judged_is_what_the_student_draws_in_one_step(teacher: Teacher, 
     method.train_steps = 4
     student = method.build(method.networks()[0])
     batch = make_batch(teacher)
-    expected_draws = make_batch(teacher).draws
-    expected_draws.uniform()  # the guidance's
-    noise = expected_draws.normal(*batch.x0.shape[1:])
+    expected_random = make_batch(teacher).random
+    expected_random.uniform()  # the guidance's
+    noise = expected_random.normal(*batch.x0.shape[1:])
     found = method.judged(student, batch)  # type: ignore[attr-defined]
     assert found.requires_grad
     torch.testing.assert_close(found.detach(), method.draw(student, [noise], batch.condition))

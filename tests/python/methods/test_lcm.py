@@ -12,9 +12,9 @@ from ddx.bench.mixtures.mixture import circle
 from ddx.bench.mixtures.teacher import MixtureTeacher
 from ddx.errors import UsageError
 from ddx.methods.base import STUDENT, TARGET, Turn
-from ddx.methods.draws import Draws
 from ddx.methods.lcm import LCM, LCMConfig, solver_grid
-from ddx.methods.time_sampling import intervals_at
+from ddx.methods.parts.random_numbers import RandomNumbers
+from ddx.methods.parts.time_sampling import intervals_at
 from ddx.process import FlowProcess, VPProcess
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
@@ -69,7 +69,7 @@ def test_loss_equals_the_formula_in_float64(teacher: Teacher) -> None:
     loss = method.losses(TURN, batch, {STUDENT: student, TARGET: target}).by_network[STUDENT]
 
     again = make_batch(teacher)
-    expected = _by_hand(teacher, config, again.draws, again.x0, again.condition, again.null, student, target)
+    expected = _by_hand(teacher, config, again.random, again.x0, again.condition, again.null, student, target)
     assert torch.allclose(loss.double(), expected, rtol=2e-4, atol=1e-7)
 
 
@@ -77,7 +77,7 @@ def test_loss_equals_the_formula_in_float64(teacher: Teacher) -> None:
 def _by_hand(
     teacher: Teacher,
     config: LCMConfig,
-    draws: Draws,
+    random: RandomNumbers,
     x0: Tensor,
     condition: Condition,
     null: Condition,
@@ -85,9 +85,9 @@ def _by_hand(
     target: torch.nn.Module,
 ) -> Tensor:
     """Luo et al. 2023, equations 9 to 14, written out for each prediction kind, one row at a time."""
-    n = [int(u * config.solver_steps) + 1 for u in draws.uniform().tolist()]
-    draws.uniform()  # the guidance
-    noise = draws.normal(*x0.shape[1:]).double()
+    n = [int(u * config.solver_steps) + 1 for u in random.uniform().tolist()]
+    random.uniform()  # the guidance
+    noise = random.normal(*x0.shape[1:]).double()
     rows = []
     for row, index in enumerate(n):
         here = condition.index(row)

@@ -11,8 +11,8 @@ from ddx.bench.mixtures.mixture import circle
 from ddx.bench.mixtures.teacher import PROCESSES, MixtureTeacher
 from ddx.errors import UsageError
 from ddx.methods.base import STUDENT, Batch, Turn
-from ddx.methods.draws import Draws
 from ddx.methods.meanflow import MeanFlow, MeanFlowConfig
+from ddx.methods.parts.random_numbers import RandomNumbers
 from ddx.networks.guidance import interval_input
 from ddx.teachers.base import Teacher
 from distilling import make_batch, make_teacher
@@ -37,7 +37,7 @@ def build(method: MeanFlow) -> nn.Module:
 def mixture_batch(teacher: MixtureTeacher) -> Batch:
     x0 = torch.randn(ROWS, 2, 1, 1, generator=torch.Generator().manual_seed(5)).double()
     condition, null = teacher.condition(torch.arange(ROWS) % 3), teacher.null_condition()
-    return Batch(x0=x0, condition=condition, null=null, draws=Draws(0, 0, range(ROWS)))
+    return Batch(x0=x0, condition=condition, null=null, random=RandomNumbers(0, 0, range(ROWS)))
 
 
 def column(values: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def test_loss_and_gradient_equal_the_formula_in_float64(power: float) -> None:
     student, batch = build(method).double(), mixture_batch(teacher)
     found = method.losses(TURN, batch, {STUDENT: student}).by_network[STUDENT]
 
-    again = Draws(0, 0, range(ROWS))
+    again = RandomNumbers(0, 0, range(ROWS))
     first, second = (torch.sigmoid(-0.4 + torch.special.ndtri(again.uniform())) for _ in range(2))
     same = again.uniform() < 0.3
     assert same.any() and not same.all()

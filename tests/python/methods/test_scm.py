@@ -10,7 +10,7 @@ from ddx.bench.mixtures.mixture import circle
 from ddx.bench.mixtures.teacher import PROCESSES, MixtureTeacher
 from ddx.errors import UsageError
 from ddx.methods.base import STUDENT, Batch
-from ddx.methods.draws import Draws
+from ddx.methods.parts.random_numbers import RandomNumbers
 from ddx.methods.scm import SCM, WEIGHT, LogWeight, SCMConfig, trig_prediction
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
@@ -37,7 +37,7 @@ def mixture_batch(teacher: MixtureTeacher, rows: int = 6) -> Batch:
     x0 = torch.randn(rows, 2, 1, 1, generator=torch.Generator().manual_seed(5)).double()
     classes = torch.arange(rows) % (teacher.mixture.num_classes + 1)
     condition, null = teacher.condition(classes), teacher.null_condition()
-    return Batch(x0=x0, condition=condition, null=null, draws=Draws(0, 0, range(rows)), progress=0.05)
+    return Batch(x0=x0, condition=condition, null=null, random=RandomNumbers(0, 0, range(rows)), progress=0.05)
 
 
 class ByHand:
@@ -45,7 +45,7 @@ class ByHand:
 
     def __init__(self, teacher: MixtureTeacher, config: SCMConfig, batch: Batch) -> None:
         self.teacher, self.s_d = teacher, config.sigma_data
-        again = Draws(0, 0, range(len(batch)))
+        again = RandomNumbers(0, 0, range(len(batch)))
         u, _, z = again.uniform(), again.uniform(), again.normal(2, 1, 1).double()
         normal = torch.special.ndtri(u)
         # log tan(t) has the mean and the deviation that the settings say

@@ -31,10 +31,10 @@ def test_losses_equal_the_formulas_by_hand(teacher: Teacher) -> None:
         for p in fake.parameters():
             p.mul_(0.97)
     networks = {STUDENT: student, FAKE: fake}
-    process, draws = teacher.process, batch.draws
-    draws.uniform()  # guidance
-    z = draws.normal(*shape).double()
-    draws.uniform()  # which of one step
+    process, random = teacher.process, batch.random
+    random.uniform()  # guidance
+    z = random.normal(*shape).double()
+    random.uniform()  # which of one step
     if teacher.prediction == "flow":
         first, scale = 0.714, 1.0
     else:
@@ -64,13 +64,13 @@ def test_losses_equal_the_formulas_by_hand(teacher: Teacher) -> None:
         return alpha * state - sigma * p
 
     x = x0(student, scale * z, torch.full((4,), first, dtype=torch.float64))
-    u = 0.02 + 0.96 * draws.uniform()
+    u = 0.02 + 0.96 * random.uniform()
     low, high = (0.0, 1.0)
     if teacher.prediction != "flow":
         low, high = (float(process.flow_time(torch.tensor(t).double())) for t in (0.0, process.t_max))
     tau = low + (high - low) * 2 * u / (1 + u)
     time = tau if teacher.prediction == "flow" else process.time_at(torch.atan2(tau, 1 - tau))
-    noise, tau4 = draws.normal(*shape).double(), tau[:, None, None, None]
+    noise, tau4 = random.normal(*shape).double(), tau[:, None, None, None]
     x_t = (1 - tau4) * x + tau4 * noise
     y_phi, y_psi = x0(teacher.network(), x_t, time, guidance), x0(fake, x_t, time)
     n, w = x[0].numel(), (y_phi - x).abs().flatten(1).mean(1)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ddx.bench.mixtures.mixture import circle
-from ddx.bench.mixtures.run import FastDraws
+from ddx.bench.mixtures.run import FastRandomNumbers
 from ddx.bench.mixtures.teacher import MLP, PROCESSES, MixtureTeacher
 from ddx.methods.base import FAKE, STUDENT, Batch, NetworkSpec
+from ddx.methods.parts.score_distillation import Scores, score_gaps
 from ddx.methods.registry import method_spec
-from ddx.methods.score_distillation import Scores, score_gaps
 from ddx.networks.guidance import INTERVAL, interval_input
 from ddx.teachers.extra_input import find_embedder
 from distilling import make_batch, make_teacher, make_trainer
@@ -25,7 +25,7 @@ torch.set_num_threads(1)
 NUM = 6
 
 
-class DoubleDraws(FastDraws):
+class DoubleRandomNumbers(FastRandomNumbers):
     def normal(self, *shape: int) -> Tensor:
         return super().normal(*shape).double()
 
@@ -33,8 +33,8 @@ class DoubleDraws(FastDraws):
 def mixture_batch(teacher: MixtureTeacher) -> Batch:
     classes = torch.full((NUM,), teacher.mixture.num_classes)
     x0 = teacher.mixture.draw(classes, torch.Generator().manual_seed(1)).double()[:, :, None, None]
-    draws = DoubleDraws(5, NUM)
-    return Batch(x0=x0, condition=teacher.condition(classes), null=teacher.null_condition(), draws=draws)
+    random = DoubleRandomNumbers(5, NUM)
+    return Batch(x0=x0, condition=teacher.condition(classes), null=teacher.null_condition(), random=random)
 
 
 def mlp(teacher: MixtureTeacher, seed: int) -> nn.Module:
@@ -60,9 +60,9 @@ def test_sid_is_the_same_in_its_three_forms(process: str) -> None:
     alpha = 1.2
     method, x, _, loss = looked("sid", teacher, alpha=alpha)
     batch = mixture_batch(teacher)
-    fake, t = mlp(teacher, 3), 0.02 + 0.96 * batch.draws.uniform()
+    fake, t = mlp(teacher, 3), 0.02 + 0.96 * batch.random.uniform()
     t = method.view.t_min + (method.view.t_max - method.view.t_min) * t
-    noise, t4 = batch.draws.normal(2, 1, 1), t[:, None, None, None]
+    noise, t4 = batch.random.normal(2, 1, 1), t[:, None, None, None]
     x_t = (1 - t4) * x + t4 * noise
     v_phi, v_psi = (method.view.velocity(net, x_t, t, batch.condition) for net in (teacher.exact, fake))
     e = noise - x
@@ -129,7 +129,7 @@ def test_both_scores_stay_as_they_are_while_gradients_flow_through_them_into_x(n
     teacher = trainer.method.teacher
     assert isinstance(teacher, MixtureTeacher)
     batch = mixture_batch(teacher)
-    batch = dataclasses.replace(batch, x0=batch.x0.float(), draws=FastDraws(5, NUM))
+    batch = dataclasses.replace(batch, x0=batch.x0.float(), random=FastRandomNumbers(5, NUM))
     trainer.method.losses(STUDENTS_TURN, batch, networks).by_network[STUDENT].sum().backward()
     assert all(p.grad is None for key in networks if key != STUDENT for p in networks[key].parameters())
     assert all(p.grad is not None for p in networks[STUDENT].parameters())
@@ -145,13 +145,13 @@ def test_a_generator_of_several_steps_is_trained_at_the_states_of_its_sampler() 
     method = make_method("sid", teacher, num_steps=3, start_time=0.9)
     student, batch, again = mlp(teacher, 4).requires_grad_(True), mixture_batch(teacher), mixture_batch(teacher)
     made = method.generate(student, batch, 1.0)
-    x, u = again.draws.normal(2, 1, 1), again.draws.uniform()
+    x, u = again.random.normal(2, 1, 1), again.random.uniform()
     states, times = [x], [0.9, 0.6, 0.3]
     with torch.no_grad():
         for before, after in ((0.9, 0.6), (0.6, 0.3)):
             t = torch.full((NUM,), before, dtype=torch.float64)
             clean = x - before * method.view.velocity(student, x, t, again.condition)
-            x = (1 - after) * clean + after * again.draws.normal(2, 1, 1)
+            x = (1 - after) * clean + after * again.random.normal(2, 1, 1)
             states.append(x)
     chosen = (u * 3).long()
     assert len(set(chosen.tolist())) > 1
@@ -202,7 +202,7 @@ def test_dde_looks_at_one_noise_level() -> None:
 def test_dmd_regresses_on_where_the_ode_goes_with_the_order_of_its_solver() -> None:
     teacher = MixtureTeacher(circle())
     batch = mixture_batch(teacher)
-    x = DoubleDraws(9, NUM).normal(2, 1, 1)
+    x = DoubleRandomNumbers(9, NUM).normal(2, 1, 1)
 
     def end(steps: int) -> Tensor:
         return make_method("dmd", teacher, regression_steps=steps).ode_end(x, batch, 1.0)
@@ -219,7 +219,7 @@ def test_dmd_regresses_on_where_the_ode_goes_with_the_order_of_its_solver() -> N
 
 def test_dmd_regresses_on_stored_pairs_what_it_draws_from_their_noise() -> None:
     teacher = MixtureTeacher(circle())
-    noise = DoubleDraws(9, NUM).normal(2, 1, 1)
+    noise = DoubleRandomNumbers(9, NUM).normal(2, 1, 1)
     batch = dataclasses.replace(mixture_batch(teacher), noise=noise)
     method, student = make_method("dmd", teacher, regression_weight=0.5, pairs="stored"), mlp(teacher, 4)
     assert method.reads_pairs and not make_method("dmd", teacher, regression_weight=0.0, pairs="stored").reads_pairs

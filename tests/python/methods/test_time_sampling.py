@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ddx.errors import UsageError
-from ddx.methods.config import TimeConfig
-from ddx.methods.time_sampling import AdaptiveTimes, sample_times
+from ddx.methods.parts.config import TimeConfig
+from ddx.methods.parts.time_sampling import AdaptiveTimes, sample_times
 
 U = torch.arange(0.0005, 1.0, 0.001, dtype=torch.float64)
 

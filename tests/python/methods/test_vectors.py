@@ -17,7 +17,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ddx.methods.adversarial import DISCRIMINATOR
 from ddx.methods.base import FAKE, STUDENT, TARGET, Batch, Method, Turn
 from ddx.methods.dmd2 import DMD2, DMD2Config
 from ddx.methods.ect import ECT, ECTConfig
@@ -25,9 +24,10 @@ from ddx.methods.imf import IMF, IMFConfig
 from ddx.methods.ladd import LADD, LADDConfig
 from ddx.methods.lcm import LCM, LCMConfig
 from ddx.methods.meanflow import MeanFlow, MeanFlowConfig
+from ddx.methods.parts.adversarial import DISCRIMINATOR
+from ddx.methods.parts.score_distillation import ScoreDistillation
 from ddx.methods.sana_sprint import SanaSprint, SanaSprintConfig
 from ddx.methods.scm import SCM, WEIGHT, SCMConfig
-from ddx.methods.score_distillation import ScoreDistillation
 from ddx.methods.sid import SiD, SiDConfig
 from ddx.methods.sid_lsg import SiDLSG, SiDLSGConfig
 from ddx.methods.twinflow import TwinFlow, TwinFlowConfig
@@ -109,9 +109,9 @@ def test_lcm(name: str) -> None:
     low, high = settings["w_min"] + 1.0, settings["w_max"] + 1.0
     method = LCM(LCMConfig(guidance_min=low, guidance_max=high, loss=settings["loss"]), teacher)
     position = (data["index"] + 0.5) / 50
-    draws = Recorded(uniforms=[position, data["u_guidance"]], normals=[data["noise"]])
+    random = Recorded(uniforms=[position, data["u_guidance"]], normals=[data["noise"]])
     student, target = (case.toy(network, takes=["guidance"]) for network in ("student", "target"))
-    batch = toy_batch(teacher, data["latents"], data["classes"], draws)
+    batch = toy_batch(teacher, data["latents"], data["classes"], random)
     case.holds(loss_of(STUDENT, method, batch, {"student": student, "target": target}).mean(), student)
 
 
@@ -125,8 +125,8 @@ def test_ect(name: str) -> None:
     root = data["noise"][0].numel() ** 0.5  # its distance is of a sum, ddx's of a mean
     method = ECT(ECTConfig(huber_c=max(2.0 * c / root, 1e-9)), teacher)
     uniform = torch.special.ndtr(data["normal"])
-    draws = Recorded(uniforms=[uniform, uniform], normals=[data["noise"]])
-    batch = toy_batch(teacher, 2.0 * data["images"], data["classes"], draws, progress=(stage + 0.5) / 8)
+    random = Recorded(uniforms=[uniform, uniform], normals=[data["noise"]])
+    batch = toy_batch(teacher, 2.0 * data["images"], data["classes"], random, progress=(stage + 0.5) / 8)
     case.holds(root * loss_of(STUDENT, method, batch, {"student": student}).mean(), student)
 
 
@@ -154,9 +154,9 @@ def test_scm(name: str) -> None:
     teacher = ToyTeacher(case.toy("teacher"), FlowProcess(), "flow")
     method = SCM(SCMConfig(guidance_min=4.0, guidance_max=5.0), teacher)
     uniforms, normals = consistency_draws(data)
-    draws = Recorded(uniforms=uniforms, normals=normals)
+    random = Recorded(uniforms=uniforms, normals=normals)
     progress = case.settings["warmup"] * method.config.tangent_warmup
-    batch = toy_batch(teacher, data["latents"], data["classes"], draws, progress=progress)
+    batch = toy_batch(teacher, data["latents"], data["classes"], random, progress=progress)
     losses = method.losses(Turn(trains=(STUDENT, WEIGHT)), batch, {STUDENT: student, WEIGHT: u}).by_network
     case.holds(losses[STUDENT].mean(), student)
     case.agrees(torch.autograd.grad(losses[WEIGHT].mean(), u.values)[0], "logvar_gradient")
@@ -173,12 +173,12 @@ def test_sana_sprint(name: str) -> None:
     at = torch.special.ndtr(data["judge_normal"])
     if not of_student:
         t, guidance = consistency_draws(data)[0]
-        draws = Recorded(
+        random = Recorded(
             uniforms=[guidance, t, t, at],
             normals=[data[key] for key in ("noise", "real_noise", "fake_noise", "noise", "misaligned_noise")],
         )
         latents = data["latents"]
-        batch = toy_batch(teacher, latents, data["classes"], draws, neighbour=latents.roll(1, 0))
+        batch = toy_batch(teacher, latents, data["classes"], random, neighbour=latents.roll(1, 0))
         loss = 0.5 * loss_of(DISCRIMINATOR, method, batch, networks).mean()  # half of the hinge's two terms
         case.agrees(loss, "loss")
         case.agrees(torch.autograd.grad(loss, heads.weight)[0], "head_gradient")
@@ -186,9 +186,9 @@ def test_sana_sprint(name: str) -> None:
     uniforms, normals = consistency_draws(data)
     again = [uniforms[1], torch.special.ndtr(data["second_normal"]), data["second_u"], at]
     unused = data["judge_noise"]  # of the real latents, which the student's turn does not look at
-    draws = Recorded(uniforms=uniforms + again, normals=[*normals, data["second_noise"], unused, data["judge_noise"]])
+    random = Recorded(uniforms=uniforms + again, normals=[*normals, data["second_noise"], unused, data["judge_noise"]])
     progress = case.settings["warmup"] * method.config.tangent_warmup
-    batch = toy_batch(teacher, data["latents"], data["classes"], draws, progress=progress)
+    batch = toy_batch(teacher, data["latents"], data["classes"], random, progress=progress)
     turn, u = Turn(trains=(STUDENT, WEIGHT)), LogVariance(case.raw("logvar"))
     losses = method.losses(turn, batch, {**networks, WEIGHT: u})
     case.holds((losses.by_network[STUDENT] + losses.secondary[STUDENT]).mean(), student)
@@ -209,14 +209,14 @@ def test_sid(name: str) -> None:
     low, high = 0.002 ** (1 / 7), 80.0 ** (1 / 7)
     sigma = (high + (1.0 - data["u"] * settings["t_max"] / 1000) * (low - high)) ** 7
     uniform = quantile(sigma / (1.0 + sigma), method)
-    draws = Recorded(uniforms=[zero, zero, uniform], normals=[start * data["z"], data["noise"]])
-    batch = toy_batch(teacher, data["noise"], data["classes"], draws)
+    random = Recorded(uniforms=[zero, zero, uniform], normals=[start * data["z"], data["noise"]])
+    batch = toy_batch(teacher, data["noise"], data["classes"], random)
     case.holds(count * loss_of(STUDENT, method, batch, networks).mean(), student)  # a sum over elements
 
     sigma = (1.2 * data["fake_normal"] - 1.2).exp()
     t = sigma / (1.0 + sigma)
-    draws = Recorded(uniforms=[zero, zero, quantile(t, method)], normals=[start * data["fake_z"], data["fake_noise"]])
-    batch = toy_batch(teacher, data["noise"], data["classes"], draws)
+    random = Recorded(uniforms=[zero, zero, quantile(t, method)], normals=[start * data["fake_z"], data["fake_noise"]])
+    batch = toy_batch(teacher, data["noise"], data["classes"], random)
     of_x0 = t**2 * (sigma**2 + 0.25) / (0.5 * sigma) ** 2  # EDM's weight of the error of x0, which is t times that of v
     loss = (count * of_x0 * loss_of(FAKE, method, batch, networks)).mean()
     case.holds(loss, fake, of="fake_loss", gradient="fake_gradient")
@@ -236,14 +236,14 @@ def test_sid_lsg(name: str) -> None:
     sigma = process.sigma(torch.tensor(settings["init_timestep"]))  # ddx starts at z, the reference at sigma z
 
     uniform = quantile(process.flow_time(data["timesteps"]), method)
-    draws = Recorded(uniforms=[zero, zero, uniform], normals=[sigma * data["z"], data["noise"]])
-    batch = toy_batch(teacher, data["noise"], data["classes"], draws)
+    random = Recorded(uniforms=[zero, zero, uniform], normals=[sigma * data["z"], data["noise"]])
+    batch = toy_batch(teacher, data["noise"], data["classes"], random)
     case.holds(count * loss_of(STUDENT, method, batch, networks).mean(), student)  # a sum over elements
 
     times = data["fake_timesteps"]
     uniform = quantile(process.flow_time(times), method)
-    draws = Recorded(uniforms=[zero, zero, uniform], normals=[sigma * data["fake_z"], data["fake_noise"]])
-    batch = toy_batch(teacher, data["noise"], data["classes"], draws)
+    random = Recorded(uniforms=[zero, zero, uniform], normals=[sigma * data["fake_z"], data["fake_noise"]])
+    batch = toy_batch(teacher, data["noise"], data["classes"], random)
     alpha = process.alpha(times)
     of_eps = (alpha / (alpha + process.sigma(times))) ** 2  # the error of eps over that of the flow velocity
     loss = (count * of_eps * loss_of(FAKE, method, batch, networks)).mean()
@@ -264,21 +264,21 @@ def test_dmd2(name: str) -> None:
     at = {key: quantile(process.flow_time(data[key]), method) for key in data if key.endswith("timesteps")}
 
     unused = data["noise"]  # of the stored latents, which the student's turn does not look at
-    draws = Recorded(
+    random = Recorded(
         uniforms=[zero, zero, at["timesteps"], at["gan_timesteps"]],
         normals=[data["z"], data["noise"], unused, data["gan_noise"]],
     )
-    batch = toy_batch(teacher, data["latents"], data["classes"], draws)
+    batch = toy_batch(teacher, data["latents"], data["classes"], random)
     losses = method.losses(Turn(trains=(STUDENT,)), batch, networks)
     case.holds(losses.by_network[STUDENT].mean(), student)
     of_judge = losses.secondary[STUDENT].mean() / settings["gan_weight"]
     case.holds(of_judge, student, of="gan_loss", gradient="gan_gradient")
 
-    draws = Recorded(
+    random = Recorded(
         uniforms=[zero, zero, at["fake_timesteps"], at["judge_timesteps"]],
         normals=[data[key] for key in ("fake_z", "fake_noise", "real_noise", "generated_noise")] + [unused],
     )
-    batch = toy_batch(teacher, data["latents"], data["classes"], draws)
+    batch = toy_batch(teacher, data["latents"], data["classes"], random)
     losses = method.losses(Turn(trains=(FAKE, DISCRIMINATOR)), batch, networks)
     alpha, sigma = process.alpha(data["fake_timesteps"]), process.sigma(data["fake_timesteps"])
     of_eps = (alpha / (alpha + sigma)) ** 2  # the error of eps over that of the flow velocity
@@ -301,8 +301,8 @@ def test_meanflow(name: str) -> None:
     share = settings["same_time_share"]
     config = MeanFlowConfig(velocity_from="data", same_time_share=share, error_power=settings["power"])
     t, r = (torch.special.ndtr(data[key]) for key in ("normal_t", "normal_r"))
-    draws = Recorded(uniforms=[t, r, data["u_same"], t], normals=[data["noise"]])
-    batch = toy_batch(teacher, data["latents"], data["classes"], draws)
+    random = Recorded(uniforms=[t, r, data["u_same"], t], normals=[data["noise"]])
+    batch = toy_batch(teacher, data["latents"], data["classes"], random)
     case.holds(loss_of(STUDENT, MeanFlow(config, teacher), batch, {STUDENT: student}).mean(), student)
 
 
@@ -330,12 +330,12 @@ def test_twinflow(name: str) -> None:
             target_jumps=settings["target_jumps"],
             rectify_weight=rectify_weight,
         )
-        draws = Recorded(
+        random = Recorded(
             uniforms=[t, drawn, r / drawn, t, (t - r) / config.small_step],
             normals=[noise, fresh],
             parts=[full, near, fake, anywhere],
         )
-        batch = toy_batch(teacher, data["latents"], data["classes"], draws)
+        batch = toy_batch(teacher, data["latents"], data["classes"], random)
         return loss_of(STUDENT, TwinFlow(config, teacher), batch, {STUDENT: student, TARGET: target})
 
     mapped = rows_of(0.0)
@@ -357,8 +357,8 @@ def test_imf(name: str) -> None:
     )
     t, r = (torch.special.ndtr(data[key]) for key in ("normal_t", "normal_r"))
     uniforms = [(data["guidance"] - 1.0) / (highest - 1.0), t, r, 1.0 - data["same"]]
-    draws = Recorded(uniforms=uniforms, normals=[data["noise"]])
-    batch = toy_batch(teacher, data["latents"], data["classes"], draws)
+    random = Recorded(uniforms=uniforms, normals=[data["noise"]])
+    batch = toy_batch(teacher, data["latents"], data["classes"], random)
     losses = IMF(config, teacher).losses(Turn(trains=(STUDENT,)), batch, {STUDENT: student})
     case.agrees(losses.tracked["squared_error"].mean(), "loss")
     for key, value in student.gradients(losses.by_network[STUDENT].mean()).items():
@@ -377,11 +377,11 @@ def test_ladd(name: str) -> None:
     method, networks = LADD(config, teacher), {STUDENT: student, DISCRIMINATOR: heads}
     step = 4.0 * (1.0 - data["start"])  # of the sampler, from 0 at pure noise
     for turn in (STUDENT, DISCRIMINATOR):
-        draws = Recorded(
+        random = Recorded(
             uniforms=[(step + 0.5) / 4, torch.ones_like(step), data["t"]],
             normals=[data[key] for key in ("start_noise", "real_noise", "fake_noise", "start_noise")],
         )
-        batch = toy_batch(teacher, data["latents"], data["classes"], draws)
+        batch = toy_batch(teacher, data["latents"], data["classes"], random)
         loss = loss_of(turn, method, batch, networks).mean()
         if turn == STUDENT:
             case.holds(loss, student)

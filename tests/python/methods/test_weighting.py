@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddx.methods.weighting import DenoisingConfig, denoising_loss, min_snr_weight
+from ddx.methods.parts.weighting import DenoisingConfig, denoising_loss, min_snr_weight
 from ddx.process import FlowProcess, PredictionKind, VPProcess
 
 GAMMA = 5.0

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddx.methods.adversarial import DISCRIMINATOR
 from ddx.methods.base import STUDENT
-from ddx.methods.judged import JudgedConfig
+from ddx.methods.parts.adversarial import DISCRIMINATOR
+from ddx.methods.parts.judged import JudgedConfig
 from ddx.methods.registry import METHODS
 from ddx.run_record import write_run
 from ddx.sampling.pipeline import StudentPipeline

@@ -13,7 +13,7 @@ from diffusers import SanaPipeline
 import distill_runs as runs
 from ddx.cli import main
 from ddx.errors import UsageError
-from ddx.methods.preparation_config import PreparationConfig
+from ddx.methods.parts.preparation_config import PreparationConfig
 from ddx.methods.registry import load_method
 from ddx.run_record import read_run
 from ddx.teachers.base import Teacher

@@ -34,7 +34,7 @@ def test_another_teacher_has_the_published_defaults() -> None:
     assert config.teacher == "sana-600m" and config.preset == "none" and method == METHODS["lcm"].config()
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", [name for name in preset_names() if name.startswith("sana-tiny")])
 def test_every_preset_resolves_and_says_what_it_is_for(name: str) -> None:
     named = [method for method in METHODS if name.startswith(f"sana-tiny-{method}")]
     for method in named or METHODS:

@@ -17,10 +17,10 @@ from ddx.teachers.families.sana_text import pipeline_defaults
 from ddx.training.interruption import Interrupted
 from ddx.training.teacher import train as train_module
 from ddx.training.teacher.autoencoder import whitening_loss
+from ddx.training.teacher.caption_questions import CLASSES, NOT_ASKED, ROLES, new_reader, reading_loss, scene_labels
 from ddx.training.teacher.config import TeacherConfig
 from ddx.training.teacher.flow import new_transformer, sample
 from ddx.training.teacher.muon import Muon, orthogonalise, split_parameters
-from ddx.training.teacher.reading import CLASSES, NOT_ASKED, ROLES, new_reader, reading_loss, scene_labels
 from ddx.training.teacher.stages import flow_schedule
 from ddx.training.teacher.text import encode_captions, new_text_encoder, new_tokenizer, tokenise
 from ddx.training.teacher.train import train_teacher

@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddx.device import send
 from ddx.methods.base import STUDENT, Batch, NetworkSpec
-from ddx.methods.draws import Draws
-from ddx.methods.judged import JudgedConfig
+from ddx.methods.parts.judged import JudgedConfig
+from ddx.methods.parts.random_numbers import RandomNumbers
 from ddx.methods.registry import METHODS
 from ddx.teachers.base import Teacher
 from ddx.teachers.registry import load_teacher
@@ -84,7 +84,7 @@ def on_device(batch: Batch, rows: range) -> Batch:
         x0=send(batch.x0, META),
         condition=batch.condition.to(META, torch.float32),
         null=batch.null.to(META, torch.float32),
-        draws=Draws(0, 0, rows, META),
+        random=RandomNumbers(0, 0, rows, META),
         neighbour=None if batch.neighbour is None else send(batch.neighbour, META),
     )
 

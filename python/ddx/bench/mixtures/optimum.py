@@ -19,7 +19,7 @@ from ddx.bench.mixtures.gate import Modes
 from ddx.bench.mixtures.mixture import Mixture
 from ddx.bench.mixtures.networks import Formula
 from ddx.methods.base import Batch
-from ddx.methods.score_distillation import ScoreDistillation
+from ddx.methods.parts.score_distillation import ScoreDistillation
 from ddx.methods.sid_lsg import SiDLSG
 
 

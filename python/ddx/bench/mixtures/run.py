@@ -15,10 +15,10 @@ from ddx.bench.mixtures.optimum import score_optimum
 from ddx.bench.mixtures.teacher import MixtureTeacher
 from ddx.config import Settings, build_many
 from ddx.methods.base import Batch, Method
-from ddx.methods.draws import Draws, mix
-from ddx.methods.flow_view import FlowView
+from ddx.methods.parts.flow_view import FlowView
+from ddx.methods.parts.random_numbers import RandomNumbers, mix
+from ddx.methods.parts.score_distillation import ScoreDistillation
 from ddx.methods.registry import load_method, method_spec
-from ddx.methods.score_distillation import ScoreDistillation
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks
 from ddx.training.trainer import Trainer
@@ -128,14 +128,14 @@ def make_batch(teacher: MixtureTeacher, config: DistillConfig, step: int) -> Bat
         x0=x0,
         condition=teacher.condition(classes),
         null=teacher.null_condition(),
-        draws=FastDraws(mix(config.seed, step, 2), config.batch_size),
+        random=FastRandomNumbers(mix(config.seed, step, 2), config.batch_size),
         step=step,
         progress=step / config.train_steps,
         neighbour=x0.roll(1, 0),
     )
 
 
-class FastDraws(Draws):
+class FastRandomNumbers(RandomNumbers):
     """One generator for all rows: a mixture has hundreds of them a step, and needs none to be its own."""
 
     def __init__(self, seed: int, num_rows: int) -> None:
@@ -146,7 +146,7 @@ class FastDraws(Draws):
         return self._num_rows
 
     def normal(self, *shape: int) -> Tensor:
-        """See :meth:`Draws.normal`."""
+        """See :meth:`RandomNumbers.normal`."""
         return torch.randn(self._num_rows, *shape, generator=self._generator)
 
     def _uniform(self) -> Tensor:

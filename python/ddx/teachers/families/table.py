@@ -31,6 +31,7 @@ class Family:
     call: PipelineCall = field(default_factory=PipelineCall)
     has_kernels: bool = False  # whether ddx computes it with kernels of its own on a GPU
     lora_programs: str = "ComfyUI and A1111"  # the programs that read its students' ComfyUI file
+    loads_lora: bool = True  # whether its pipeline in diffusers has a loader of LoRA files
 
     @property
     def adapter_class(self) -> type[Teacher]:
@@ -39,6 +40,10 @@ class Family:
         adapter: type[Teacher] = getattr(importlib.import_module(f"ddx.teachers.families.{module}"), name)
         return adapter
 
+
+_PIXART_CALL = PipelineCall(
+    always={"use_resolution_binning": False, "clean_caption": False}, mask="prompt_attention_mask"
+)
 
 FAMILIES: tuple[Family, ...] = (
     Family(
@@ -62,6 +67,24 @@ FAMILIES: tuple[Family, ...] = (
         pipelines=("StableDiffusionXLPipeline",),
         adapter="sdxl.SDXLTeacher",
         call=PipelineCall(pooled="pooled_prompt_embeds"),
+    ),
+    Family(
+        name="pixart-alpha",
+        title="PixArt-α",
+        pipelines=("PixArtAlphaPipeline",),
+        adapter="pixart.PixArtAlphaTeacher",
+        call=_PIXART_CALL,
+        lora_programs="ComfyUI",
+        loads_lora=False,
+    ),
+    Family(
+        name="pixart-sigma",
+        title="PixArt-Σ",
+        pipelines=("PixArtSigmaPipeline",),
+        adapter="pixart.PixArtSigmaTeacher",
+        call=_PIXART_CALL,
+        lora_programs="ComfyUI",
+        loads_lora=False,
     ),
     Family(
         name="z-image",

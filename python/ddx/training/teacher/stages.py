@@ -17,10 +17,10 @@ from ddx.scenes.checker import score
 from ddx.training.ema import EMA
 from ddx.training.optimizer import warmup_constant, warmup_cosine
 from ddx.training.teacher.autoencoder import autoencoder_loss, decode_pictures, decoder_loss, to_network_range
+from ddx.training.teacher.caption_questions import new_reader, reading_loss
 from ddx.training.teacher.config import TeacherConfig
 from ddx.training.teacher.flow import flow_loss, sample, sample_times
 from ddx.training.teacher.muon import Muon, split_parameters
-from ddx.training.teacher.reading import new_reader, reading_loss
 from ddx.training.teacher.stage import Stage
 from ddx.training.teacher.text import TokenisedCaptions, encode_captions
 

@@ -20,10 +20,10 @@ from ddx.teachers.families.sana_fused import fuse_if_faster
 from ddx.training.distributed import Ranks
 from ddx.training.sole_writer import sole_writer
 from ddx.training.teacher.autoencoder import encode_pictures, new_autoencoder
+from ddx.training.teacher.caption_questions import scene_labels
 from ddx.training.teacher.config import TeacherConfig
 from ddx.training.teacher.export import export_pipeline
 from ddx.training.teacher.flow import new_transformer
-from ddx.training.teacher.reading import scene_labels
 from ddx.training.teacher.stage import run_stage
 from ddx.training.teacher.stages import HeldOutScore, autoencoder_stage, decoder_stage, flow_stage, text_stage
 from ddx.training.teacher.text import encode_all, new_text_encoder, new_tokenizer, tokenise

@@ -17,6 +17,7 @@ from ddx.errors import DdxError
 from ddx.methods.base import STUDENT
 from ddx.networks.lora_files import DIFFUSERS_FILE
 from ddx.run_record import write_run
+from ddx.sampling.card import card_text
 from ddx.sampling.pipeline import StudentPipeline
 from ddx.sampling.snippet import snippet
 from ddx.sampling.student import StudentFolder
@@ -226,8 +227,10 @@ def check_lora(ground: Ground, files: StudentFolder) -> None:
     arguments, folder = files.call_arguments(1), files.for_steps(1)
     merged = seeded(ground, open_pipeline(folder), "a red circle", arguments, output_type="latent")
     pipeline = ground.pipeline(scheduler=scheduler)
-    if not hasattr(pipeline, "load_lora_weights"):
-        pytest.skip(f"diffusers' {type(pipeline).__name__} has no loader of LoRA files")
+    card = card_text(files)
+    assert ("load_lora_weights" in card) == hasattr(pipeline, "load_lora_weights") == ground.family.loads_lora
+    if not ground.family.loads_lora:
+        return
     allowed = 1e-5 * float(merged.abs().max())
     without = seeded(ground, pipeline, "a red circle", arguments, output_type="latent")
     assert (without - merged).abs().max() > 20 * allowed

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from ddx.config import option
 from ddx.device import send
 from ddx.errors import UsageError
-from ddx.methods.adversarial import DISCRIMINATOR, AdversarialConfig
 from ddx.methods.base import STUDENT, Batch, Turn
-from ddx.methods.config import FlowConfig, at_least, changed, within
-from ddx.methods.flow_method import FlowMethod
-from ddx.methods.time_sampling import grid_index
+from ddx.methods.parts.adversarial import DISCRIMINATOR, AdversarialConfig
+from ddx.methods.parts.config import FlowConfig, at_least, changed, within
+from ddx.methods.parts.flow_method import FlowMethod
+from ddx.methods.parts.time_sampling import grid_index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +57,8 @@ class AdversarialStudent(FlowMethod[AdversarialStudentConfigT]):
         """Return what the student starts from, on the flow path, and its flow times, float64 `[B]`."""
         num_steps = self.config.num_steps
         times = send(self.view.times(num_steps, self.first_time), batch.x0.device)
-        step = grid_index(batch.draws.uniform(), num_steps) - 1
-        step = torch.where(batch.draws.uniform() < self.config.noise_share, 0, step)
+        step = grid_index(batch.random.uniform(), num_steps) - 1
+        step = torch.where(batch.random.uniform() < self.config.noise_share, 0, step)
         noise, s = self.draw_noise(batch), times[step]
         noisy = self.noisy(batch.x0, noise, s)
         return torch.where((step == 0).reshape(-1, 1, 1, 1), self.view.start(noise, times[0]), noisy), s

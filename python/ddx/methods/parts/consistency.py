@@ -27,11 +27,11 @@ from ddx.errors import UsageError
 from ddx.kernels.consistency import guarded_consistency_loss
 from ddx.kernels.guarded_loss import GuardedLoss
 from ddx.methods.base import STUDENT, TARGET, Batch, Losses, NetworkSpec, Turn, student_and_target
-from ddx.methods.config import VelocityConfig, above_zero, at_least, within
-from ddx.methods.flow_method import FlowMethod
-from ddx.methods.flow_view import rows
-from ddx.methods.path import path_velocity
-from ddx.methods.time_sampling import Times, grid_index, intervals_at
+from ddx.methods.parts.config import VelocityConfig, above_zero, at_least, within
+from ddx.methods.parts.flow_method import FlowMethod
+from ddx.methods.parts.flow_view import rows
+from ddx.methods.parts.path import path_velocity
+from ddx.methods.parts.time_sampling import Times, grid_index, intervals_at
 
 LARGEST_LEVEL = 80.0
 SMALLEST_LEVEL = 0.002

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from ddx.config import option
 from ddx.errors import UsageError
-from ddx.methods.adversarial import DISCRIMINATOR, AdversarialConfig, FeatureJudge, JudgeConfig
 from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
-from ddx.methods.config import FlowConfig, at_least
-from ddx.methods.flow_method import FlowMethod
-from ddx.methods.time_sampling import logit_normal
+from ddx.methods.parts.adversarial import DISCRIMINATOR, AdversarialConfig, FeatureJudge, JudgeConfig
+from ddx.methods.parts.config import FlowConfig, at_least
+from ddx.methods.parts.flow_method import FlowMethod
+from ddx.methods.parts.time_sampling import logit_normal
 from ddx.teachers.base import Teacher
 
 
@@ -104,7 +104,7 @@ class Judged(FlowMethod[Any]):
 
     def _noised(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return the discriminator's times, and the stored and the generated latents noised to them."""
-        s = logit_normal(batch.draws.uniform(), mean=self.config.judge_time_mean, std=self.config.judge_time_std)
+        s = logit_normal(batch.random.uniform(), mean=self.config.judge_time_mean, std=self.config.judge_time_std)
         s = s.clamp(self.view.t_min, self.view.t_max)
         return s, self.noisy(batch.x0, self.draw_noise(batch), s), self.noisy(x, self.draw_noise(batch), s)
 

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from ddx.config import option
 from ddx.methods.base import STUDENT, Batch, NetworkSpec, bare
-from ddx.methods.config import VelocityConfig, within
-from ddx.methods.flow_method import FlowConfigT, FlowMethod
-from ddx.methods.flow_view import rows
-from ddx.methods.time_sampling import Times, sample_times
+from ddx.methods.parts.config import VelocityConfig, within
+from ddx.methods.parts.flow_method import FlowConfigT, FlowMethod
+from ddx.methods.parts.flow_view import rows
+from ddx.methods.parts.time_sampling import Times, sample_times
 from ddx.networks.guidance import INTERVAL, add_interval_embedder, guidance_input, interval_input
 from ddx.teachers.base import Sampler
 from ddx.teachers.condition import Condition
@@ -68,7 +68,7 @@ class FlowMap(FlowMethod[FlowConfigT]):
     def draw_pairs(self, batch: Batch, config: PairsConfig) -> tuple[Times, Tensor]:
         """Return times t, whose losses go through `weigh`, and r in [0, t], flow times float64 `[B]`."""
         times = self.draw_times(batch)
-        u, same = batch.draws.uniform(), batch.draws.uniform() < config.same_time_share
+        u, same = batch.random.uniform(), batch.random.uniform() < config.same_time_share
         if config.second_time == "drawn":
             other = sample_times(u, config, t_min=0.0, t_max=self.view.t_max)
             times, r = dataclasses.replace(times, t=torch.maximum(times.t, other)), torch.minimum(times.t, other)

@@ -27,11 +27,11 @@ from ddx.device import send
 from ddx.errors import UsageError
 from ddx.kernels.guarded_loss import GuardedLoss
 from ddx.methods.base import FAKE, STUDENT, Batch, Losses, NetworkSpec, Turn
-from ddx.methods.config import FlowConfig, above_zero, at_least, changed, within
-from ddx.methods.flow_method import FlowMethod
-from ddx.methods.flow_view import clean, mean_square
-from ddx.methods.time_sampling import grid_index
-from ddx.methods.weighting import DenoisingConfig, denoising_loss
+from ddx.methods.parts.config import FlowConfig, above_zero, at_least, changed, within
+from ddx.methods.parts.flow_method import FlowMethod
+from ddx.methods.parts.flow_view import clean, mean_square
+from ddx.methods.parts.time_sampling import grid_index
+from ddx.methods.parts.weighting import DenoisingConfig, denoising_loss
 from ddx.networks.guidance import add_interval_embedder, interval_input
 from ddx.teachers.base import Teacher
 
@@ -168,7 +168,7 @@ class ScoreDistillation(FlowMethod[ScoreConfigT]):
         The evaluations before it run without gradients, and for all rows, so that no device waits for a count.
         """
         num_steps, noise = self.config.num_steps, self.draw_noise(batch)
-        last = grid_index(batch.draws.uniform(), num_steps) - 1
+        last = grid_index(batch.random.uniform(), num_steps) - 1
         times = send(self.view.times(num_steps, self.first_time), noise.device)
         x = start = self.view.start(noise, times[0])
         with torch.no_grad():
@@ -186,7 +186,7 @@ class ScoreDistillation(FlowMethod[ScoreConfigT]):
 
     def score_times(self, batch: Batch) -> Tensor:
         """Return the generator's re-noising times, float64 `[B]`. They never adapt: its loss is no measure of need."""
-        return self.times_at(batch.draws.uniform())
+        return self.times_at(batch.random.uniform())
 
     def looks_through(self, batch: Batch) -> tuple[bool, bool]:
         """Return whether gradients flow through the teacher, and through the fake score, into x."""

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ddx.config import option
 from ddx.methods.base import Batch, bare
-from ddx.methods.config import FlowConfig, above_zero
-from ddx.methods.flow_view import FlowView, rows
+from ddx.methods.parts.config import FlowConfig, above_zero
+from ddx.methods.parts.flow_view import FlowView, rows
 from ddx.teachers.condition import Condition
 from ddx.teachers.extra_input import moved_inputs
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ddx.device import send
 from ddx.methods.base import STUDENT, Batch, Method, NetworkSpec
-from ddx.methods.config import FlowConfig
-from ddx.methods.flow_view import FlowView, clean, rows
-from ddx.methods.time_sampling import AdaptiveTimes, Times, sample_times
+from ddx.methods.parts.config import FlowConfig
+from ddx.methods.parts.flow_view import FlowView, clean, rows
+from ddx.methods.parts.time_sampling import AdaptiveTimes, Times, sample_times
 from ddx.networks.guidance import GUIDANCE, add_guidance_embedder, fold, guidance_input
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
@@ -64,13 +64,13 @@ class FlowMethod(Method[FlowConfigT]):
 
     def draw_guidance(self, batch: Batch) -> Tensor | float:
         """Return the guidance of each row, float64 `[B]`, or the one that is fixed."""
-        u = batch.draws.uniform()  # also for a fixed one: the other draws are the same with a range and without
+        u = batch.random.uniform()  # also for a fixed one: the other draws are the same with a range and without
         low, high = self.guidance_min, self.guidance_max
         return low + (high - low) * u if self.takes_guidance else low
 
     def draw_times(self, batch: Batch) -> Times:
         """Return flow times, float64 `[B]`, as the settings say; the rows' losses go through `weigh`."""
-        u = batch.draws.uniform()
+        u = batch.random.uniform()
         quantile, weight = u, torch.ones(len(u), device=u.device)
         if self.adaptive is not None:
             quantile, weight = self.adaptive.draw(u)
@@ -82,7 +82,7 @@ class FlowMethod(Method[FlowConfigT]):
 
     def draw_noise(self, batch: Batch) -> Tensor:
         """Return unit noise, float32, shaped as the batch's latents."""
-        return batch.draws.normal(*batch.x0.shape[1:])
+        return batch.random.normal(*batch.x0.shape[1:])
 
     def noisy(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return ``(1 - t) x0 + t noise``."""

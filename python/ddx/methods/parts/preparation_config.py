@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ddx.config import option
 from ddx.errors import UsageError
-from ddx.methods.config import FlowConfig, changed, within
+from ddx.methods.parts.config import FlowConfig, changed, within
 
 
 @dataclass(frozen=True, kw_only=True)

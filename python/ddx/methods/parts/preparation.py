@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ddx.kernels.consistency import guarded_consistency_loss
 from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
-from ddx.methods.flow_method import FlowMethod
-from ddx.methods.preparation_config import PreparationConfig
+from ddx.methods.parts.flow_method import FlowMethod
+from ddx.methods.parts.preparation_config import PreparationConfig
 from ddx.teachers.base import Sampler
 from ddx.teachers.condition import Condition
 
@@ -48,7 +48,7 @@ class Preparation(FlowMethod[PreparationConfig]):
     def captions(self, batch: Batch) -> Condition:
         """Return the captions, with the empty one in a share of the rows."""
         num_rows = len(batch.x0)
-        dropped: Tensor = batch.draws.uniform() < self.config.null_share
+        dropped: Tensor = batch.random.uniform() < self.config.null_share
         both = Condition.cat([batch.condition, batch.null.expand(num_rows)])
         row = torch.arange(num_rows, device=dropped.device)
         return both.index(torch.where(dropped, row + num_rows, row))

@@ -3,13 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddx.methods.draws import Draws, mix
-from ddx.methods.time_sampling import grid_index, sample_positions
+from ddx.methods.parts.random_numbers import RandomNumbers, mix
+from ddx.methods.parts.time_sampling import grid_index, sample_positions
 
 
 @pytest.mark.parametrize("by_counter", [False, True], ids=["generators", "counter"])
 def test_rows_draw_the_same_in_any_company(by_counter: bool) -> None:
-    together, alone = (Draws(3, 5, rows, by_counter=by_counter) for rows in (range(8), [6]))
+    together, alone = (RandomNumbers(3, 5, rows, by_counter=by_counter) for rows in (range(8), [6]))
     assert not torch.equal(together.uniform(), together.uniform())
     alone.uniform(), alone.uniform()
     assert torch.equal(together.uniform()[6:7], alone.uniform())
@@ -22,7 +22,7 @@ def test_seed_step_and_row_each_change_what_is_drawn() -> None:
 
 
 def test_noise_of_many_rows_is_normal_and_uncorrelated_between_neighbours() -> None:
-    noise = Draws(0, 0, range(2000)).normal(16)
+    noise = RandomNumbers(0, 0, range(2000)).normal(16)
     assert abs(float(noise.mean())) < 0.03 and abs(float(noise.std()) - 1) < 0.02
     assert abs(float((noise[1:] * noise[:-1]).mean())) < 0.03
 
@@ -37,11 +37,11 @@ def test_times_keep_to_the_grid_and_lean_where_they_should() -> None:
 
 
 def test_every_row_falls_to_one_part_at_the_shares_asked_for() -> None:
-    parts = Draws(0, 5, range(4000)).pick(0.125, 0.25)
+    parts = RandomNumbers(0, 5, range(4000)).pick(0.125, 0.25)
     assert torch.cat(parts).sort().values.tolist() == list(range(4000))
     for part, share in zip(parts, (0.125, 0.25, 0.625), strict=True):
         assert abs(len(part) / 4000 - share) < 0.03
-    whole, rest = Draws(0, 5, range(8)).pick(1.0)
+    whole, rest = RandomNumbers(0, 5, range(8)).pick(1.0)
     assert len(whole) == 8 and len(rest) == 0
-    alone = Draws(0, 5, [7]).pick(0.125, 0.25)  # whoever the neighbours are
+    alone = RandomNumbers(0, 5, [7]).pick(0.125, 0.25)  # whoever the neighbours are
     assert [len(part) for part in alone] == [int(7 in part.tolist()) for part in parts]

@@ -17,10 +17,10 @@ CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
-class StudentFolder:
-    """Where a student goes. `checkpoint` is where to go on from; `finished` means that nothing is left to do.
+class RunFolder:
+    """Where a run goes on, and its student will be. `finished` means that nothing is left to do.
 
-    `changes`: the settings that differ from those that the run had before, as (before, now).
+    `checkpoint`: where to go on from. `changes`: the settings that differ from those that it had, as (before, now).
     """
 
     path: Path
@@ -36,7 +36,7 @@ def choose_folder(
     settings: Mapping[str, Any],
     identity: Mapping[str, Any],
     said: Collection[str] = (),
-) -> StudentFolder:
+) -> RunFolder:
     """Return the folder for a run of these settings (JSON values) and identity (teacher, method, store).
 
     `said` are the settings that the user named for this very run: with `out`, some of them may be others than before.
@@ -48,24 +48,24 @@ def choose_folder(
     if out is None:
         path = _unfinished(workspace, identity)
         if path is None:
-            return StudentFolder(workspace.new_student_path(str(identity["teacher"]), str(identity["method"])))
+            return RunFolder(workspace.new_student_path(str(identity["teacher"]), str(identity["method"])))
     else:
         path = out
         record = read_run(path)
         if record is None:
             if not is_vacant(path):
                 raise UsageError(f"{path} exists and is not a student", hint="give another --out, or delete it")
-            return StudentFolder(path)
+            return RunFolder(path)
         if record.get("finished"):
             changes = _changes(path, record, settings, identity, "is finished", said)
-            return _extended(path, changes, settings) if changes else StudentFolder(path, finished=True)
+            return _extended(path, changes, settings) if changes else RunFolder(path, finished=True)
     record = read_run(path) or {}
     changes = _changes(path, record, settings, identity, "is unfinished", () if out is None else said)
     _require_extensible(path, changes, settings)
-    return StudentFolder(path, latest_checkpoint(path / CHECKPOINTS), resumed=True, changes=changes)
+    return RunFolder(path, latest_checkpoint(path / CHECKPOINTS), resumed=True, changes=changes)
 
 
-def _extended(path: Path, changes: Mapping[str, tuple[Any, Any]], settings: Mapping[str, Any]) -> StudentFolder:
+def _extended(path: Path, changes: Mapping[str, tuple[Any, Any]], settings: Mapping[str, Any]) -> RunFolder:
     """Return the folder of a finished run that goes on from its last state."""
     if "train_steps" not in changes:
         raise UsageError(f"{path} is finished: no step is left for {', '.join(changes)}", hint="add --train-steps N")
@@ -76,7 +76,7 @@ def _extended(path: Path, changes: Mapping[str, tuple[Any, Any]], settings: Mapp
             f"{path} is finished and its checkpoints are gone: it cannot go on",
             hint=f"--from-student {path} --out PATH begins another student with its weights",
         )
-    return StudentFolder(path, checkpoint, resumed=True, changes=changes)
+    return RunFolder(path, checkpoint, resumed=True, changes=changes)
 
 
 def _require_extensible(path: Path, changes: Mapping[str, tuple[Any, Any]], settings: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from torch.nn.functional import avg_pool2d
 from ddx.config import option
 from ddx.kernels.consistency import guarded_consistency_loss
 from ddx.kernels.guarded_loss import GuardedLoss
-from ddx.methods.config import above_zero
+from ddx.methods.parts.config import above_zero
 from ddx.process import PredictionKind
 
 

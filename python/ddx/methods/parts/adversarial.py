@@ -22,8 +22,8 @@ from torch.nn import functional
 
 from ddx.config import option
 from ddx.methods.base import NetworkSpec
-from ddx.methods.config import above_zero, at_least
-from ddx.methods.flow_view import FlowView
+from ddx.methods.parts.config import above_zero, at_least
+from ddx.methods.parts.flow_view import FlowView
 from ddx.networks.heads import KINDS, Discriminator
 from ddx.teachers.condition import Condition
 

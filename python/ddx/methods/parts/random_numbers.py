@@ -33,7 +33,7 @@ def mix(*words: int) -> int:
     return state >> 1
 
 
-class Draws:
+class RandomNumbers:
     """The random numbers of the rows `indices` (of the global batch) at one step; each call draws fresh ones."""
 
     def __init__(

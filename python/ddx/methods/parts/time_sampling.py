@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ddx.device import send
-from ddx.methods.config import TimeConfig
+from ddx.methods.parts.config import TimeConfig
 
 
 def uniform(u: Tensor) -> Tensor:
