@@ -72,18 +72,25 @@ class Teacher(OpenPipeline):
         null: Condition,
         guidance: Tensor | float,
     ) -> Tensor:
-        """Classifier-free guidance ``uncond + s (cond - uncond)`` from one doubled batch; s a number or ``[B]``."""
+        """Classifier-free guidance ``uncond + s (cond - uncond)``; s a number or ``[B]``."""
         if isinstance(guidance, int | float) and guidance == 1.0:
             return self.predict(network, x_t, t, condition)
         num = len(x_t)
         condition = condition.expand(num)
-        both = Condition.cat([null.expand(num).with_sizes(condition.sizes), condition])
-        times = t.expand(num) if t.ndim == 0 else t
-        uncond, cond = self.predict(network, torch.cat([x_t, x_t]), torch.cat([times, times]), both).chunk(2)
+        null = null.expand(num).with_sizes(condition.sizes)
+        if self.doubles_batch:
+            both = Condition.cat([null, condition])
+            times = t.expand(num) if t.ndim == 0 else t
+            uncond, cond = self.predict(network, torch.cat([x_t, x_t]), torch.cat([times, times]), both).chunk(2)
+        else:
+            uncond, cond = (self.predict(network, x_t, t, text) for text in (null, condition))
         scale = guidance
         if isinstance(scale, Tensor):
             scale = scale.to(device=cond.device, dtype=cond.dtype).reshape(-1, *(1,) * (cond.ndim - 1))
         return self.combine(uncond, cond, scale)
+
+    doubles_batch: ClassVar[bool] = True
+    """Whether both halves of guidance are one batch, as in the family's pipeline; else each is a pass of its own."""
 
     def combine(self, uncond: Tensor, cond: Tensor, scale: Tensor | float) -> Tensor:
         """Two predictions ``[B, C, h, w]`` as one; the family's pipeline may limit what comes out."""

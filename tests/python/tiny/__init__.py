@@ -1,8 +1,9 @@
 """Tiny pipelines with random weights of every family, one maker a file, called as the family's row in the table.
 
 A maker's file has `make(folder)`, and where the family differs: `guided(scale)`, the arguments of the pipeline's call
-for a guidance in ddx's convention; `unpacked(latents, shape)`, the pipeline's latents as ddx keeps them; `EXACT`, false
-where the two round differently, with the reason beside it; `SIZES`, (height, width) in pixels.
+for a guidance in ddx's convention; `unpacked(latents, shape)`, the pipeline's latents as ddx keeps them; `fresh(noise,
+shape)`, the noise of a later step as ddx keeps it, which the scheduler draws in the layout of the pipeline's latents;
+`EXACT`, false where the two round differently, with the reason beside it; `SIZES`, (height, width) in pixels.
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ class Tiny:
     def unpacked(self, latents: Tensor, shape: tuple[int, int, int]) -> Tensor:
         unpack = getattr(self.module, "unpacked", None)
         found: Tensor = latents if unpack is None else unpack(latents, shape)
+        return found
+
+    def fresh(self, noise: Tensor, shape: tuple[int, int, int]) -> Tensor:
+        found: Tensor = getattr(self.module, "fresh", lambda noise, _shape: noise)(noise, shape)
         return found
 
 

@@ -67,6 +67,8 @@ class FlowTeacher(Teacher):
             scheduler.set_timesteps(sigmas=sigmas, device=self.device)
         else:
             config = {key: self.scheduler_config[key] for key in _SHIFTING if key in self.scheduler_config}
+            if num_steps == 1:
+                config.pop("shift_terminal", None)  # the first time stays 1, so one step has no last one to move
             scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, **config)
             scheduler.set_timesteps(sigmas=sigmas, mu=mu, device=self.device)
         return scheduler, scheduler.timesteps.double() / self.process.num_train_timesteps
