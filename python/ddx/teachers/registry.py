@@ -181,6 +181,16 @@ TEACHERS: dict[str, TeacherSpec] = {
             licence="Apache-2.0 (text encoder: Gemma terms of use)",
             summary="Lumina-Image 2.0, 2.6B at 1024 px",
         ),
+        TeacherSpec(
+            name="qwen-image",
+            source="Qwen/Qwen-Image",
+            revision="75e0b4be04f60ec59a75f475837eced720f823b6",
+            family="qwen-image",
+            resolution=1024,
+            guidance=4.0,
+            licence="Apache-2.0",
+            summary="Qwen-Image 20B at 1024 px, flow matching",
+        ),
     )
 }
 

@@ -31,6 +31,7 @@ ALIASES = {
     "pixart-sigma": "pixart pixart-sigma-1024 pixart-sigma-xl-2-1024-ms",
     "pixart-sigma-512": "pixart-sigma-xl-2-512-ms",
     "pixart-alpha": "pixart-xl pixart-xl-2-1024-ms",
+    "qwen-image": "qwen qwenimage qwen-image-20b",
 }
 FAMILIES = {
     "Stable Diffusion 3": r"sd-?3|stable-diffusion-3",
@@ -40,8 +41,8 @@ FAMILIES = {
     "an SD or SDXL Turbo, which is a student already": r"turbo|lightning|hyper-?sd|lcm",
     "Kandinsky": r"kandinsky",
     "HunyuanDiT": r"hunyuan",
-    "Qwen-Image": r"qwen",
     "an older Lumina": r"lumina-?(next|t2)",
+    "Qwen-Image-Edit, which edits pictures": r"qwen.*edit",
     "AuraFlow": r"aura-?flow",
     "CogView": r"cogview",
     "DiT": r"^dit",

@@ -103,6 +103,15 @@ FAMILIES: tuple[Family, ...] = (
         call=PipelineCall(mask="prompt_attention_mask", seeds_steps=False),
         lora_programs="ComfyUI",
     ),
+    Family(
+        name="qwen-image",
+        title="Qwen-Image",
+        pipelines=("QwenImagePipeline",),
+        adapter="qwen_image.QwenImageTeacher",
+        resolution=1024,
+        call=PipelineCall(guidance_off={"true_cfg_scale": 1.0}, mask="prompt_embeds_mask", seeds_steps=False),
+        lora_programs="ComfyUI",
+    ),
 )
 
 PIPELINES: dict[str, Family] = {pipeline: family for family in FAMILIES for pipeline in family.pipelines}
