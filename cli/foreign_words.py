@@ -332,8 +332,8 @@ force overwrite rerun restart -> --again
 report-to logger use-wandb wandb wandb-project wandb-name wandb-entity wandb-mode tracker tracker-project-name
 tensorboard logging-dir log-dir log-path run-name exp-name project mlflow log-with -> a run writes its figures
     to metrics.jsonl in its folder, one JSON object a line; trackers are not called
-push-to-hub hub-model-id hub-private-repo -> nothing is uploaded; `hf upload USER/NAME FOLDER` does it, and the
-    folder has its model card
+push-to-hub hub-model-id hub-private-repo -> nothing is uploaded while it trains; `ddx push STUDENT ORG/NAME` does
+    it afterwards
 
 [precompute sample evaluate]
 report-to enable-wandb wandb wandb-project logging-dir log-dir -> --json prints progress and the result for
@@ -369,7 +369,8 @@ pipelines -> did you mean `ddx run`?
 info show describe cat verify -> did you mean `ddx inspect`?
 ls methods teachers stores students models -> did you mean `ddx list`?
 env check status diagnose -> did you mean `ddx doctor`?
-export convert push upload -> a student's folder is a diffusers pipeline already, in safetensors
+convert extract-lora to-lora save -> did you mean `ddx export`?
+upload publish push-to-hub -> did you mean `ddx push`?
 launch torchrun accelerate -> `torchrun --nproc-per-node 8 -m ddx.cli.main distill …` uses 8 GPUs
 help -> `ddx --help` lists the commands, `ddx COMMAND --help` the options of one
 version -> did you mean `ddx --version`?

@@ -32,6 +32,8 @@ COMMANDS = {
     "prepare": "Tune a SANA teacher for continuous-time distillation.",
     "scenes": "Write the bundled captioned data set to a parquet file.",
     "run": "Run the stages of a YAML file, and skip finished ones.",
+    "export": "Write a student in the format of another program.",
+    "push": "Put a student on the Hugging Face hub.",
     "merge": "Join several stores into one, without encoding again.",
     "inspect": "Show the contents of a store, a student or a teacher.",
     "list": "List methods, teachers, stores and students.",

@@ -90,14 +90,24 @@ def suggest_keys(names: Iterable[str]) -> Suggest:
     return _of(lambda _: keys)
 
 
+def _bases(_: Workspace) -> Iterable[str]:
+    from ddx.teachers.families.table import FAMILIES
+    from ddx.teachers.registry import TEACHERS
+
+    families = [family.name for family in FAMILIES if family.original_text]
+    return [spec.name for spec in TEACHERS.values() if spec.family in families]
+
+
 stores, what, configs = _of(_stores, otherwise=FOLDER), _of(_anything, otherwise=FOLDER), _of(_presets, otherwise=FILE)
+bases = _of(_bases, otherwise=FOLDER)
+students = _of(_students, otherwise=FOLDER)
 files, folders = _of(lambda _: (), otherwise=FILE), _of(lambda _: (), otherwise=FOLDER)
 
 _NAMED: dict[str, Suggest] = {
     "method": _of(_methods),
     "teacher": _of(_teachers, otherwise=FOLDER),
-    "student": _of(_students, otherwise=FOLDER),
-    "from_student": _of(_students, otherwise=FOLDER),
+    "student": students,
+    "from_student": students,
     "data": stores,
     "preset": _of(_tuned),
     "retry": _of(_statuses),

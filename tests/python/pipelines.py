@@ -71,7 +71,12 @@ def make_sana(
 
 
 def make_stable_diffusion(
-    folder: Path, prediction: Literal["epsilon", "v_prediction"] = "epsilon", seed: int = 0, *, zero_snr: bool = False
+    folder: Path,
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon",
+    seed: int = 0,
+    *,
+    zero_snr: bool = False,
+    text_act: str = "quick_gelu",
 ) -> Path:
     """A tiny StableDiffusionPipeline: 64 px, 4 latent channels on an 8x8 grid, a two-layer CLIP. Returns ``folder``."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -85,6 +90,7 @@ def make_stable_diffusion(
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
+        hidden_act=text_act,  # "gelu": an OpenCLIP, as in Stable Diffusion 2
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

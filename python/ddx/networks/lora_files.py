@@ -10,6 +10,7 @@ folded into the student, its guidance and the length of its steps, is a bias of 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,8 @@ from torch import Tensor, nn
 
 from ddx.errors import DdxError
 from ddx.networks.lora import LowRank, low_rank_products
+from ddx.networks.lora_header import COMFYUI_FILE, DIFFUSERS_FILE
 from ddx.teachers.base import Teacher
-
-DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
-COMFYUI_FILE = "comfyui_lora.safetensors"
 
 
 def write_lora_files(teacher: Teacher, student: nn.Module, plain: nn.Module, folder: Path, dtype: torch.dtype) -> None:
@@ -30,23 +29,43 @@ def write_lora_files(teacher: Teacher, student: nn.Module, plain: nn.Module, fol
 
     Raises DdxError when the disk refuses.
     """
+    products = additions(teacher, student, plain)
+    write_diffusers_file(folder / DIFFUSERS_FILE, products, teacher, dtype)
+    write_comfyui_file(folder / COMFYUI_FILE, products, teacher, dtype)
+
+
+def write_diffusers_file(path: Path, products: Mapping[str, LowRank], teacher: Teacher, dtype: torch.dtype) -> None:
+    """Write diffusers' file, its peft config in the header. Raises DdxError when the disk refuses."""
+    state, config = diffusers_state(products, teacher.denoiser_part)
+    save_tensors(path, state, {"lora_adapter_metadata": json.dumps(config)}, dtype)
+
+
+def write_comfyui_file(path: Path, products: Mapping[str, LowRank], teacher: Teacher, dtype: torch.dtype) -> None:
+    """Write ComfyUI's file. Raises DdxError when the disk refuses."""
+    save_tensors(path, comfyui_state(products, teacher), {}, dtype)
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype | None
+) -> None:
+    """Write a safetensors file whole or not at all, in `dtype` (None: as they are). DdxError when the disk refuses.
+
+    A scalar, alpha, is not rounded: 300 is no bfloat16.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    products = additions(teacher, student, plain)
-    state, config = diffusers_state(products, teacher.denoiser_part)
-    files = {
-        DIFFUSERS_FILE: (state, {"format": "pt", "lora_adapter_metadata": json.dumps(config)}),
-        COMFYUI_FILE: (comfyui_state(products, teacher), {"format": "pt"}),
-    }
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, (tensors, metadata) in files.items():
-            # a scalar, alpha, is not rounded: 300 is no bfloat16
-            saved = {k: v.detach().to("cpu", dtype if v.ndim else v.dtype).contiguous() for k, v in tensors.items()}
-            save_file(saved, folder / name, metadata=metadata)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        saved = {
+            name: value.detach().to("cpu", dtype if dtype is not None and value.ndim else value.dtype).contiguous()
+            for name, value in tensors.items()
+        }
+        save_file(saved, temporary, metadata={"format": "pt", **metadata})
+        os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        raise DdxError(f"cannot write the student to {folder}: {error}", hint="is there space left?") from error
+        raise DdxError(f"cannot write {path}: {error}", hint="is there space left?") from error
 
 
 @torch.no_grad()
@@ -87,7 +106,7 @@ def comfyui_state(products: Mapping[str, LowRank], teacher: Teacher) -> dict[str
     """Return the tensors of ComfyUI's file: `lora_down`, `lora_up` and `alpha` of each of its layers.
 
     Layers that are one in ComfyUI become one of a larger rank. What is folded is a `diff_b`, beside the `diff` of the
-    weight, without which A1111 passes it by.
+    weight, which is the product, and without which A1111 passes it by.
     """
     parts: dict[str, dict[int, LowRank]] = {}
     for name, product in products.items():
@@ -97,7 +116,7 @@ def comfyui_state(products: Mapping[str, LowRank], teacher: Teacher) -> dict[str
     for layer, by_position in parts.items():
         product = _stacked([by_position[position] for position in range(len(by_position))])
         if product.bias is not None:
-            state[f"{layer}.diff"] = product.up.new_zeros(len(product.up), product.down.shape[1])
+            state[f"{layer}.diff"] = product.up @ product.down
             state[f"{layer}.diff_b"] = product.bias
             continue
         state[f"{layer}.lora_down.weight"] = product.down
@@ -114,14 +133,3 @@ def _stacked(products: list[LowRank]) -> LowRank:
         down=torch.cat([product.down for product in products]),
         up=torch.block_diag(*(product.up for product in products)),
     )
-
-
-def diffusers_config(folder: Path) -> dict[str, Any] | None:
-    """Return the peft config in the header of diffusers' file in `folder`; None without the file, or such a header."""
-    from safetensors import safe_open
-
-    if not (folder / DIFFUSERS_FILE).is_file():
-        return None
-    with safe_open(folder / DIFFUSERS_FILE, framework="pt") as file:
-        header = (file.metadata() or {}).get("lora_adapter_metadata")
-    return None if header is None else {k.partition(".")[2]: value for k, value in json.loads(header).items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def write_card(folder: str | Path, scores: Sequence[Mapping[str, Any]] | None = 
     folder = Path(folder)
     if scores is not None:
         _write_text(folder / SCORES_NAME, json.dumps({"rows": list(scores)}, indent=2) + "\n")
-    text = card_text(StudentFolder(folder), _read_scores(folder))
+    text = card_text(StudentFolder(folder), read_scores(folder))
     return _write_text(folder / CARD_NAME, text)
 
 
@@ -54,17 +55,32 @@ def card_prompt(student: StudentFolder) -> str:
     return standard_prompts(student.record)[0]
 
 
-def card_text(student: StudentFolder, scores: Sequence[Mapping[str, Any]] = ()) -> str:
-    """Return the card: YAML front matter, then Markdown."""
+@dataclass(frozen=True, kw_only=True)
+class CardPicture:
+    """A picture that a card shows: its file, relative to the card, and its prompt."""
+
+    path: str
+    prompt: str
+
+
+def card_text(
+    student: StudentFolder,
+    scores: Sequence[Mapping[str, Any]] = (),
+    pictures: Sequence[CardPicture] = (),
+    grid: str | None = None,
+) -> str:
+    """Return the card: YAML front matter, then Markdown; `pictures` are its gallery on the hub, `grid` a file too."""
     record = student.record
     prompt = card_prompt(student)
     method = str(record.get("method", "unknown"))
     teacher = _teacher_name(record)
     sections = [
-        _front_matter(record),
+        _front_matter(student, pictures),
         f"# {student.name}",
+        "<Gallery />" if pictures else "",
         f"A student of **{teacher}** that draws in one to four steps, distilled with `{method}` by ddx. "
         f"It is a plain `{student.pipeline_class}`: diffusers opens it without ddx.",
+        f"![The teacher's pictures on top, the student's below, from the same noise]({grid})" if grid else "",
         "## Draw",
         f"Run inside this folder. One step, seed {SNIPPET_SEED}, for the prompt “{prompt}”; it writes `out.png`:",
         f"```python\n{snippet(student, prompt)}\n```",
@@ -114,7 +130,7 @@ def _how_equal(student: StudentFolder) -> str:
 
 def _low_rank(student: StudentFolder, prompt: str) -> str:
     """Return the section on the files for other programs, empty for a student without low-rank matrices."""
-    from ddx.networks.lora_files import COMFYUI_FILE, DIFFUSERS_FILE, diffusers_config
+    from ddx.networks.lora_header import COMFYUI_FILE, DIFFUSERS_FILE, diffusers_config
 
     config = diffusers_config(student.folder)
     if config is None:
@@ -182,9 +198,12 @@ def _score_table(scores: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _front_matter(record: Mapping[str, Any]) -> str:
+def _front_matter(student: StudentFolder, pictures: Sequence[CardPicture]) -> str:
     import yaml
 
+    from ddx.networks.lora_header import diffusers_config
+
+    record = student.record
     licence = str(record.get("teacher_licence", "unknown"))
     hub_licence = _HUB_LICENCES.get(licence.lower(), "other")
     matter: dict[str, Any] = {"license": hub_licence}
@@ -194,8 +213,10 @@ def _front_matter(record: Mapping[str, Any]) -> str:
     source = str(record.get("teacher_source", ""))
     if "/" in source and not source.startswith("/"):
         matter["base_model"] = source
-        matter["base_model_relation"] = "finetune"
+        matter["base_model_relation"] = "finetune" if diffusers_config(student.folder) is None else "adapter"
     matter["tags"] = ["ddx", "distillation", "few-step", str(record.get("method", "unknown"))]
+    if pictures:
+        matter["widget"] = [{"text": picture.prompt, "output": {"url": picture.path}} for picture in pictures]
     return "---\n" + yaml.safe_dump(matter, sort_keys=False, allow_unicode=True).strip() + "\n---"
 
 
@@ -242,7 +263,8 @@ def _shell(text: str) -> str:
     return shlex.quote(text) if '"' in text or "$" in text or "`" in text else f'"{text}"'
 
 
-def _read_scores(folder: Path) -> list[Mapping[str, Any]]:
+def read_scores(folder: Path) -> list[Mapping[str, Any]]:
+    """Return the rows of the last evaluation of the student in `folder`, none without one."""
     try:
         rows = json.loads((folder / SCORES_NAME).read_text(encoding="utf-8"))["rows"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -154,12 +154,24 @@ class StudentFolder:
         """The most steps that the student was made for; more are possible and seldom better."""
         return int(self.record.get("max_steps", 4))
 
+    @property
+    def saved_dtype(self) -> str:
+        """The torch dtype of the denoiser's file."""
+        for file in sorted((self.folder / self.denoiser_part).glob("*.safetensors")):
+            with file.open("rb") as stream:
+                (length,) = struct.unpack("<Q", stream.read(8))
+                header = json.loads(stream.read(length))
+            for name, entry in header.items():
+                if name != "__metadata__" and entry.get("dtype") in _DTYPE_OF_TAG:
+                    return _DTYPE_OF_TAG[entry["dtype"]]
+        return "float32"
+
     def component_dtypes(self, dtype: str = "auto") -> dict[str, str]:
         """Return the torch dtype by component, "default" first; "auto" is what the denoiser was saved in.
 
         Some families' autoencoders and text encoders overflow in float16: they run in bfloat16 beside the denoiser.
         """
-        chosen = _DTYPE_OF_OPTION.get(dtype) or self._saved_dtype()
+        chosen = _DTYPE_OF_OPTION.get(dtype) or self.saved_dtype
         if chosen == "float16" and self.call.half_alone:
             return {"default": "bfloat16", self.denoiser_part: chosen}
         return {"default": chosen}
@@ -195,16 +207,6 @@ class StudentFolder:
             raise UsageError(
                 f"steps = {steps} is more than the {limit} noise levels that this student knows", hint="--steps 4"
             )
-
-    def _saved_dtype(self) -> str:
-        for file in sorted((self.folder / self.denoiser_part).glob("*.safetensors")):
-            with file.open("rb") as stream:
-                (length,) = struct.unpack("<Q", stream.read(8))
-                header = json.loads(stream.read(length))
-            for name, entry in header.items():
-                if name != "__metadata__" and entry.get("dtype") in _DTYPE_OF_TAG:
-                    return _DTYPE_OF_TAG[entry["dtype"]]
-        return "float32"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

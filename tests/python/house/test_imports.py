@@ -15,6 +15,7 @@ PACKAGE = ROOT / "python" / "ddx"
 # that SIDEWAYS names.
 RANK = {
     "cli": 6,
+    "export": 5,
     "training": 5,
     "sampling": 5,
     "evaluation": 5,
@@ -38,7 +39,10 @@ RANK = {
     "version": 0,
 }
 SIDEWAYS = {
-    # The stages share the store and the workspace; training draws its grids and cards with sampling.
+    # The stages share the store and the workspace; training draws its grids and cards with sampling, and an export
+    # reads what sampling reads.
+    ("export", "sampling"),
+    ("export", "workspace"),
     ("training", "data"),
     ("training", "sampling"),
     ("training", "workspace"),

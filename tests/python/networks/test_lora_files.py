@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ddx.methods.base import STUDENT, Method, NetworkSpec
 from ddx.methods.registry import load_method, method_spec
 from ddx.networks.lora import add_lora
-from ddx.networks.lora_files import COMFYUI_FILE, DIFFUSERS_FILE, diffusers_config
+from ddx.networks.lora_header import COMFYUI_FILE, DIFFUSERS_FILE, diffusers_config
 from ddx.run_record import write_run
 from ddx.sampling.student import StudentFolder
 from ddx.teachers.base import Teacher

@@ -6,6 +6,7 @@ A new family is one file beside this one, and one row here.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,9 @@ class Family:
     has_kernels: bool = False  # whether ddx computes it with kernels of its own on a GPU
     lora_programs: str = "ComfyUI and A1111"  # the programs that read its students' ComfyUI file
     loads_lora: bool = True  # whether its pipeline in diffusers has a loader of LoRA files
+    original_text: Mapping[str, str] = field(default_factory=dict)
+    """Where its text encoders are in the original checkpoints, one file for all parts in the layout of latent
+    diffusion: a prefix by part. Empty for a family that has none."""
 
     @property
     def adapter_class(self) -> type[Teacher]:
@@ -60,12 +64,14 @@ FAMILIES: tuple[Family, ...] = (
         title="Stable Diffusion 1 and 2",
         pipelines=("StableDiffusionPipeline",),
         adapter="stable_diffusion.StableDiffusionTeacher",
+        original_text={"text_encoder": "cond_stage_model."},
     ),
     Family(
         name="sdxl",
         title="Stable Diffusion XL",
         pipelines=("StableDiffusionXLPipeline",),
         adapter="sdxl.SDXLTeacher",
+        original_text={"text_encoder": "conditioner.embedders.0.", "text_encoder_2": "conditioner.embedders.1."},
         call=PipelineCall(pooled="pooled_prompt_embeds"),
     ),
     Family(

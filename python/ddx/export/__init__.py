@@ -1,0 +1,1 @@
+"""Students for other programs: copies, single files, low-rank files, and the hub."""
