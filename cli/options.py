@@ -25,6 +25,7 @@ import click
 
 import ddx
 from ddx.cli.did_you_mean import flag_hint, key_hint
+from ddx.cli.single_files import base_option, with_teacher_folder
 from ddx.cli.suggestions import configs, folders, suggest_keys, suggestions
 from ddx.config import Settings, UnknownKeyError, build_many, field_types, parse_sets, read_yaml
 from ddx.errors import UsageError, nearest
@@ -105,7 +106,10 @@ def config_options(*config_classes: type[Any], dry_run: bool = True) -> Callable
             more = click.get_current_context().meta.get(MORE, ())
             asked = [*names, *(option.name for option in more if option.name)]
             flags = {name: arguments.pop(name) for name in asked if name in arguments}
+            base = arguments.pop("teacher_base", None)
             invocation = _invocation(flags, arguments)
+            if "teacher" in names:
+                invocation = with_teacher_folder(invocation, base)
             try:
                 return function(invocation=invocation, **arguments)
             except UnknownKeyError as error:
@@ -113,6 +117,8 @@ def config_options(*config_classes: type[Any], dry_run: bool = True) -> Callable
                 raise
 
         decorated: Any = wrapper
+        if "teacher" in names:
+            decorated = base_option(decorated)
         for option in reversed(_shared_options(names, dry_run)):
             decorated = option(decorated)
         for name in reversed(names):

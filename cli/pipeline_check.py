@@ -9,6 +9,7 @@ from typing import Any
 from ddx.cli.did_you_mean import key_hint
 from ddx.cli.options import find_config
 from ddx.cli.pipeline import Stage
+from ddx.cli.single_files import BASE
 from ddx.config import Settings, UnknownKeyError, build, read_yaml
 from ddx.data.config import PrecomputeConfig
 from ddx.errors import UsageError
@@ -55,7 +56,9 @@ def check(stages: Sequence[Stage], workspace: Workspace) -> None:
 
 
 def _check_settings(stage: Stage, where: str, workspace: Workspace) -> None:
-    given = {key: value for key, value in stage.settings.items() if key not in ("config", ARGUMENTS.get(stage.name))}
+    given = {
+        key: value for key, value in stage.settings.items() if key not in ("config", BASE, ARGUMENTS.get(stage.name))
+    }
     layers = [workspace.settings(stage.name), Settings(given, where)]
     if config := stage.settings.get("config"):
         layers.insert(1, read_yaml(find_config(str(config))))

@@ -38,7 +38,9 @@ OF_PICTURES = {
 class PrecomputeConfig:
     """Encode images and captions into a store of latents and embeddings."""
 
-    teacher: str = option("sana-600m", "teacher: a name, a folder or a hub id", metavar="NAME|PATH")
+    teacher: str = option(
+        "sana-600m", "teacher: a name, a folder, a hub id or one .safetensors file", metavar="NAME|PATH"
+    )
     out: Path | None = option(None, "path of the store (none: in the workspace)", metavar="PATH")
     resolution: int | None = option(None, "picture size in pixels (none: the teacher's own)", example=512)
     batch_size: int = option(8, "pictures per pass of the autoencoder; another size changes the last bits of latents")

@@ -27,7 +27,9 @@ class DistillConfig:
     """Distil a teacher into a student that draws in one to four steps."""
 
     method: str = option("lcm", "distillation method; `ddx list methods` shows all", metavar="NAME")
-    teacher: str = option("sana-600m", "teacher: a name, a folder or a hub id", metavar="NAME|PATH")
+    teacher: str = option(
+        "sana-600m", "teacher: a name, a folder, a hub id or one .safetensors file", metavar="NAME|PATH"
+    )
     data: Path | None = option(None, "store to train on (none: the newest store of this teacher)", metavar="STORE")
     out: Path | None = option(None, "folder of the student (none: a new one in the workspace)", metavar="PATH")
     preset: str = option("auto", "settings tuned for this teacher and method: auto, none, or a name", metavar="NAME")
