@@ -24,7 +24,8 @@ CASES = {
     "ddx distill --teacher sana-6": ["sana-600m", "sana-600m-1024"],
     "ddx distill --teacher made": ["runs/teachers/made"],
     "ddx distill --dtype ": ["auto", "float32", "bf16"],
-    "ddx distill --method sid --alpha 1 --tea": ["--teacher", "--teacher-base"],  # --alpha is sid's own, which needs torch to know
+    # --alpha is sid's own, which needs torch to know
+    "ddx distill --method sid --alpha 1 --tea": ["--teacher", "--teacher-base"],
     "ddx distill --data ": ["runs/data/a-sana-tiny-64.zarr"],
     "ddx distill --workspace other --data ": ["other/data/b-sana-tiny-64.zarr"],
     "ddx distill --set learn": ["learning_rate="],

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import distill_runs as runs
-from ddx.networks.lora_files import COMFYUI_FILE, DIFFUSERS_FILE
+from ddx.networks.lora_header import COMFYUI_FILE, DIFFUSERS_FILE
 from ddx.sampling.card import card_prompt
 from ddx.sampling.config import SampleConfig
 from ddx.sampling.run import sample

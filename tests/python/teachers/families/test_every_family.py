@@ -15,7 +15,7 @@ from PIL import Image
 
 from ddx.errors import DdxError
 from ddx.methods.base import STUDENT
-from ddx.networks.lora_files import DIFFUSERS_FILE
+from ddx.networks.lora_header import DIFFUSERS_FILE
 from ddx.run_record import write_run
 from ddx.sampling.card import card_text
 from ddx.sampling.pipeline import StudentPipeline
