@@ -26,8 +26,8 @@ class Autoencoding(ABC):
 
     @property
     def vae_dtype(self) -> torch.dtype:
-        """What the autoencoder runs in."""
-        return self.dtype
+        """What the autoencoder runs in: float32 instead of float16 where its config says that it overflows in that."""
+        return torch.float32 if self.dtype == torch.float16 and self.vae_config.get("force_upcast") else self.dtype
 
     @property
     def scaling_factor(self) -> float | list[float]:

@@ -36,6 +36,7 @@ class TeacherSpec:
 
 
 _SANA_LICENCE = "NVIDIA NSCL v2-custom (text encoder: Gemma terms of use)"
+_STABILITY_LICENCE = "Stability AI Community License"
 
 # The commits are those that public projects record for these repositories.
 TEACHERS: dict[str, TeacherSpec] = {
@@ -130,6 +131,26 @@ TEACHERS: dict[str, TeacherSpec] = {
             guidance=5.0,
             licence="CreativeML OpenRAIL++-M",
             summary="Stable Diffusion XL at 1024 px, noise prediction",
+        ),
+        TeacherSpec(
+            name="sd35-medium",
+            source="stabilityai/stable-diffusion-3.5-medium",
+            revision="b940f670f0eda2d07fbb75229e779da1ad11eb80",
+            family="stable-diffusion-3",
+            resolution=1024,
+            guidance=4.5,
+            licence=_STABILITY_LICENCE,
+            summary="Stable Diffusion 3.5 Medium, 2.2B, gated",
+        ),
+        TeacherSpec(
+            name="sd35-large",
+            source="stabilityai/stable-diffusion-3.5-large",
+            revision="ceddf0a7fdf2064ea28e2213e3b84e4afa170a0f",
+            family="stable-diffusion-3",
+            resolution=1024,
+            guidance=3.5,
+            licence=_STABILITY_LICENCE,
+            summary="Stable Diffusion 3.5 Large, 8.1B, gated",
         ),
         TeacherSpec(
             name="pixart-sigma",

@@ -28,13 +28,15 @@ ALIASES = {
     "z-image": "zimage z-image-base z-image-6b",
     "lumina2": "lumina lumina-2 lumina-image lumina-image-2 lumina-image-2.0",
     "sdxl": "sd-xl xl sdxl-base sdxl-1.0 stable-diffusion-xl stable-diffusion-xl-base-1.0",
+    "sd35-medium": "sd3 sd-3 sd3.5 sd-3.5 sd35 sd3.5-medium stable-diffusion-3 stable-diffusion-3.5 "
+    "stable-diffusion-3.5-medium",
+    "sd35-large": "sd3.5-large stable-diffusion-3.5-large",
     "pixart-sigma": "pixart pixart-sigma-1024 pixart-sigma-xl-2-1024-ms",
     "pixart-sigma-512": "pixart-sigma-xl-2-512-ms",
     "pixart-alpha": "pixart-xl pixart-xl-2-1024-ms",
     "qwen-image": "qwen qwenimage qwen-image-20b",
 }
 FAMILIES = {
-    "Stable Diffusion 3": r"sd-?3|stable-diffusion-3",
     "FLUX": r"flux",
     "SANA-Sprint, which is a student already": r"sprint",
     "Z-Image-Turbo, which is a student already": r"z-?image-?turbo",

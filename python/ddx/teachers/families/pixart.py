@@ -31,12 +31,6 @@ class PixArtSigmaTeacher(VPTeacher):
     family_guidance: ClassVar[float] = 4.5
     max_length: ClassVar[int] = 300  # tokens of a prompt, as in the pipeline's call
 
-    @property
-    def vae_dtype(self) -> torch.dtype:
-        """float32 instead of float16, in which the published autoencoders overflow and say so."""
-        forced = self.dtype == torch.float16 and self.vae_config.get("force_upcast", True)
-        return torch.float32 if forced else self.dtype
-
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """See :meth:`Teacher.predict`. The sizes are for PixArt-α at 1024 pixels; the other networks ignore them."""
         dtype = parameter_dtype(network)
@@ -76,7 +70,7 @@ class PixArtSigmaTeacher(VPTeacher):
         return self.encode_text([""])[0]
 
     def _text_fingerprint(self) -> dict[str, str | int | float]:
-        return {"max_sequence_length": self.max_length, "posterior": "mode"}
+        return {"max_sequence_length": self.max_length}
 
     def time_embedding_linear(self, network: nn.Module) -> nn.Linear:
         """``adaln_single.emb.timestep_embedder.linear_2``."""

@@ -75,6 +75,14 @@ FAMILIES: tuple[Family, ...] = (
         call=PipelineCall(pooled="pooled_prompt_embeds"),
     ),
     Family(
+        name="stable-diffusion-3",
+        title="Stable Diffusion 3 and 3.5",
+        pipelines=("StableDiffusion3Pipeline",),
+        adapter="stable_diffusion_3.StableDiffusion3Teacher",
+        call=PipelineCall(pooled="pooled_prompt_embeds", seeds_steps=False),
+        lora_programs="ComfyUI",
+    ),
+    Family(
         name="pixart-alpha",
         title="PixArt-α",
         pipelines=("PixArtAlphaPipeline",),

@@ -23,6 +23,24 @@ SANA_1600M = {
 # Tongyi-MAI/Z-Image and Alpha-VLLM/Lumina-Image-2.0: transformer/config.json, as public projects quote them
 Z_IMAGE = {"cap_feat_dim": 2560, "axes_dims": [32, 48, 48], "axes_lens": [1536, 512, 512]}
 LUMINA2 = {"cap_feat_dim": 2304, "multiple_of": 256, "num_kv_heads": 8, "num_layers": 26, "axes_lens": (300, 512, 512)}
+# PixArt: diffusers' scripts/convert_pixart_sigma_to_diffusers.py and convert_pixart_alpha_to_diffusers.py
+PIXART = {"caption_channels": 4096, "sample_size": 128, "interpolation_scale": 2}
+# stabilityai/stable-diffusion-3.5-medium and -large: transformer/config.json, as public projects quote them
+SD35_MEDIUM = {
+    "num_layers": 24,
+    "num_attention_heads": 24,
+    "caption_projection_dim": 1536,
+    "pos_embed_max_size": 384,
+    "dual_attention_layers": tuple(range(13)),
+    "qk_norm": "rms_norm",
+}
+SD35_LARGE = {
+    "num_layers": 38,
+    "num_attention_heads": 38,
+    "caption_projection_dim": 2432,
+    "pos_embed_max_size": 192,
+    "qk_norm": "rms_norm",
+}
 
 # family, config beside diffusers' defaults, parameters, tensors
 MODELS: dict[str, tuple[str, dict[str, Any], int, int]] = {
@@ -32,6 +50,10 @@ MODELS: dict[str, tuple[str, dict[str, Any], int, int]] = {
     "lumina2": ("lumina2", LUMINA2, 2_609_769_152, 459),
     # diffusers' defaults; its weights' index counts 40_860_802_176 bytes in bfloat16
     "qwen-image": ("qwen-image", {}, 20_430_401_088, 1933),
+    "pixart-sigma": ("pixart-sigma", {**PIXART, "use_additional_conditions": False}, 610_856_096, 603),
+    "pixart-alpha": ("pixart-alpha", PIXART, 611_349_152, 611),
+    "sd35-medium": ("stable-diffusion-3", SD35_MEDIUM, 2_243_171_520, 909),
+    "sd35-large": ("stable-diffusion-3", SD35_LARGE, 8_056_627_520, 1227),
 }
 
 
