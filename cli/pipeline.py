@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from ddx.cli.displays import make_progress, progress_for_people
+from ddx.cli.single_files import BASE
 from ddx.config import parse_sets, read_yaml
 from ddx.errors import DdxError, UsageError, nearest
 from ddx.run_record import FILE_NAME, read_run, write_run
@@ -109,13 +110,13 @@ class Runner:
         student = None
         stores: dict[str, Path] = {}  # by teacher, and so are the students
         students: dict[str, Path] = {}
-        teacher = "sana-600m"
+        teacher, base = "sana-600m", None
         for number, (name, given) in enumerate(entries, start=1):
             settings, reads = dict(given), list[Path]()
             if "teacher" in settings:
-                teacher = str(settings["teacher"])
+                teacher, base = str(settings["teacher"]), settings.get(BASE) or settings.get(BASE.replace("_", "-"))
             elif name in WITH_TEACHER:
-                settings["teacher"] = teacher
+                settings |= {"teacher": teacher} | ({BASE: base} if base else {})
             if settings.get("from_student") == STUDENT:
                 if student is None:
                     raise UsageError(
@@ -144,7 +145,7 @@ class Runner:
             if name == "precompute" and output is not None:
                 stores[key] = output
             if name == "prepare":
-                teacher = str(output)
+                teacher, base = str(output), None
                 if key in stores:
                     stores[teacher_key(teacher)] = stores[key]
             if name == "distill" and output is not None:

@@ -36,17 +36,17 @@ def with_teacher_folder(invocation: Invocation, base: str | None) -> Invocation:
     base = base or found.get(BASE)
     layers = [_without_base(layer) for layer in invocation.layers]
     teacher = found.get("teacher")
-    single = isinstance(teacher, str) and is_single_file(teacher)
-    if base is not None and not single:
+    single = None if teacher is None or not is_single_file(str(teacher)) else Path(str(teacher)).expanduser()
+    if base is not None and single is None:
         raise UsageError(
             f"--teacher-base {base} is for a --teacher in one file, and {teacher or 'none'} is given",
             hint="leave --teacher-base away, or give --teacher MODEL.safetensors",
         )
-    if single:
+    if single is not None:
         from ddx.teachers.single_file import teacher_folder
 
         root = invocation.workspace.root / "teachers"
-        folder = teacher_folder(Path(teacher).expanduser(), base=base, root=root, progress=invocation.progress)
+        folder = teacher_folder(single, base=base, root=root, progress=invocation.progress)
         layers = [_with_teacher(layer, str(folder)) for layer in layers]
     return dataclasses.replace(invocation, layers=tuple(layers))
 

@@ -37,6 +37,7 @@ class ExportConfig:
         "dtype of the denoiser, or of a LoRA (auto: as saved); other parts stay as they are",
         choices=("auto", "float32", "bf16", "fp16"),
     )
+    device: str = option("auto", "device that cuts a LoRA to its rank (auto: a GPU if present)", metavar="DEVICE")
 
     def __post_init__(self) -> None:
         for name in ("rank", "steps"):

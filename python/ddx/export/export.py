@@ -115,6 +115,7 @@ def _own_rank(files: StudentFolder, config: ExportConfig) -> int | None:
 def _write_low_rank(files: StudentFolder, config: ExportConfig, out: Path, progress: Progress) -> dict[str, Any]:
     import torch
 
+    from ddx.device import find_device
     from ddx.export.low_rank import cut_difference
     from ddx.export.weights import DTYPES
     from ddx.networks.lora_files import write_comfyui_file, write_diffusers_file
@@ -124,8 +125,11 @@ def _write_low_rank(files: StudentFolder, config: ExportConfig, out: Path, progr
         _copy_low_rank(folder, config, out)
         return {"rank": own, "kept": 1.0}
     teacher = _teacher(files, config, progress)
-    found = cut_difference(teacher, folder / files.denoiser_part, config.rank or DEFAULT_RANK, progress)
+    rank, denoiser = config.rank or DEFAULT_RANK, folder / files.denoiser_part
+    found = cut_difference(teacher, denoiser, rank, progress, device=find_device(config.device))
     dtype = DTYPES.get(config.dtype) or getattr(torch, files.saved_dtype)
+    if config.format == "lora" and not (files.family and files.family.loads_lora):
+        progress.log(f"diffusers' {files.pipeline_class} has no loader of LoRA files: peft reads this one")
     write = write_diffusers_file if config.format == "lora" else write_comfyui_file
     write(out, found.products, teacher, dtype)
     return _facts(found)

@@ -41,8 +41,12 @@ class CutDifference:
         return min(self.kept / self.total, 1.0)
 
 
-def cut_difference(teacher: Teacher, denoiser: Path, rank: int, progress: Progress | None = None) -> CutDifference:
+def cut_difference(
+    teacher: Teacher, denoiser: Path, rank: int, progress: Progress | None = None, *, device: str | torch.device = "cpu"
+) -> CutDifference:
     """Return the difference of the denoiser in a folder to the teacher's, in `rank` where a layer has as much.
+
+    It is computed on `device` and returned on the CPU.
 
     Its layers are the teacher's `lora_targets`, linear or a convolution of 1x1 or 3x3, and the end of the time
     embedding, whose bias holds what is folded in and is kept whole. UsageError for a denoiser of another shape,
@@ -61,7 +65,7 @@ def cut_difference(teacher: Teacher, denoiser: Path, rank: int, progress: Progre
         _check_alike(teacher, student, base)
         progress.start("export", len(student), "weights")
         for name in student:
-            difference = student[name].double() - base[name].double()
+            difference = student[name].to(device).double() - base[name].to(device).double()
             energy = float(difference.square().sum())
             total += energy
             layer, _, kind = name.rpartition(".")
@@ -135,4 +139,4 @@ def _best(difference: Tensor, rank: int) -> tuple[LowRank, float]:
     up = nn.functional.pad(up, (0, rank - num)).float()
     if difference.ndim == 4:
         down, up = down.reshape(rank, *difference.shape[1:]), up[:, :, None, None]
-    return LowRank(down=down.contiguous(), up=up.contiguous()), float(energies.sum())
+    return LowRank(down=down.cpu().contiguous(), up=up.cpu().contiguous()), float(energies.sum())

@@ -24,7 +24,7 @@ from ddx.teachers.families.table import FAMILIES, Family, find_family, no_adapte
 from ddx.teachers.hub import read_json
 from ddx.teachers.registry import TEACHERS
 from ddx.teachers.safetensors_header import header_of
-from ddx.teachers.unknown import unknown_teacher
+from ddx.teachers.unknown import holds_lora, unknown_teacher
 
 KIND = "converted teacher"
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
@@ -110,7 +110,7 @@ def _choose_base(file: Path, base: str | None) -> str:
             )
         raise unknown_teacher(str(file), tuple(TEACHERS))
     header = _tensors(file)
-    if any(".lora_" in name or "lora_A" in name or name.startswith("lora_") for name in header):
+    if holds_lora(header):
         raise unknown_teacher(str(file), tuple(TEACHERS))  # says what to do with a LoRA
     if not any(name.startswith(UNET) for name in header) and (file.parent / "config.json").is_file():
         raise unknown_teacher(str(file), tuple(TEACHERS))  # a part of a folder

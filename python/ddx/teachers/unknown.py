@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
-import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ddx.errors import UsageError, nearest
+from ddx.errors import DdxError, UsageError, nearest
+from ddx.teachers.safetensors_header import header_of
 
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".onnx")
 # What people call the teachers that ddx knows, hub ids that have been withdrawn included.
@@ -99,6 +98,12 @@ def _single_file(path: Path) -> UsageError:
         return UsageError(
             what, hint=f"give the pipeline's folder, with its model_index.json: --teacher {path.parent.parent}"
         )
+    if path.suffix.lower() == ".safetensors":
+        return UsageError(
+            what,
+            hint=f"--teacher {path} of `ddx precompute` and `ddx distill` converts one of Stable Diffusion 1, 2 or XL; "
+            "save others with diffusers, as a folder",
+        )
     folder = path.stem if path.stem else "teacher"
     return UsageError(
         what,
@@ -107,14 +112,17 @@ def _single_file(path: Path) -> UsageError:
     )
 
 
+def holds_lora(names: Iterable[str]) -> bool:
+    """Whether tensors of these names are low-rank matrices, of any program."""
+    return any(".lora_" in name or "lora_A" in name or name.startswith("lora_") for name in names)
+
+
 def _contents(path: Path) -> str:
     """Return what a safetensors file holds: lora, part (of a diffusers pipeline) or checkpoint; so do other files."""
     try:
-        with path.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            names = list(json.loads(stream.read(length))) if length < 100_000_000 else []
-    except (OSError, ValueError, struct.error):
+        names = list(header_of(path))
+    except DdxError:
         return "checkpoint"
-    if any(".lora_" in name or "lora_A" in name or name.startswith("lora_") for name in names):
+    if holds_lora(names):
         return "lora"
     return "part" if (path.parent / "config.json").is_file() else "checkpoint"

@@ -12,16 +12,20 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import tiny
 from ddx.cli import main
 from ddx.errors import DdxError, UsageError
 from ddx.export.config import ExportConfig
 from ddx.export.export import export
 from ddx.export.low_rank import cut_difference
+from ddx.networks.lora import add_lora, low_rank_products
+from ddx.networks.lora_files import write_comfyui_file, write_diffusers_file
 from ddx.networks.lora_header import COMFYUI_FILE, DIFFUSERS_FILE, diffusers_config
 from ddx.run_record import write_run
 from ddx.sampling.student import StudentFolder
 from ddx.teachers.base import Teacher
 from ddx.teachers.families.stable_diffusion import StableDiffusionTeacher
+from ddx.teachers.registry import load_teacher
 from ddx.workspace import Workspace
 from distilling import make_teacher
 
@@ -212,3 +216,23 @@ def test_the_command_says_what_it_keeps(
     assert main.run(line) == 0
     shown = capsys.readouterr().out
     assert f"rank 2, keeps {said['kept']:.2%} of the energy" in shown and f"{said['outside']:.2%} of it" in shown
+
+
+@pytest.mark.parametrize("family", tiny.NAMES)
+def test_every_family_has_the_layers_that_low_rank_training_has(family: str, tmp_path: Path) -> None:
+    teacher = load_teacher(tiny.Tiny(family).make(tmp_path / "teacher"))
+    network = teacher.new_student_network()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)))
+    teacher.save_student(tmp_path / "student", network)
+    denoiser = tmp_path / "student" / teacher.denoiser_part
+    linear = teacher.time_embedding_linear(network)
+    (time_layer,) = (name for name, module in network.named_modules() if module is linear)
+    narrow, wide = (cut_difference(teacher, denoiser, rank) for rank in (1, 4))
+    trained = low_rank_products(add_lora(network, teacher.lora_targets, rank=2, alpha=2.0))
+    assert set(wide.products) == {*trained, time_layer}
+    assert 0 < narrow.kept < wide.kept < wide.total and wide.rank == 4
+    for kind, write in (("a", write_diffusers_file), ("b", write_comfyui_file)):
+        write(tmp_path / kind, wide.products, teacher, torch.float32)
+        assert load_file(tmp_path / kind)

@@ -230,7 +230,7 @@ def test_a_name_from_elsewhere_is_answered(name: str, message: str, hint: str) -
 @pytest.mark.parametrize(
     ("key", "beside", "hint"),
     [
-        ("model.diffusion_model.input_blocks.0.0.weight", None, "P.from_single_file('{file}').save_pretrained('sd')"),
+        ("model.diffusion_model.input_blocks.0.0.weight", None, "--teacher {file} of `ddx precompute`"),
         ("unet.down_blocks.0.attn1.to_q.lora_A.weight", None, "pipe.fuse_lora()"),
         ("conv_in.weight", "config.json", "with its model_index.json"),
     ],
@@ -243,6 +243,13 @@ def test_a_checkpoint_in_one_file_is_to_be_converted(tmp_path: Path, key: str, b
     with pytest.raises(UsageError, match=f"{file}") as error:
         load_teacher(file)
     assert hint.format(file=file) in str(error.value.hint)
+
+
+def test_a_pickled_checkpoint_is_to_be_converted_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "sd.ckpt").write_bytes(b"pickle")
+    with pytest.raises(UsageError, match="is a single file") as error:
+        load_teacher(tmp_path / "sd.ckpt")
+    assert f"P.from_single_file('{tmp_path / 'sd.ckpt'}').save_pretrained('sd')" in str(error.value.hint)
 
 
 def test_a_folder_is_one_teacher_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
