@@ -19,7 +19,7 @@ STUDENTS_TURN, FAKES_TURN = Turn(trains=(STUDENT,)), Turn(trains=(FAKE,))
 
 @dataclass(frozen=True)
 class Run:
-    method: Method[Any]
+    method: Method
     networks: Mapping[str, nn.Module]
 
     def losses(self, batch: Batch, trains: str = STUDENT) -> Losses:
@@ -37,7 +37,7 @@ def make_method(name: str, teacher: Teacher, **settings: Any) -> Any:
 
 def make_run(teacher: Teacher, name: str, **settings: Any) -> Run:
     """The method with networks that differ from the teacher and from each other, and whose embedders say something."""
-    method: Method[Any] = make_method(name, teacher, **settings)
+    method: Method = make_method(name, teacher, **settings)
     networks = {}
     for number, network in enumerate(method.networks()):
         torch.manual_seed(number)

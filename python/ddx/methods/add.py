@@ -45,9 +45,10 @@ class ADDConfig(AdversarialStudentConfig):
         at_least(self, 0.0, "regression_weight")
 
 
-class ADD(AdversarialStudent[ADDConfig]):
+class ADD(AdversarialStudent):
     """Adversarial diffusion distillation, judged in pixels."""
 
+    config: ADDConfig
     defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-5, "adam_beta1": 0.0, "adam_beta2": 0.99}
     _backbone: Backbone | None = None
 

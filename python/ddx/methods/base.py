@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from ddx.networks.lora import shared_copy
 from ddx.teachers.base import Sampler, Teacher
 from ddx.teachers.condition import Condition
 
-ConfigT = TypeVar("ConfigT")
 STUDENT = "student"
 FAKE = "fake_score"
 TARGET = "target"
@@ -112,8 +111,11 @@ class Losses:
     tracked: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class Method(ABC, Generic[ConfigT]):
+class Method(ABC):
     """One distillation method for one teacher."""
+
+    config: Any
+    """Its settings; a method's class names theirs."""
 
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Settings of the trainer that the method prefers; presets and users override them."""
@@ -125,7 +127,7 @@ class Method(ABC, Generic[ConfigT]):
     folded_steps: ClassVar[tuple[int, ...]] = ()
     """Step counts with a folder of their own, if the weights depend on the count; empty: one folder serves all."""
 
-    def __init__(self, config: ConfigT, teacher: Teacher) -> None:
+    def __init__(self, config: Any, teacher: Teacher) -> None:
         self.config = config
         self.teacher = teacher
         self.shares_backbone = False  # whether copies of the teacher's network share its frozen weights
@@ -184,7 +186,7 @@ class Method(ABC, Generic[ConfigT]):
         """Return the method's own state as live tensors; checkpoints save and restore it."""
         return {}
 
-    def end_step(self, mean: Callable[[Tensor], Tensor]) -> None:
+    def end_step(self, mean: Callable[[Tensor], Tensor]) -> None:  # noqa: B027  most methods have no state
         """Update the method's state after a step; `mean` averages a tensor over the ranks."""
 
     @abstractmethod

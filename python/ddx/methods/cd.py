@@ -30,9 +30,10 @@ class CDConfig(GridConfig):
     solver: str = option("heun", "solver of the teacher's step to the earlier time", choices=("heun", "euler"))
 
 
-class CD(GridMethod[CDConfig]):
+class CD(GridMethod):
     """Consistency distillation."""
 
+    config: CDConfig
     defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 8e-6, "optimizer": "radam"}
 
     def earlier(

@@ -38,9 +38,10 @@ def ct_intervals(progress: float, start: int, final: int) -> int:
     return min(max(math.ceil(math.sqrt(square) - 1.0), 1), final)
 
 
-class CT(GridMethod[CTConfig]):
+class CT(GridMethod):
     """Consistency training."""
 
+    config: CTConfig
     defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-4, "optimizer": "radam"}
 
     def grid_steps_at(self, progress: float) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ddx.errors import UsageError
-from ddx.methods.diff_instruct import DiffInstructConfig, DiffInstructForm
+from ddx.methods.diff_instruct import DiffInstruct, DiffInstructConfig
 from ddx.methods.parts.config import changed
 
 
@@ -31,5 +31,7 @@ class DDEConfig(DiffInstructConfig):
             )
 
 
-class DDE(DiffInstructForm[DDEConfig]):
+class DDE(DiffInstruct):
     """Denoising density estimators as teacher and critic."""
+
+    config: DDEConfig

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -25,18 +25,12 @@ class DiffInstructConfig(ScoreConfig):
     """Nothing of its own."""
 
 
-DiffInstructConfigT = TypeVar("DiffInstructConfigT", bound=DiffInstructConfig)
+class DiffInstruct(ScoreDistillation):
+    """Diff-Instruct."""
 
-
-class DiffInstructForm(ScoreDistillation[DiffInstructConfigT]):
-    """The loss, for Diff-Instruct and what is derived from it."""
-
+    config: DiffInstructConfig
     defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-6, "adam_beta1": 0.0, "adam_beta2": 0.999}
 
     def generator_loss(self, x: Tensor, seen: Scores, batch: Batch) -> GuardedLoss:
         """Return half the squared difference of the scores, with itself as the gradient by x."""
         return guarded_dmd_loss(seen.y_teacher, seen.y_fake, x, normalise=False)
-
-
-class DiffInstruct(DiffInstructForm[DiffInstructConfig]):
-    """Diff-Instruct."""

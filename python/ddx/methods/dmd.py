@@ -51,9 +51,10 @@ class DMDConfig(ScoreConfig):
             )
 
 
-class DMD(ScoreDistillation[DMDConfig]):
+class DMD(ScoreDistillation):
     """Distribution matching distillation."""
 
+    config: DMDConfig
     defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-5, "weight_decay": 0.01, "clip_norm": 10.0}
 
     @property

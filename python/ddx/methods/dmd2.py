@@ -46,9 +46,10 @@ class DMD2Config(AdversarialConfig, ScoreConfig):
         at_least(self, 0.0, "gan_weight", "fake_gan_weight")
 
 
-class DMD2(ScoreDistillation[DMD2Config]):
+class DMD2(ScoreDistillation):
     """Distribution matching distillation with a discriminator."""
 
+    config: DMD2Config
     defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 5e-7, "weight_decay": 0.01, "clip_norm": 10.0}
 
     def __init__(self, config: DMD2Config, teacher: Teacher) -> None:

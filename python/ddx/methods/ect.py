@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -45,17 +45,15 @@ class ECTConfig(ConsistencyConfig):
             )
 
 
-ECTConfigT = TypeVar("ECTConfigT", bound=ECTConfig)
-
-
 def earlier_level(t: Tensor, stage: int, ratio: float) -> Tensor:
     """Return the noise level r of a pair for the level t, float64."""
     return (t * (1.0 - ratio ** -(stage + 1) * (1.0 + 8.0 * torch.sigmoid(-0.5 * t)))).clamp(min=0.0)
 
 
-class ECTPairs(ConsistencyMethod[ECTConfigT]):
-    """Pairs of times whose difference is a share of the later one."""
+class ECT(ConsistencyMethod):
+    """Easy consistency tuning: pairs of times whose difference is a share of the later one."""
 
+    config: ECTConfig
     defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-4, "optimizer": "radam"}
 
     def stage(self, batch: Batch) -> int:
@@ -76,7 +74,3 @@ class ECTPairs(ConsistencyMethod[ECTConfigT]):
         earlier = earlier_level(level(t), self.stage(batch), self.config.stage_ratio)
         r = earlier / (1.0 + earlier)
         return torch.where(r < self.view.t_min, 0.0, r)
-
-
-class ECT(ECTPairs[ECTConfig]):
-    """Easy consistency tuning."""

@@ -41,9 +41,10 @@ class FreeFlowConfig(FlowConfig):
         above_zero(self, "fake_rate")
 
 
-class FreeFlow(FlowMap[FreeFlowConfig]):
+class FreeFlow(FlowMap):
     """FreeFlow."""
 
+    config: FreeFlowConfig
     guided_networks = (STUDENT, FAKE)
     defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-4, "loss_balance": "norm", "balance_ratio": 1.0}
 

@@ -29,7 +29,8 @@ class ICTConfig(GridConfig):
     grid_steps_start: int | None = changed(GridConfig, "grid_steps_start", 10)
 
 
-class ICT(GridMethod[ICTConfig]):
+class ICT(GridMethod):
     """Improved consistency training."""
 
+    config: ICTConfig
     defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-4, "optimizer": "radam"}

@@ -41,9 +41,10 @@ class IMFConfig(PairsConfig):
         above_zero(self, "weight_floor")
 
 
-class IMF(FlowMap[IMFConfig]):
+class IMF(FlowMap):
     """Improved mean flows."""
 
+    config: IMFConfig
     defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-4, "adam_beta2": 0.95}
 
     def usual_guidance(self) -> tuple[float, float]:

@@ -28,9 +28,10 @@ class LADDConfig(AdversarialStudentConfig):
     """The published form, of up to four steps."""
 
 
-class LADD(AdversarialStudent[LADDConfig]):
+class LADD(AdversarialStudent):
     """Latent adversarial diffusion distillation."""
 
+    config: LADDConfig
     defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-5, "adam_beta1": 0.0, "adam_beta2": 0.99}
 
     def __init__(self, config: LADDConfig, teacher: Teacher) -> None:

@@ -84,8 +84,10 @@ def sampling_times(process: Process, num_steps: int) -> Tensor:
     return known[(len(known) * torch.arange(num_steps, dtype=torch.float64) / num_steps).floor().long()]
 
 
-class LCM(FlowMethod[LCMConfig]):
+class LCM(FlowMethod):
     """Latent consistency distillation."""
+
+    config: LCMConfig
 
     def __init__(self, config: LCMConfig, teacher: Teacher) -> None:
         super().__init__(config, teacher)

@@ -45,9 +45,10 @@ class MeanFlowConfig(PairsConfig, DerivativeConfig):
         within(self, 0.0, 1.0, "error_power")
 
 
-class MeanFlow(FlowMap[MeanFlowConfig]):
+class MeanFlow(FlowMap):
     """The average velocity, by distillation and from data."""
 
+    config: MeanFlowConfig
     defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-4, "adam_beta2": 0.95}
 
     def losses(self, turn: Turn, batch: Batch, networks: Mapping[str, nn.Module]) -> Losses:

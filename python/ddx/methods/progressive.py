@@ -44,9 +44,10 @@ class ProgressiveConfig(FlowConfig):
         within(self, 0.0, 1.0, "repeat_share", open_end=True)
 
 
-class Progressive(FlowMap[ProgressiveConfig]):
+class Progressive(FlowMap):
     """Progressive distillation."""
 
+    config: ProgressiveConfig
     defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-4, "lr_schedule": "linear"}
 
     def networks(self) -> tuple[NetworkSpec, ...]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,12 +43,10 @@ class RCGMConfig(PairsConfig):
         within(self, 0.0, 1.0, "target_decay", open_end=True)
 
 
-RCGMConfigT = TypeVar("RCGMConfigT", bound=RCGMConfig)
+class RCGM(FlowMap):
+    """RCGM on random pairs of times."""
 
-
-class RecursiveMap(FlowMap[RCGMConfigT]):
-    """A flow map with RCGM's error, and the target that it is measured with."""
-
+    config: RCGMConfig
     defaults: ClassVar[Mapping[str, Any]] = {"optimizer": "radam", "learning_rate": 1e-4, "adam_beta2": 0.99}
 
     def networks(self) -> tuple[NetworkSpec, ...]:
@@ -76,10 +74,6 @@ class RecursiveMap(FlowMap[RCGMConfigT]):
         velocity = self.instant_velocity(config.velocity_from, target, batch, noise, x_t, t, guidance)
         found = map_error(prediction, velocity, jump, x_t, t, r, step=config.small_step, num_jumps=config.target_jumps)
         return found.clamp(-config.error_clip, config.error_clip)
-
-
-class RCGM(RecursiveMap[RCGMConfig]):
-    """RCGM on random pairs of times."""
 
     def losses(self, turn: Turn, batch: Batch, networks: Mapping[str, nn.Module]) -> Losses:
         """Return the clipped squared error of each row, and which rows were dropped."""

@@ -49,9 +49,10 @@ class ReFlowConfig(FlowConfig):
         within(self, 0.0, 1.0, "noise_share")
 
 
-class ReFlow(FlowMethod[ReFlowConfig]):
+class ReFlow(FlowMethod):
     """Rectified flow on the pairs of an ODE."""
 
+    config: ReFlowConfig
     sampler: ClassVar[Sampler] = "ode"
     defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-4}
 

@@ -50,9 +50,9 @@ class MethodSpec:
         return config
 
     @property
-    def method(self) -> type[Method[Any]]:
+    def method(self) -> type[Method]:
         """Its class; imports torch."""
-        method: type[Method[Any]] = self._load(self.implementation)
+        method: type[Method] = self._load(self.implementation)
         return method
 
     def _load(self, attribute: str) -> Any:
@@ -184,7 +184,7 @@ def trainable_spec(name: str) -> MethodSpec:
     return _PREPARATION if name == _PREPARATION.name else method_spec(name)
 
 
-def load_method(name: str, config: Any, teacher: Teacher) -> Method[Any]:
+def load_method(name: str, config: Any, teacher: Teacher) -> Method:
     """Return method `name` for `teacher`; `config` is an instance of its config class."""
     from ddx.methods.parts.judged import JudgedConfig, judged_method
 

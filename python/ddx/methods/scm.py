@@ -85,9 +85,10 @@ def trig_prediction(v: Tensor, x: Tensor, tau: Tensor) -> Tensor:
     return rows((1.0 - 2.0 * tau) / norm, x) * x + rows(norm, v) * v
 
 
-class SCM(FlowMethod[SCMConfig]):
+class SCM(FlowMethod):
     """Continuous-time consistency distillation and training."""
 
+    config: SCMConfig
     defaults: ClassVar[Mapping[str, Any]] = {
         "learning_rate": 2e-6,
         "optimizer": "radam",

@@ -43,9 +43,10 @@ class ShortcutConfig(VelocityConfig):
         within(self, 0.0, 1.0, "target_decay", open_end=True)
 
 
-class Shortcut(FlowMap[ShortcutConfig]):
+class Shortcut(FlowMap):
     """Shortcut models."""
 
+    config: ShortcutConfig
     defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-4, "weight_decay": 0.1}
 
     def networks(self) -> tuple[NetworkSpec, ...]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -48,12 +48,10 @@ class SiDConfig(ScoreConfig):
         within(self, 0.0, 1.0, "stopped_share")
 
 
-SiDConfigT = TypeVar("SiDConfigT", bound=SiDConfig)
+class SiD(ScoreDistillation):
+    """Score identity distillation."""
 
-
-class SiDForm(ScoreDistillation[SiDConfigT]):
-    """The loss, for SiD and what is derived from it."""
-
+    config: SiDConfig
     defaults: ClassVar[Mapping[str, Any]] = {
         "learning_rate": 1e-6,
         "adam_beta1": 0.0,
@@ -83,7 +81,3 @@ class SiDForm(ScoreDistillation[SiDConfigT]):
         if through_fake and not through_teacher:  # its value, with the derivative of the other one
             y_teacher = y_teacher + (seen.y_fake - seen.y_fake.detach())
         return guarded_sid_loss(y_teacher, seen.y_fake, x, alpha=self.alpha_at(batch.progress), c1=self.config.c1)
-
-
-class SiD(SiDForm[SiDConfig]):
-    """Score identity distillation."""

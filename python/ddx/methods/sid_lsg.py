@@ -18,7 +18,7 @@ from ddx.config import option
 from ddx.methods.base import Batch
 from ddx.methods.parts.config import above_zero
 from ddx.methods.parts.flow_view import rows
-from ddx.methods.sid import SiDConfig, SiDForm
+from ddx.methods.sid import SiD, SiDConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,10 @@ class SiDLSGConfig(SiDConfig):
         above_zero(self, "kappa1", "kappa2", "kappa4")
 
 
-class SiDLSG(SiDForm[SiDLSGConfig]):
+class SiDLSG(SiD):
     """Score identity distillation with long and short guidance."""
+
+    config: SiDLSGConfig
 
     def usual_guidance(self) -> tuple[float, float]:
         """Return the scale of the published best FID."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ddx.config import option
 from ddx.methods.base import STUDENT, Batch, NetworkSpec
-from ddx.methods.ect import ECTConfig, ECTPairs
+from ddx.methods.ect import ECT, ECTConfig
 from ddx.methods.parts.config import above_zero, within
 from ddx.methods.parts.flow_view import rows
 from ddx.methods.parts.time_sampling import Times, sample_times
@@ -44,8 +44,10 @@ class TCMConfig(ECTConfig):
         above_zero(self, "boundary_weight")
 
 
-class TCM(ECTPairs[TCMConfig]):
+class TCM(ECT):
     """Truncated consistency models."""
+
+    config: TCMConfig
 
     def __init__(self, config: TCMConfig, teacher: Teacher) -> None:
         super().__init__(config, teacher)

@@ -27,7 +27,7 @@ from ddx.methods.base import STUDENT, TARGET, Batch, Losses, Turn, bare
 from ddx.methods.parts.config import above_zero, at_least, within
 from ddx.methods.parts.flow_map import guidance_of, take
 from ddx.methods.parts.flow_view import mean_square, rows
-from ddx.methods.rcgm import RCGMConfig, RecursiveMap
+from ddx.methods.rcgm import RCGM, RCGMConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +61,11 @@ class TwinFlowConfig(RCGMConfig):
             )
 
 
-class TwinFlow(RecursiveMap[TwinFlowConfig]):
+class TwinFlow(RCGM):
     """TwinFlow."""
 
-    defaults: ClassVar[Mapping[str, Any]] = {**RecursiveMap.defaults, "batch_size": 128}
+    config: TwinFlowConfig
+    defaults: ClassVar[Mapping[str, Any]] = {**RCGM.defaults, "batch_size": 128}
 
     def losses(self, turn: Turn, batch: Batch, networks: Mapping[str, nn.Module]) -> Losses:
         """Return the loss of each row by the part that it falls to, and which rows were dropped."""

@@ -33,9 +33,7 @@ class Estimate:
         )
 
 
-def estimate_run(
-    method: Method[object], config: DistillConfig, teacher: Teacher, dtype: torch.dtype, world: int
-) -> Estimate:
+def estimate_run(method: Method, config: DistillConfig, teacher: Teacher, dtype: torch.dtype, world: int) -> Estimate:
     """Return the estimate.
 
     Memory: per network 16 bytes a parameter (weight, gradient, two moments), 4 for an average and for the gradient of a

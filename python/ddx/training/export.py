@@ -16,7 +16,7 @@ _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def export_student(
-    method: Method[Any], student: nn.Module, folder: Path, dtype_name: str, computed_in: torch.dtype
+    method: Method, student: nn.Module, folder: Path, dtype_name: str, computed_in: torch.dtype
 ) -> dict[str, Any]:
     """Write the pipeline into `folder`, and return what a reader of the folder must know.
 

@@ -26,7 +26,7 @@ class SampleGrid:
 
     def __init__(
         self,
-        method: Method[Any],
+        method: Method,
         config: DistillConfig,
         conditions: Sequence[Condition],
         null: Condition,

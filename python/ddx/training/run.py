@@ -36,7 +36,7 @@ class Run:
 
     config: DistillConfig
     method_config: Any
-    method: Method[Any]
+    method: Method
     teacher: Teacher
     store: Store
     num_samples: int
@@ -129,7 +129,7 @@ def _tells_sizes(config: DistillConfig, teacher: Teacher) -> bool:
     return config.picture_sizes == "real"
 
 
-def _refuse_stretching(folder: RunFolder, method: Method[Any]) -> None:
+def _refuse_stretching(folder: RunFolder, method: Method) -> None:
     """Raise UsageError where the method has stages that more steps would move."""
     before, now = folder.changes.get("train_steps", (0, 0))
     if now > before:

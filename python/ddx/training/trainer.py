@@ -42,7 +42,7 @@ class Trainer:
 
     def __init__(
         self,
-        method: Method[Any],
+        method: Method,
         config: DistillConfig,
         ranks: Ranks,
         dtype: torch.dtype,

@@ -32,14 +32,14 @@ FIXED = {"guidance_min": 3.0, "guidance_max": 3.0}
 SECOND_STAGE = 70  # of 100 steps
 
 
-def make_method(name: str, teacher: Teacher, **settings: Any) -> ConsistencyMethod[Any]:
+def make_method(name: str, teacher: Teacher, **settings: Any) -> ConsistencyMethod:
     method = METHODS[name].method(METHODS[name].config(**settings), teacher)
     assert isinstance(method, ConsistencyMethod)
     method.train_steps = 100
     return method
 
 
-def build(method: ConsistencyMethod[Any]) -> dict[str, nn.Module]:
+def build(method: ConsistencyMethod) -> dict[str, nn.Module]:
     """All networks, each of them different."""
     networks = {spec.name: method.build(spec) for spec in method.networks()}
     for number, network in enumerate(networks.values()):

@@ -18,7 +18,9 @@ from distilling import make_batch, make_teacher
 torch.set_num_threads(1)
 
 
-class Plain(FlowMap[PairsConfig]):
+class Plain(FlowMap):
+    config: PairsConfig
+
     def losses(self, turn: Turn, batch: Batch, networks: object) -> Losses:
         raise NotImplementedError
 

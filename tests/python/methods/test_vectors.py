@@ -84,12 +84,12 @@ def agree(value: Tensor, given: Any, what: str) -> None:
     assert off <= TOLERANCE * length, f"{what}, {length:.3g} long, is off by {off:.1e}"
 
 
-def loss_of(name: str, method: Method[Any], batch: Batch, networks: dict[str, Any]) -> Tensor:
+def loss_of(name: str, method: Method, batch: Batch, networks: dict[str, Any]) -> Tensor:
     """The rows' losses of the network `name` in a turn of its own."""
     return method.losses(Turn(trains=(name,)), batch, networks).by_network[name]
 
 
-def quantile(t: Tensor, method: ScoreDistillation[Any]) -> Tensor:
+def quantile(t: Tensor, method: ScoreDistillation) -> Tensor:
     """The uniform number that a method of score distillation makes the flow time t of."""
     config, view = method.config, method.view
     return ((t - view.t_min) / (view.t_max - view.t_min) - config.time_low) / (config.time_high - config.time_low)

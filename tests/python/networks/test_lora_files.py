@@ -72,7 +72,7 @@ def ground(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Ground(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def low_rank(teacher: Teacher, case: str, *, rank: int = RANK) -> tuple[Method[Any], nn.Module]:
+def low_rank(teacher: Teacher, case: str, *, rank: int = RANK) -> tuple[Method, nn.Module]:
     """A method, and a student of it whose matrices and embedders are far from where they start."""
     name = case.partition("-")[0]
     method = load_method(name, method_spec(name).config(**CASES[case]), teacher)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +74,7 @@ class Drawing(Formula):
 
 
 def score_optimum(
-    method: ScoreDistillation[Any], make_batch: Callable[[int], Batch], mixture: Mixture, *, steps: int = 1000
+    method: ScoreDistillation, make_batch: Callable[[int], Batch], mixture: Mixture, *, steps: int = 1000
 ) -> Modes:
     """Return the modes in which the generator's loss of `method` ends, on the batches of `make_batch(step)`.
 

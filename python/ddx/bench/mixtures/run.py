@@ -41,7 +41,7 @@ SETTINGS: dict[str, Any] = {
 class Student:
     """What a run left: the method with its trainer, seconds of training, and the losses on the way."""
 
-    method: Method[Any]
+    method: Method
     trainer: Trainer
     seconds: float
     history: tuple[dict[str, float | None], ...]
@@ -111,7 +111,7 @@ def distil(name: str, teacher: MixtureTeacher, **settings: Any) -> Student:
     return Student(method, trainer, time.perf_counter() - began, tuple(history))
 
 
-def method_of(name: str, teacher: MixtureTeacher, **settings: Any) -> tuple[Method[Any], DistillConfig]:
+def method_of(name: str, teacher: MixtureTeacher, **settings: Any) -> tuple[Method, DistillConfig]:
     """Return the method, and the settings of its trainer."""
     spec = method_spec(name)
     layers = [Settings(spec.method.defaults, "the method"), Settings({**SETTINGS, **settings}, "the bench")]

@@ -6,7 +6,6 @@ x_s = (1 - s) x0 + s eps,  x = x_s - s v_theta(x_s, s)             s: a time of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -43,11 +42,10 @@ class AdversarialStudentConfig(AdversarialConfig, FlowConfig):
             )
 
 
-AdversarialStudentConfigT = TypeVar("AdversarialStudentConfigT", bound=AdversarialStudentConfig)
-
-
-class AdversarialStudent(FlowMethod[AdversarialStudentConfigT]):
+class AdversarialStudent(FlowMethod):
     """A student that denoises stored latents from the times of its sampler; discriminator and student take turns."""
+
+    config: AdversarialStudentConfig
 
     def turns(self, step: int) -> tuple[Turn, ...]:
         """Return the discriminator's update, then the student's."""

@@ -16,7 +16,6 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -75,10 +74,6 @@ class GridConfig(ConsistencyConfig):
             )
 
 
-ConfigT = TypeVar("ConfigT", bound=ConsistencyConfig)
-GridConfigT = TypeVar("GridConfigT", bound=GridConfig)
-
-
 def level(t: Tensor) -> Tensor:
     """Return sigma / alpha of flow times, float64; at pure noise a little above the largest of the papers."""
     return t / (1.0 - t).clamp(min=1.0 / (1.0 + LARGEST_LEVEL))
@@ -104,8 +99,10 @@ def same_dropout(device: torch.device) -> Iterator[None]:
         yield
 
 
-class ConsistencyMethod(FlowMethod[ConfigT]):
+class ConsistencyMethod(FlowMethod):
     """A method that makes a student's clean predictions agree at two times of one path."""
+
+    config: ConsistencyConfig
 
     def networks(self) -> tuple[NetworkSpec, ...]:
         """Return the student, and the target unless the student is its own."""
@@ -169,8 +166,10 @@ class ConsistencyMethod(FlowMethod[ConfigT]):
         return torch.ones_like(t)
 
 
-class GridMethod(ConsistencyMethod[GridConfigT]):
+class GridMethod(ConsistencyMethod):
     """A consistency method whose pairs are neighbours on a grid, which may grow finer during the run."""
+
+    config: GridConfig
 
     def stretched(self, share: float) -> tuple[str, ...]:
         """Return the start of a grid that grows finer."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ddx.config import option
 from ddx.methods.base import STUDENT, Batch, NetworkSpec, bare
 from ddx.methods.parts.config import VelocityConfig, within
-from ddx.methods.parts.flow_method import FlowConfigT, FlowMethod
+from ddx.methods.parts.flow_method import FlowMethod
 from ddx.methods.parts.flow_view import rows
 from ddx.methods.parts.time_sampling import Times, sample_times
 from ddx.networks.guidance import INTERVAL, add_interval_embedder, guidance_input, interval_input
@@ -48,7 +48,7 @@ class PairsConfig(VelocityConfig):
         within(self, 0.0, 1.0, "same_time_share")
 
 
-class FlowMap(FlowMethod[FlowConfigT]):
+class FlowMap(FlowMethod):
     """A method whose student, and whatever averages it, takes the length of its jump."""
 
     sampler: ClassVar[Sampler] = "ode"

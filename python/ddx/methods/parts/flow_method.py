@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +18,15 @@ from ddx.networks.guidance import GUIDANCE, add_guidance_embedder, fold, guidanc
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
 
-FlowConfigT = TypeVar("FlowConfigT", bound=FlowConfig)
 
-
-class FlowMethod(Method[FlowConfigT]):
+class FlowMethod(Method):
     """A method whose networks are velocity models ``v(x, t)`` of flow time; a student draws x0 as ``x - t v``."""
 
+    config: FlowConfig
     guided_networks: tuple[str, ...] = (STUDENT,)
     """The networks that take guidance when a range of it is trained."""
 
-    def __init__(self, config: FlowConfigT, teacher: Teacher) -> None:
+    def __init__(self, config: FlowConfig, teacher: Teacher) -> None:
         super().__init__(config, teacher)
         self.view = FlowView(teacher)
         low, high = self.usual_guidance()

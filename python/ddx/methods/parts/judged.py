@@ -50,8 +50,10 @@ class JudgedConfig(JudgeConfig):
             )
 
 
-class Judged(FlowMethod[Any]):
+class Judged(FlowMethod):
     """Mixed into a method, before it."""
+
+    config: Any
 
     def __init__(self, config: Any, teacher: Teacher) -> None:
         super().__init__(config, teacher)

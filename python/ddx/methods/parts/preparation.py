@@ -24,9 +24,10 @@ from ddx.teachers.base import Sampler
 from ddx.teachers.condition import Condition
 
 
-class Preparation(FlowMethod[PreparationConfig]):
+class Preparation(FlowMethod):
     """The tuning of a teacher towards itself."""
 
+    config: PreparationConfig
     makes: ClassVar[str] = "teacher"
     sampler: ClassVar[Sampler] = "own"
 

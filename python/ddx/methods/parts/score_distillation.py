@@ -17,7 +17,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -67,9 +66,6 @@ class ScoreConfig(FlowConfig, DenoisingConfig):
             )
 
 
-ScoreConfigT = TypeVar("ScoreConfigT", bound=ScoreConfig)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Generated:
     """What the student generates: x, differentiable, from `start` at flow times `time`, float64 `[B]`."""
@@ -89,12 +85,13 @@ class Scores:
     y_fake: Tensor
 
 
-class ScoreDistillation(FlowMethod[ScoreConfigT]):
+class ScoreDistillation(FlowMethod):
     """A student that generates, taught by the difference of two scores of what it generates."""
 
+    config: ScoreConfig
     guided_networks = (STUDENT, FAKE)
 
-    def __init__(self, config: ScoreConfigT, teacher: Teacher) -> None:
+    def __init__(self, config: ScoreConfig, teacher: Teacher) -> None:
         super().__init__(config, teacher)
         self.first_time = min(config.start_time, self.view.t_max)
 
