@@ -30,7 +30,7 @@ class DistillCommand(ExtendedCommand):
             name = DistillConfig.method
         if not helps:
             _say_loading(name, arguments)
-        return f"Settings of {name}", (method_spec(name).config,)
+        return f"Settings of {name}", method_spec(name).configs
 
     def unknown_flag(self, flag: str, arguments: list[str]) -> UsageError | None:
         """Say which methods have the setting, if others have it."""
@@ -89,15 +89,16 @@ def command(invocation: Invocation) -> int:
     from ddx.cli.console import emit, emit_json
     from ddx.training.resolve import resolve
 
-    config, method_config = resolve(invocation.layers)
+    config, method_config, discriminator = resolve(invocation.layers)
     invocation.loading(f"the teacher {config.teacher}")
     if invocation.dry_run:
-        return _dry_run(invocation, config, method_config)
+        return _dry_run(invocation, config, method_config, discriminator)
     from ddx.training.distill import distill
 
     folder = distill(
         config,
         method_config,
+        discriminator,
         workspace=invocation.workspace,
         progress=invocation.progress,
         said=invocation.said,
@@ -117,14 +118,16 @@ def command(invocation: Invocation) -> int:
 REPORTED = ("teacher", "method", "store", "guidance", "images_seen", "seconds", "skipped_steps", "peak_memory_bytes")
 
 
-def _dry_run(invocation: Invocation, config: DistillConfig, method_config: Any) -> int:
+def _dry_run(invocation: Invocation, config: DistillConfig, method_config: Any, discriminator: Any) -> int:
     """Print the resolved settings, and what the run would read, write and cost."""
     from ddx.cli.console import emit, emit_json, emit_settings
     from ddx.config import to_dict
     from ddx.training.distill import plan
 
-    folder, store, estimate = plan(config, method_config, workspace=invocation.workspace, said=invocation.said)
-    settings = {**to_dict(config), **to_dict(method_config)}
+    folder, store, estimate = plan(
+        config, method_config, discriminator, workspace=invocation.workspace, said=invocation.said
+    )
+    settings = {**to_dict(config), **to_dict(method_config), **(to_dict(discriminator) if discriminator else {})}
     if invocation.as_json:
         emit_json(
             {

@@ -40,9 +40,9 @@ def run(
     **settings: Any,
 ) -> Path:
     values = {**SETTINGS, "teacher": str(teacher), "data": None if store is None else str(store), **settings}
-    config, method_config = resolve([Settings(values, "the test")])
+    config, *of_method = resolve([Settings(values, "the test")])
     progress = progress or NullProgress()
-    return distill(config, method_config, workspace=Workspace(workspace), progress=progress, said=said)
+    return distill(config, *of_method, workspace=Workspace(workspace), progress=progress, said=said)
 
 
 def flags(teacher: Path, store: Path, workspace: Path, **settings: Any) -> list[str]:

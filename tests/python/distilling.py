@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ddx.methods.base import Batch
+from ddx.methods.parts.added_discriminator import AddedDiscriminatorConfig
 from ddx.methods.parts.random_numbers import RandomNumbers
 from ddx.methods.registry import load_method, method_spec
 from ddx.teachers.base import Teacher
@@ -62,7 +63,13 @@ def make_batch(teacher: Teacher, step: int = 0, *, rows: slice = slice(0, 4), se
 
 
 def make_trainer(
-    teacher: Teacher, method_config: Any = None, *, method: str = "lcm", ranks: Ranks | None = None, **settings: Any
+    teacher: Teacher,
+    method_config: Any = None,
+    *,
+    method: str = "lcm",
+    discriminator: AddedDiscriminatorConfig | None = None,
+    ranks: Ranks | None = None,
+    **settings: Any,
 ) -> Trainer:
     values: dict[str, Any] = {
         "batch_size": 4,
@@ -72,9 +79,8 @@ def make_trainer(
     }
     spec = method_spec(method)
     config = DistillConfig(**{**spec.method.defaults, **values, **settings})
-    return Trainer(
-        load_method(method, method_config or spec.config(), teacher), config, ranks or Ranks(), torch.float32
-    )
+    made = load_method(method, method_config or spec.config(), teacher, discriminator)
+    return Trainer(made, config, ranks or Ranks(), torch.float32)
 
 
 def assert_gradients_reach_their_networks(trainer: Trainer, *silent: str) -> None:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ddx.cli.main import run
-from ddx.methods.parts.judged import JudgedConfig
+from ddx.methods.parts.added_discriminator import AddedDiscriminatorConfig
 from ddx.methods.registry import METHODS, load_method, trainable_spec
 from ddx.teachers.base import Teacher
 from ddx.teachers.registry import load_teacher
@@ -46,11 +46,12 @@ class Case:
 
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    discriminator: Mapping[str, Any] = field(default_factory=dict)
     balance: str = "none"
     lora_rank: int = 0
 
     def __str__(self) -> str:
-        beside = "with a discriminator" if "gan_weight" in self.settings else "alone"
+        beside = "with a discriminator" if self.discriminator else "alone"
         return f"{self.method} {beside}, balance {self.balance}, rank {self.lora_rank}"
 
 
@@ -64,15 +65,15 @@ def cases(*, every: bool) -> Iterator[Case]:
     """
     judge = {"gan_weight": 0.1, "heads": "attention", "gan_loss": "relativistic", "r1_weight": 0.1}
     if not every:
-        yield from (Case(name, OWN.get(name, {}), balance) for name, balance in FEW)
-        yield Case("lcm", judge, "norm", lora_rank=4)
+        yield from (Case(name, OWN.get(name, {}), balance=balance) for name, balance in FEW)
+        yield Case("lcm", {}, judge, "norm", lora_rank=4)
         return
     for name, spec in {**METHODS, "preparation": trainable_spec("preparation")}.items():
         own = OWN.get(name, {})
-        yield from (Case(name, own, balance) for balance in (BALANCES if name in SECOND else BALANCES[:1]))
-        if issubclass(spec.config, JudgedConfig):
-            yield Case(name, {**own, "gan_weight": 0.1}, "norm")
-    yield from (Case("lcm", judge, balance, lora_rank=4) for balance in BALANCES)
+        yield from (Case(name, own, balance=balance) for balance in (BALANCES if name in SECOND else BALANCES[:1]))
+        if spec.takes_discriminator:
+            yield Case(name, own, {"gan_weight": 0.1}, "norm")
+    yield from (Case("lcm", {}, judge, balance, lora_rank=4) for balance in BALANCES)
 
 
 def update(case: Case, teacher: Teacher, ranks: Ranks, rows: list[slice]) -> dict[str, Tensor]:
@@ -87,7 +88,9 @@ def update(case: Case, teacher: Teacher, ranks: Ranks, rows: list[slice]) -> dic
         "gradient_checkpointing": False,
     }
     config = DistillConfig(**{**spec.method.defaults, **steady, **given, "ema_half_life": 0.0})
-    trainer = Trainer(load_method(case.method, spec.config(**case.settings), teacher), config, ranks, torch.float32)
+    discriminator = AddedDiscriminatorConfig(**case.discriminator)
+    method = load_method(case.method, spec.config(**case.settings), teacher, discriminator)
+    trainer = Trainer(method, config, ranks, torch.float32)
     before = {name: [p.detach().clone() for p in trained.parameters] for name, trained in trainer.trained.items()}
     trainer.step(0, [make_batch(teacher, rows=part) for part in rows])
     found = {

@@ -119,12 +119,12 @@ class Method(ABC):
 
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Settings of the trainer that the method prefers; presets and users override them."""
-    makes: ClassVar[str] = "student"
+    makes: str = "student"
     """The kind of the exported folder in run.json: a student or a teacher."""
 
-    sampler: ClassVar[Sampler] = "consistency"
+    sampler: Sampler = "consistency"
     """How the exported student draws in several steps."""
-    folded_steps: ClassVar[tuple[int, ...]] = ()
+    folded_steps: tuple[int, ...] = ()
     """Step counts with a folder of their own, if the weights depend on the count; empty: one folder serves all."""
 
     def __init__(self, config: Any, teacher: Teacher) -> None:

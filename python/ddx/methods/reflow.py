@@ -53,7 +53,7 @@ class ReFlow(FlowMethod):
     """Rectified flow on the pairs of an ODE."""
 
     config: ReFlowConfig
-    sampler: ClassVar[Sampler] = "ode"
+    sampler: Sampler = "ode"
     defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-4}
 
     @property

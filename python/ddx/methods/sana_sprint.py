@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from ddx.config import option
-from ddx.methods.base import Batch
-from ddx.methods.parts.adversarial import JudgeConfig
+from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
+from ddx.methods.parts.added_discriminator import AddedDiscriminator
+from ddx.methods.parts.adversarial import DISCRIMINATOR, JudgeConfig
 from ddx.methods.parts.config import at_least, within
-from ddx.methods.parts.judged import Judged
 from ddx.methods.scm import SCM, SCMConfig
+from ddx.teachers.base import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +41,15 @@ class SanaSprintConfig(JudgeConfig, SCMConfig):
         within(self, 0.0, 1.0, "noise_share")
 
 
-class SanaSprint(Judged, SCM):
+class SanaSprint(SCM):
     """Continuous-time consistency distillation with a discriminator."""
 
     config: SanaSprintConfig
     defaults: ClassVar[Mapping[str, Any]] = {**SCM.defaults, "clip_norm": 0.1}
+
+    def __init__(self, config: SanaSprintConfig, teacher: Teacher) -> None:
+        super().__init__(config, teacher)
+        self.discriminator = AddedDiscriminator(self, config, config.gan_weight)
 
     @property
     def reads_neighbours(self) -> bool:
@@ -54,6 +59,28 @@ class SanaSprint(Judged, SCM):
     def usual_guidance(self) -> tuple[float, float]:
         """Return the published range."""
         return 4.0, 5.0
+
+    def networks(self) -> tuple[NetworkSpec, ...]:
+        """Return sCM's networks, and the heads on the teacher's features."""
+        return *super().networks(), self.discriminator.judge.spec()
+
+    def build(self, spec: NetworkSpec) -> nn.Module:
+        """See :meth:`Method.build`."""
+        return self.discriminator.judge.build() if spec.name == DISCRIMINATOR else super().build(spec)
+
+    def turns(self, step: int) -> tuple[Turn, ...]:
+        """Return the discriminator's update, then sCM's."""
+        return self.discriminator.turn, *super().turns(step)
+
+    def losses(self, turn: Turn, batch: Batch, networks: Mapping[str, nn.Module]) -> Losses:
+        """Return the discriminator's loss; or sCM's, with the adversarial one as a second of the student."""
+        student, heads = networks[STUDENT], networks[DISCRIMINATOR]
+        if DISCRIMINATOR in turn.trains:
+            with torch.no_grad():
+                x = self.judged(student, batch)
+            return self.discriminator.losses(heads, x, batch, self.misaligned)
+        losses = super().losses(turn, batch, networks)
+        return self.discriminator.added_to(losses, heads, self.judged(student, batch), batch)
 
     def judged(self, student: nn.Module, batch: Batch) -> Tensor:
         """Return the clean latents that the student sees behind noisy ones, a share of them pure noise."""

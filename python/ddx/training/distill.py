@@ -11,6 +11,7 @@ import torch
 
 from ddx.data.ranks import already_written
 from ddx.errors import DdxError
+from ddx.methods.parts.added_discriminator import AddedDiscriminatorConfig
 from ddx.progress import NullProgress, Progress
 from ddx.run_record import versions
 from ddx.training.batches import batches, micro_batches
@@ -34,6 +35,7 @@ from ddx.workspace import Workspace
 def distill(
     config: DistillConfig,
     method_config: Any,
+    discriminator: AddedDiscriminatorConfig | None = None,
     *,
     workspace: Workspace | None = None,
     progress: Progress | None = None,
@@ -41,6 +43,7 @@ def distill(
 ) -> Path:
     """Distil a student and return its folder, a plain diffusers pipeline; the same call goes on with an unfinished one.
 
+    `discriminator`: the settings of one that is added to a method without its own; None adds none.
     `said` are the settings that the user named for this call, and not a preset or a default: of a run in `config.out`,
     finished or not, the learning rate and the number of steps may then be others than before.
     Raises UsageError for settings that do not fit together, DdxError for weights or data that are not there, for a
@@ -50,7 +53,7 @@ def distill(
     with join(config.device) as ranks, ExitStack() as opened:
         progress = progress if progress is not None and ranks.is_first else NullProgress()
         workspace = workspace or Workspace()
-        run = prepare_run(config, method_config, workspace, ranks, progress, said)
+        run = prepare_run(config, method_config, discriminator, workspace, ranks, progress, said)
         if run.folder.finished:
             progress.log(f"{run.folder.path} is finished already")
             return run.folder.path
@@ -105,12 +108,17 @@ def _train(
 
 
 def plan(
-    config: DistillConfig, method_config: Any, *, workspace: Workspace | None = None, said: Collection[str] = ()
+    config: DistillConfig,
+    method_config: Any,
+    discriminator: AddedDiscriminatorConfig | None = None,
+    *,
+    workspace: Workspace | None = None,
+    said: Collection[str] = (),
 ) -> tuple[RunFolder, Path, Estimate]:
     """Return the folder, the store and the cost that `distill` would have, without writing anything."""
     with join(config.device) as ranks:
         workspace = workspace or Workspace()
-        run = prepare_run(config, method_config, workspace, ranks, NullProgress(), said)
+        run = prepare_run(config, method_config, discriminator, workspace, ranks, NullProgress(), said)
         _start(run, workspace, NullProgress())
         return run.folder, run.store.path, estimate_run(run.method, config, run.teacher, run.dtype, ranks.world)
 

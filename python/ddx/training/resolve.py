@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddx.config import Settings, build, build_many, field_types
 from ddx.errors import UsageError
@@ -16,9 +16,12 @@ from ddx.training.config import DistillConfig
 from ddx.training.prepare_config import PrepareConfig
 from ddx.training.presets import preset_for
 
+if TYPE_CHECKING:
+    from ddx.methods.parts.added_discriminator import AddedDiscriminatorConfig
 
-def resolve(layers: Sequence[Settings]) -> tuple[DistillConfig, Any]:
-    """Return the trainer's and the method's config; later layers win.
+
+def resolve(layers: Sequence[Settings]) -> tuple[DistillConfig, Any, AddedDiscriminatorConfig | None]:
+    """Return the trainer's config, the method's, and that of a discriminator if one may be added; later layers win.
 
     Under all of them lie the preset, and under that what the method itself wants of the trainer.
 
@@ -29,11 +32,11 @@ def resolve(layers: Sequence[Settings]) -> tuple[DistillConfig, Any]:
     method = method_spec(str(values.get("method", DistillConfig.method)))
     preset, settings = _preset(values, method.name)
     for layer in layers:
-        _refuse_other_methods(layer, method.name, method.config)
+        _refuse_other_methods(layer, method.name, method.configs)
     defaults = Settings(method.method.defaults, f"the defaults of {method.name}")
-    config, method_config = build_many((DistillConfig, method.config), defaults, settings, *layers)
+    config, method_config, *added = build_many((DistillConfig, *method.configs), defaults, settings, *layers)
     config = dataclasses.replace(config, preset=preset or "none", teacher=teacher_key(config.teacher))
-    return config, method_config
+    return config, method_config, added[0] if added else None
 
 
 def resolve_preparation(layers: Sequence[Settings]) -> PrepareConfig:
@@ -60,8 +63,8 @@ def _preset(values: Mapping[str, Any], method: str) -> tuple[str | None, Setting
     return preset_for(teacher, method, str(values.get("preset", DistillConfig.preset)))
 
 
-def _refuse_other_methods(layer: Settings, method: str, own: type[Any]) -> None:
-    known = {*field_types(DistillConfig), *field_types(own)}
+def _refuse_other_methods(layer: Settings, method: str, own: Sequence[type[Any]]) -> None:
+    known = {*field_types(DistillConfig), *(name for cls in own for name in field_types(cls))}
     for key in layer:
         name = str(key).replace("-", "_")
         if name in known:
@@ -73,7 +76,7 @@ def _refuse_other_methods(layer: Settings, method: str, own: type[Any]) -> None:
 
 def owners_of(name: str) -> list[str]:
     """Return the methods that have a setting of this name; imports all of them."""
-    return [spec.name for spec in METHODS.values() if name in field_types(spec.config)]
+    return [spec.name for spec in METHODS.values() if any(name in field_types(cls) for cls in spec.configs)]
 
 
 def of_another_method(what: str, owners: Sequence[str], method: str) -> UsageError:

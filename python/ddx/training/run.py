@@ -15,7 +15,8 @@ from ddx.data.picture_sizes import PictureSizes
 from ddx.data.store import Store
 from ddx.errors import UsageError
 from ddx.methods.base import Method
-from ddx.methods.registry import load_method
+from ddx.methods.parts.added_discriminator import AddedDiscriminatorConfig
+from ddx.methods.registry import load_method, trainable_spec
 from ddx.progress import Progress
 from ddx.run_record import read_run
 from ddx.teachers.base import Teacher
@@ -35,7 +36,7 @@ class Run:
     """What is fixed for the whole run."""
 
     config: DistillConfig
-    method_config: Any
+    settings: Mapping[str, Any]  # the trainer's, the method's and the discriminator's in one
     method: Method
     teacher: Teacher
     store: Store
@@ -58,15 +59,11 @@ class Run:
         """The folder of its checkpoints."""
         return self.folder.path / CHECKPOINTS
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The trainer's and the method's settings in one."""
-        return {**to_dict(self.config), **to_dict(self.method_config)}
-
 
 def prepare_run(
     config: DistillConfig,
     method_config: Any,
+    discriminator: AddedDiscriminatorConfig | None,
     workspace: Workspace,
     ranks: Ranks,
     progress: Progress,
@@ -81,8 +78,10 @@ def prepare_run(
     dtype = _compute_dtype(config.dtype, ranks.device)
     teacher = load_teacher(config.teacher, device=ranks.device, dtype=dtype, resolution=config.resolution)
     tells_sizes = _tells_sizes(config, teacher)
-    method = load_method(config.method, method_config, teacher)
+    method = load_method(config.method, method_config, teacher, discriminator)
     settings = {**to_dict(config), **to_dict(method_config)}
+    if trainable_spec(config.method).takes_discriminator:
+        settings |= to_dict(discriminator or AddedDiscriminatorConfig())
     folder = ranks.share(
         choose_folder(config.out, workspace, settings, {"teacher": config.teacher, "method": config.method}, said)
     )
@@ -105,7 +104,7 @@ def prepare_run(
         )
     return Run(
         config=config,
-        method_config=method_config,
+        settings=settings,
         method=method,
         teacher=teacher,
         store=store,

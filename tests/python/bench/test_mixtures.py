@@ -22,7 +22,7 @@ def test_every_method_has_a_recipe_of_its_settings() -> None:
         spec = METHODS[name]
         for ground in GROUNDS:
             settings = {**recipe.settings, **recipe.on.get(ground, {})}
-            build_many((DistillConfig, spec.config), Settings(settings, f"the recipe of {name} on {ground}"))
+            build_many((DistillConfig, *spec.configs), Settings(settings, f"the recipe of {name} on {ground}"))
         assert {*recipe.passes, *recipe.on} <= set(GROUNDS) and all(recipe.passes.values())
 
 

@@ -62,7 +62,8 @@ def flags(name: str) -> frozenset[str]:
         found = step
     own = {flag for parameter in found.params for flag in (*parameter.opts, *parameter.secondary_opts)}
     if name == "distill":
-        own |= {"--" + key.replace("_", "-") for spec in METHODS.values() for key in field_types(spec.config)}
+        classes = {cls for spec in METHODS.values() for cls in spec.configs}
+        own |= {"--" + key.replace("_", "-") for cls in classes for key in field_types(cls)}
     return frozenset(own | {"--help"})
 
 

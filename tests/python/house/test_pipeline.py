@@ -73,7 +73,7 @@ def test_the_pipelines_that_come_along_have_settings_that_fit(
     methods = []
     for command, settings in read_pipeline(find_config(name), workspace=tmp_path):
         if command == "distill":
-            config, _ = resolve([Settings(settings, name)])
+            config, *_ = resolve([Settings(settings, name)])
             assert config.from_student is None or methods
             methods.append(config.method)
     assert methods[:2] == ["lcm", "diff-instruct"]

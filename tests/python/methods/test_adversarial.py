@@ -217,7 +217,9 @@ def test_sana_sprint_is_scm_with_a_second_loss_and_wrong_captions_for_fakes(tmp_
     fake = (1 - s4) * x + s4 * method.draw_noise(batch)
 
     def logits(latents: Tensor) -> Tensor:
-        return method.judge.logits(networks[DISCRIMINATOR], teacher.network(), latents, s, batch.condition)
+        return method.discriminator.judge.logits(
+            networks[DISCRIMINATOR], teacher.network(), latents, s, batch.condition
+        )
 
     torch.testing.assert_close(found.secondary[STUDENT], -0.5 * logits(fake).mean(1), rtol=1e-4, atol=1e-5)
     arguments = (networks[DISCRIMINATOR], teacher.network(), real, fake.detach(), s, batch.condition, z)
@@ -226,7 +228,7 @@ def test_sana_sprint_is_scm_with_a_second_loss_and_wrong_captions_for_fakes(tmp_
     random = make_batch(teacher).random
     assert wrong is not None
     torch.testing.assert_close(wrong, (1 - s4) * batch.x0[[3, 0, 1, 2]] + s4 * random.normal(*batch.x0.shape[1:]))
-    loss = method.judge.discriminator_loss(*arguments, misaligned=wrong)
+    loss = method.discriminator.judge.discriminator_loss(*arguments, misaligned=wrong)
     by_hand = torch.relu(1 - logits(real)) + 0.5 * (torch.relu(1 + logits(fake)) + torch.relu(1 + logits(wrong)))
     torch.testing.assert_close(loss, by_hand.mean(1))
 

@@ -3,11 +3,13 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from typing import get_type_hints
 
 import pytest
 
 from ddx.errors import UsageError
 from ddx.methods.base import Method
+from ddx.methods.parts.flow_method import FlowMethod
 from ddx.methods.registry import METHODS, method_spec
 from ddx.training.config import DistillConfig
 
@@ -19,14 +21,23 @@ def test_methods_are_listed_without_torch() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_s_settings_do_not_shadow_the_trainer_s(name: str) -> None:
-    own = {field.name for field in dataclasses.fields(METHODS[name].config)}
-    assert own and not own & {field.name for field in dataclasses.fields(DistillConfig)}
+def test_no_setting_of_a_method_shadows_one_of_the_trainer_or_of_a_discriminator(name: str) -> None:
+    names = [field.name for cls in (DistillConfig, *METHODS[name].configs) for field in dataclasses.fields(cls)]
+    assert len(names) == len({*names})
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_implementation_of_a_method_exists(name: str) -> None:
-    assert issubclass(METHODS[name].method, Method)
+def test_the_row_of_a_method_names_its_class_and_the_settings_that_it_has(name: str) -> None:
+    spec = METHODS[name]
+    assert issubclass(spec.method, FlowMethod) and get_type_hints(spec.method)["config"] is spec.config
+    module, _, _ = spec.class_name.partition(".")
+    assert module == name.replace("-", "_") and spec.config_name.startswith(f"{module}.")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_three_classes_deep_at_most(name: str) -> None:
+    above = [cls for cls in METHODS[name].method.__mro__ if issubclass(cls, Method) and cls is not Method]
+    assert len(above) - 1 <= 3
 
 
 def test_an_unknown_method_is_answered_with_the_nearest_one() -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ddx.methods.base import STUDENT
+from ddx.methods.parts.added_discriminator import AddedDiscriminatorConfig
 from ddx.methods.parts.adversarial import DISCRIMINATOR
-from ddx.methods.parts.judged import JudgedConfig
 from ddx.methods.registry import METHODS
 from ddx.run_record import write_run
 from ddx.sampling.pipeline import StudentPipeline
@@ -23,7 +23,7 @@ from distilling import CAPTIONS, make_batch, make_teacher, make_trainer, read_me
 torch.set_num_threads(1)
 STEPS = (1, 2, 4)
 # those that have no discriminator of their own, and are also run with one beside them
-JUDGED = [name for name, spec in METHODS.items() if issubclass(spec.config, JudgedConfig)]
+JUDGED = [name for name, spec in METHODS.items() if spec.takes_discriminator]
 # every method once with whole weights, and once with low-rank matrices
 RUNS = [(name, None, 0) for name in METHODS] + [(name, 0.1 if name in JUDGED else None, 4) for name in METHODS]
 
@@ -51,9 +51,9 @@ def copied(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
 def test_it_moves_the_student_leaves_the_teacher_and_resumes_exactly(
     teacher: Teacher, name: str, gan_weight: float | None, lora_rank: int
 ) -> None:
-    config = METHODS[name].config(**({} if gan_weight is None else {"gan_weight": gan_weight}))
+    discriminator = None if gan_weight is None else AddedDiscriminatorConfig(gan_weight=gan_weight)
     before = {key: value.clone() for key, value in teacher.network().state_dict().items()}
-    first = make_trainer(teacher, config, method=name, lora_rank=lora_rank)
+    first = make_trainer(teacher, method=name, discriminator=discriminator, lora_rank=lora_rank)
     start, first_heads = copied(first)[STUDENT], copied(first).get(DISCRIMINATOR, {})
     train(first, teacher, range(2))
     snapshot, saved = first.snapshot(), copied(first)
@@ -65,7 +65,7 @@ def test_it_moves_the_student_leaves_the_teacher_and_resumes_exactly(
     assert all(values[key] is not None for key in values if key.endswith("loss")), values
     assert gan_weight is None or any(not torch.equal(v, first_heads[k]) for k, v in saved[DISCRIMINATOR].items())
 
-    second = make_trainer(teacher, config, method=name, lora_rank=lora_rank)
+    second = make_trainer(teacher, method=name, discriminator=discriminator, lora_rank=lora_rank)
     second.restore(type(snapshot)(saved, snapshot.state))
     for trainer in (first, second):
         train(trainer, teacher, range(2, 4))

@@ -19,7 +19,7 @@ def test_it_resolves_and_names_its_source(name: str) -> None:
     teacher = max((t for t in TEACHERS if name.startswith(f"{t}-")), key=len)
     method, _, kind = name.removeprefix(f"{teacher}-").partition("-lora")
     asked = {"teacher": teacher, "method": method, **({"preset": "lora"} if name.endswith("-lora") else {})}
-    config, method_config = resolve([Settings(asked, "the test")])
+    config, method_config, _ = resolve([Settings(asked, "the test")])
     assert config.preset == name and kind == ""
     assert (config.lora_rank > 0) == name.endswith("-lora")
     assert method_config is not None

@@ -8,6 +8,7 @@ import pytest
 from ddx.config import Settings, read_yaml
 from ddx.errors import UsageError
 from ddx.methods.lcm import LCMConfig
+from ddx.methods.parts.added_discriminator import AddedDiscriminatorConfig
 from ddx.methods.registry import METHODS
 from ddx.methods.shortcut import ShortcutConfig
 from ddx.run_record import write_run
@@ -21,16 +22,16 @@ def layers(**values: Any) -> list[Settings]:
 
 
 def test_the_preset_of_the_teacher_lies_under_what_is_given() -> None:
-    plain, _ = resolve(layers(teacher="sana-tiny", preset="none"))
-    tuned, method = resolve(layers(teacher="sana-tiny", seed=5))
-    mine, _ = resolve(layers(teacher="sana-tiny", batch_size=3))
+    plain, *_ = resolve(layers(teacher="sana-tiny", preset="none"))
+    tuned, method, added = resolve(layers(teacher="sana-tiny", seed=5))
+    mine, *_ = resolve(layers(teacher="sana-tiny", batch_size=3))
     assert plain.preset == "none" and tuned.preset == "sana-tiny-lcm" and tuned.seed == 5
     assert tuned.batch_size != plain.batch_size and mine.batch_size == 3
-    assert isinstance(method, LCMConfig) and method != LCMConfig()
+    assert isinstance(method, LCMConfig) and method != LCMConfig() and added == AddedDiscriminatorConfig()
 
 
 def test_another_teacher_has_the_published_defaults() -> None:
-    config, method = resolve(layers())
+    config, method, _ = resolve(layers())
     assert config.teacher == "sana-600m" and config.preset == "none" and method == METHODS["lcm"].config()
 
 
@@ -38,31 +39,32 @@ def test_another_teacher_has_the_published_defaults() -> None:
 def test_every_preset_resolves_and_says_what_it_is_for(name: str) -> None:
     named = [method for method in METHODS if name.startswith(f"sana-tiny-{method}")]
     for method in named or METHODS:
-        config, _ = resolve(layers(teacher="sana-tiny", method=method, preset=name))
+        config, *_ = resolve(layers(teacher="sana-tiny", method=method, preset=name))
         assert config.preset == name
     assert (preset_folder() / f"{name}.yaml").read_text().startswith("# ")
 
 
 def test_methods_that_share_a_preset_differ_in_what_is_their_own_and_not_in_the_budget() -> None:
     resolved = [resolve(layers(teacher="sana-tiny", method=method, preset="sana-tiny")) for method in METHODS]
-    assert len({(config.train_steps, config.batch_size) for config, _ in resolved}) == 1
-    shortcut, own = resolve(layers(teacher="sana-tiny", method="shortcut"))
+    assert len({(config.train_steps, config.batch_size) for config, *_ in resolved}) == 1
+    shortcut, own, _ = resolve(layers(teacher="sana-tiny", method="shortcut"))
     assert isinstance(own, ShortcutConfig) and own.smallest_jumps != ShortcutConfig().smallest_jumps
-    sid, _ = resolve(layers(teacher="sana-tiny", method="sid"))
+    sid, *_ = resolve(layers(teacher="sana-tiny", method="sid"))
     assert sid.learning_rate != shortcut.learning_rate
     assert set(read_yaml(preset_folder() / "sana-tiny.yaml")["methods"]) <= set(METHODS)
 
 
 def test_a_prepared_teacher_has_the_presets_of_the_one_it_was_made_of(tmp_path: Path) -> None:
     write_run(tmp_path, {"prepared_from": "sana-tiny"}, finished=True)
-    config, method = resolve(layers(teacher=str(tmp_path), method="sana-sprint"))
-    _, wanted = resolve(layers(teacher="sana-tiny", method="sana-sprint"))
+    config, method, added = resolve(layers(teacher=str(tmp_path), method="sana-sprint"))
+    _, wanted, _ = resolve(layers(teacher="sana-tiny", method="sana-sprint"))
     assert config.preset == "sana-tiny" and config.teacher == str(tmp_path) and method == wanted
+    assert added is None  # it has a discriminator of its own
 
 
 def test_a_preparation_takes_of_a_preset_what_it_has() -> None:
     tuned = resolve_preparation(layers(teacher="sana-tiny", batch_size=3))
-    distilled, _ = resolve(layers(teacher="sana-tiny", method="scm"))
+    distilled, *_ = resolve(layers(teacher="sana-tiny", method="scm"))
     assert (tuned.preset, tuned.batch_size, tuned.train_steps) == ("sana-tiny", 3, distilled.train_steps)
     assert resolve_preparation(layers()) == PrepareConfig(preset="none")
     with pytest.raises(UsageError, match="unknown preset"):
@@ -70,7 +72,7 @@ def test_a_preparation_takes_of_a_preset_what_it_has() -> None:
 
 
 def test_a_preset_may_be_named_by_its_ending() -> None:
-    config, _ = resolve(layers(teacher="sana-tiny", preset="full"))
+    config, *_ = resolve(layers(teacher="sana-tiny", preset="full"))
     assert config.preset == "sana-tiny-lcm-full"
 
 

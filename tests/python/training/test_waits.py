@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddx.device import send
 from ddx.methods.base import STUDENT, Batch, NetworkSpec
-from ddx.methods.parts.judged import JudgedConfig
+from ddx.methods.parts.added_discriminator import AddedDiscriminatorConfig
 from ddx.methods.parts.random_numbers import RandomNumbers
 from ddx.methods.registry import METHODS
 from ddx.teachers.base import Teacher
@@ -89,8 +89,10 @@ def on_device(batch: Batch, rows: range) -> Batch:
     )
 
 
-def device_trainer(teacher: Teacher, name: str, config: Any) -> Trainer:
-    trainer = make_trainer(teacher, config, method=name, ranks=Ranks(device=META), optimizer="radam")
+def device_trainer(teacher: Teacher, name: str, discriminator: AddedDiscriminatorConfig | None = None) -> Trainer:
+    trainer = make_trainer(
+        teacher, method=name, discriminator=discriminator, ranks=Ranks(device=META), optimizer="radam"
+    )
     assert {p.device for trained in trainer.trained.values() for p in trained.parameters} == {META}
     return trainer
 
@@ -121,9 +123,8 @@ ON_VP = ("lcm", "sid", "shortcut")
 @pytest.mark.parametrize(("name", "kind"), [(name, "eps" if name in ON_VP else "flow") for name in METHODS])
 def test_no_method_waits_for_the_device(teachers: dict[str, tuple[Teacher, Teacher]], name: str, kind: str) -> None:
     host, device = teachers[kind]
-    spec = METHODS[name]
-    config = spec.config(gan_weight=0.1) if issubclass(spec.config, JudgedConfig) else spec.config()
-    step_without_waiting(device_trainer(device, name, config), host)
+    added = AddedDiscriminatorConfig(gan_weight=0.1) if METHODS[name].takes_discriminator else None
+    step_without_waiting(device_trainer(device, name, added), host)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_a_wait_is_seen(
     teachers: dict[str, tuple[Teacher, Teacher]], wait: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host, device = teachers["flow"]
-    trainer = device_trainer(device, "lcm", METHODS["lcm"].config())
+    trainer = device_trainer(device, "lcm")
     losses = trainer.method.losses
 
     def waiting(*arguments: Any) -> Any:

@@ -115,8 +115,8 @@ def method_of(name: str, teacher: MixtureTeacher, **settings: Any) -> tuple[Meth
     """Return the method, and the settings of its trainer."""
     spec = method_spec(name)
     layers = [Settings(spec.method.defaults, "the method"), Settings({**SETTINGS, **settings}, "the bench")]
-    config, method_config = build_many((DistillConfig, spec.config), *layers)
-    return load_method(name, method_config, teacher), config
+    config, method_config, *added = build_many((DistillConfig, *spec.configs), *layers)
+    return load_method(name, method_config, teacher, *added), config
 
 
 def make_batch(teacher: MixtureTeacher, config: DistillConfig, step: int) -> Batch:

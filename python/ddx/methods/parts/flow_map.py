@@ -51,8 +51,8 @@ class PairsConfig(VelocityConfig):
 class FlowMap(FlowMethod):
     """A method whose student, and whatever averages it, takes the length of its jump."""
 
-    sampler: ClassVar[Sampler] = "ode"
-    folded_steps: ClassVar[tuple[int, ...]] = (1, 2, 4)
+    sampler: Sampler = "ode"
+    folded_steps: tuple[int, ...] = (1, 2, 4)
     jumping_networks: ClassVar[tuple[str, ...]] = (STUDENT,)
     """The networks that take intervals, and with them their averages."""
 

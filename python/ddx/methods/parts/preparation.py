@@ -11,7 +11,7 @@ A share of the rows has the empty caption, since students learn from the guided 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,8 @@ class Preparation(FlowMethod):
     """The tuning of a teacher towards itself."""
 
     config: PreparationConfig
-    makes: ClassVar[str] = "teacher"
-    sampler: ClassVar[Sampler] = "own"
+    makes: str = "teacher"
+    sampler: Sampler = "own"
 
     def build(self, spec: NetworkSpec) -> nn.Module:
         """Return the teacher's network with what it is prepared for."""
