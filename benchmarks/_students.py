@@ -19,19 +19,13 @@ from _command import measured
 from _environment import RESULTS, machine, write_result
 
 from ddx.cli.console import emit
-from ddx.evaluation.scores import ATTRIBUTES
+from ddx.metrics.table import METRICS
 
 ROWS = 4096
-SCORES = (*ATTRIBUTES, "frechet", "precision", "recall", "diversity")
+SCORES = tuple(metric.name for metric in METRICS if metric.name != "seconds_per_image")
 ONE_CORE = {"OMP_NUM_THREADS": "1"}
-SHOWN = {
-    "overall": "overall",
-    "object": "object",
-    "frechet": "Fréchet",
-    "precision": "precision",
-    "recall": "recall",
-    "diversity": "diversity",
-}
+NOT_SHOWN = ("colour", "count", "size", "relation")
+SHOWN = {metric.name: metric.title for metric in METRICS if metric.name in SCORES and metric.name not in NOT_SHOWN}
 TEACHER = "teacher"
 
 

@@ -26,9 +26,9 @@ def command(invocation: Invocation, again: bool) -> None:
     the one-step student, and scores it beside its teacher. It takes minutes on two cores, needs no network, and skips
     finished stages.
     """
-    from ddx.cli.console import duration, emit, emit_json, emit_table
+    from ddx.cli.console import duration, emit, emit_json
+    from ddx.cli.evaluate import emit_scores
     from ddx.cli.pipeline import Runner, read_pipeline
-    from ddx.evaluation.report import TITLES, shown_columns
 
     root = invocation.workspace.root
     runner = Runner(
@@ -53,9 +53,8 @@ def command(invocation: Invocation, again: bool) -> None:
     if invocation.as_json:
         emit_json({"rows": rows, "ratios": ratios, "seconds": seconds, "page": evaluation.get("page")})
         return
-    shown = ["model", "steps", *shown_columns(rows)]
     emit("")
-    emit_table([TITLES.get(key, key) for key in shown], [[row[key] for key in shown] for row in rows])
+    emit_scores(rows)
     emit("")
     emit(f"The one-step student scores {ratios['of_teacher_20']:.2f} of its teacher's 20 steps,")
     emit(f"and {ratios['of_teacher_1']:.1f} times what the teacher itself reaches in one step.")

@@ -43,18 +43,19 @@ def command(invocation: Invocation) -> int:
     if invocation.as_json:
         emit_json(result.to_dict())
         return 0
-    _print_table(result.rows)
+    emit_scores(result.rows)
     emit(f"\nreport  {result.report}\npage    {result.page}")
     return 0
 
 
-def _print_table(rows: list[dict[str, Any]]) -> None:
+def emit_scores(rows: list[dict[str, Any]]) -> None:
+    """Print the scores of an evaluation as a table."""
     from ddx.cli.console import emit_table
-    from ddx.evaluation.report import TITLES, shown_columns
+    from ddx.metrics.table import shown_metrics
 
-    shown = shown_columns(rows)
-    headers = ["model", "steps", *(TITLES[key] for key in shown)]
-    emit_table(headers, [[row["model"], row["steps"], *(row[key] for key in shown)] for row in rows])
+    shown = shown_metrics(rows)
+    headers = ["model", "steps", *(metric.title for metric in shown)]
+    emit_table(headers, [[row["model"], row["steps"], *(row[metric.name] for metric in shown)] for row in rows])
 
 
 def _dry_run(invocation: Invocation, config: EvaluateConfig) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,12 @@ from ddx.config import to_dict
 from ddx.device import find_device
 from ddx.errors import DdxError
 from ddx.evaluation.config import EvaluateConfig
-from ddx.evaluation.diversity import prompt_variance
 from ddx.evaluation.drawing import Drawn, Painter, Requests
 from ddx.evaluation.features import VERSION, extract
-from ddx.evaluation.frechet import frechet_distance
-from ddx.evaluation.precision_recall import precision_recall
-from ddx.evaluation.scores import ATTRIBUTES, are_scenes, no_scores, scene_scores
+from ddx.evaluation.scores import are_scenes, scene_scores
+from ddx.metrics.diversity import prompt_variance
+from ddx.metrics.frechet import frechet_distance
+from ddx.metrics.table import METRICS, Against, Measured
 from ddx.progress import NullProgress, Progress
 from ddx.run_record import versions
 from ddx.sampling.prompts import read_prompts
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 REFERENCES_PER_PROMPT = 4
 DIVERSITY_SEED = 1_000_003  # the first seed of the pictures that measure diversity: apart from the others'
-
-COLUMNS = ("overall", *ATTRIBUTES[1:], "frechet", "precision", "recall", "diversity", "seconds_per_image")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +59,7 @@ class ModelResult:
     guidance: float | None
     drawn: Drawn
     features: NDArray[np.float64]
-    scores: dict[str, float | None] = field(default_factory=no_scores)
+    marks: Mapping[str, float | None] = field(default_factory=dict)  # of the scene checker, where it can mark
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,11 +198,11 @@ def _draw_teacher(
     for candidates in found:
         distances = [frechet_distance(reference, _main(one, tests)) for one in candidates]
         # The checker decides where it can; the distance between equals, and where there is no checker.
-        order = [(-(one.scores["overall"] or 0.0), far) for one, far in zip(candidates, distances, strict=True)]
+        order = [(-(one.marks.get("overall") or 0.0), far) for one, far in zip(candidates, distances, strict=True)]
         best.append(candidates[min(range(len(order)), key=order.__getitem__)])
         for one, far in zip(candidates, distances, strict=True):
             sweep.append(
-                {"steps": one.steps, "guidance": one.guidance, "overall": one.scores["overall"], "frechet": far}
+                {"steps": one.steps, "guidance": one.guidance, "overall": one.marks.get("overall"), "frechet": far}
             )
     return best, sweep
 
@@ -219,33 +217,33 @@ def _draw_student(
 
 def _result(model: str, steps: int, guidance: float | None, drawn: Drawn, tests: TestSet) -> ModelResult:
     count = len(tests.prompts)
-    scores = scene_scores(drawn.images[:count], tests.prompts) if tests.scenes else no_scores()
+    marks = scene_scores(drawn.images[:count], tests.prompts) if tests.scenes else {}
     return ModelResult(
-        model=model, steps=steps, guidance=guidance, drawn=drawn, features=extract(drawn.images), scores=scores
+        model=model, steps=steps, guidance=guidance, drawn=drawn, features=extract(drawn.images), marks=marks
     )
 
 
 def _table(
     config: EvaluateConfig, tests: TestSet, results: Sequence[ModelResult], reference: NDArray[np.float64]
 ) -> list[dict[str, Any]]:
-    full = prompt_variance(_longest(results).features[len(tests.prompts) :], config.diversity_seeds)
+    count = len(tests.prompts)
+    against = Against(
+        features=reference,
+        variance=prompt_variance(_longest(results).features[count:], config.diversity_seeds),
+        num_seeds=config.diversity_seeds,
+        neighbours=config.neighbours,
+    )
     rows = []
     for one in results:
-        precision, recall = precision_recall(reference, _main(one, tests), config.neighbours)
-        variance = prompt_variance(one.features[len(tests.prompts) :], config.diversity_seeds)
-        rows.append(
-            {
-                "model": one.model,
-                "steps": one.steps,
-                "guidance": one.guidance,
-                **one.scores,
-                "frechet": frechet_distance(reference, _main(one, tests)),
-                "precision": precision,
-                "recall": recall,
-                "diversity": variance / full if full > 0 else None,
-                "seconds_per_image": one.drawn.seconds_per_image,
-            }
+        measured = Measured(
+            marks=one.marks,
+            features=_main(one, tests),
+            repeated=one.features[count:],
+            seconds_per_image=one.drawn.seconds_per_image,
+            against=against,
         )
+        scores = {metric.name: metric.measure(measured) for metric in METRICS}
+        rows.append({"model": one.model, "steps": one.steps, "guidance": one.guidance, **scores})
     return rows
 
 

@@ -10,26 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddx.errors import cannot_write
-from ddx.sampling.card import format_score
+from ddx.metrics.table import shown_metrics
 
 if TYPE_CHECKING:
     from ddx.evaluation.evaluate import EvaluationResult, ModelResult, TestSet
     from ddx.page import Table
     from ddx.sampling.page import Column
 
-TITLES = {
-    "overall": "overall",
-    "object": "object",
-    "colour": "colour",
-    "count": "count",
-    "size": "size",
-    "relation": "relation",
-    "frechet": "Fréchet",
-    "precision": "precision",
-    "recall": "recall",
-    "diversity": "diversity",
-    "seconds_per_image": "s / picture",
-}
 # The page shows these results side by side, where they were drawn.
 SHOWN = (("teacher", 20), ("teacher", 1), ("student", 1), ("student", 2), ("student", 4))
 
@@ -75,11 +62,6 @@ def write_report(
     return final
 
 
-def shown_columns(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the scores that at least one row has, in the table's order."""
-    return [key for key in TITLES if any(row.get(key) is not None for row in rows)]
-
-
 def _lead(result: EvaluationResult) -> str:
     def find(model: str, steps: int | None) -> dict[str, Any] | None:
         rows = [row for row in result.rows if row["model"] == model and steps in (None, row["steps"])]
@@ -119,16 +101,18 @@ def _columns(results: Sequence[ModelResult], count: int) -> list[Column]:
 def _table(result: EvaluationResult) -> Table:
     from ddx.page import Table
 
-    shown = shown_columns(result.rows)
+    shown = shown_metrics(result.rows)
     rows = [
         [
             f"{row['model']}, {row['steps']} step{'s' if row['steps'] > 1 else ''}",
-            *(format_score(k, row[k]) for k in shown),
+            *(metric.text(row[metric.name]) for metric in shown),
         ]
         for row in result.rows
     ]
     students = frozenset(i for i, row in enumerate(result.rows) if row["model"] == "student")
-    return Table(headings=["", *(TITLES[key] for key in shown)], rows=rows, student_rows=students, note=_note(result))
+    return Table(
+        headings=["", *(metric.title for metric in shown)], rows=rows, student_rows=students, note=_note(result)
+    )
 
 
 def _note(result: EvaluationResult) -> str:

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from ddx.errors import DdxError
 from ddx.teachers.size import Size, height_and_width
 
-ATTRIBUTES = ("overall", "object", "colour", "count", "size", "relation")
-
 
 def are_scenes(prompts: Sequence[str], resolution: Size) -> bool:
     """Return whether the checker can mark pictures of these prompts at this resolution."""
@@ -37,9 +35,4 @@ def scene_scores(images: NDArray[np.uint8], captions: Sequence[str]) -> dict[str
     from ddx.scenes.checker import score
 
     found = score(images, captions)
-    return {name: None if math.isnan(found[name]) else round(found[name], 6) for name in ATTRIBUTES}
-
-
-def no_scores() -> dict[str, float | None]:
-    """Return the scores of pictures that the checker cannot mark."""
-    return dict.fromkeys(ATTRIBUTES)
+    return {name: None if math.isnan(value) else round(value, 6) for name, value in found.items()}

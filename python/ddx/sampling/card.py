@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ddx.metrics.table import shown_metrics
 from ddx.sampling.prompts import standard_prompts
 from ddx.sampling.snippet import SNIPPET_SEED, literal, lora_snippet, snippet
 from ddx.sampling.student import StudentFolder
@@ -19,15 +20,6 @@ from ddx.sampling.student import StudentFolder
 CARD_NAME = "README.md"
 SCORES_NAME = "scores.json"
 KERNEL_DECIBELS = 60  # between a picture of our kernels and diffusers' own, in float32; a test holds it
-
-SCORE_COLUMNS = (
-    ("overall", "overall"),
-    ("frechet", "Fréchet"),
-    ("precision", "precision"),
-    ("recall", "recall"),
-    ("diversity", "diversity"),
-    ("seconds_per_image", "s / picture"),
-)
 
 # What the model hub calls the licences that teachers here have.
 _HUB_LICENCES = {
@@ -94,15 +86,6 @@ def card_text(
         _score_table(scores),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
-
-
-def format_score(name: str, value: Any) -> str:
-    """Return a score as people read it: shares with two digits, distances and times with three; a dash for none."""
-    if value is None:
-        return "–"
-    if name in ("frechet", "seconds_per_image"):
-        return f"{float(value):.3g}"
-    return f"{float(value):.2f}"
 
 
 def _more_steps(student: StudentFolder) -> str:
@@ -187,13 +170,13 @@ def _facts(student: StudentFolder) -> str:
 def _score_table(scores: Sequence[Mapping[str, Any]]) -> str:
     if not scores:
         return "Not evaluated yet: `ddx evaluate --student .` fills this table."
-    shown = [(key, title) for key, title in SCORE_COLUMNS if any(row.get(key) is not None for row in scores)]
+    shown = [metric for metric in shown_metrics(scores) if metric.on_card]
     lines = [
-        "| model | steps | " + " | ".join(title for _, title in shown) + " |",
+        "| model | steps | " + " | ".join(metric.title for metric in shown) + " |",
         "|---|" + "---:|" * (len(shown) + 1),
     ]
     for row in scores:
-        cells = " | ".join(format_score(key, row.get(key)) for key, _ in shown)
+        cells = " | ".join(metric.text(row.get(metric.name)) for metric in shown)
         lines.append(f"| {row.get('model')} | {row.get('steps')} | {cells} |")
     return "\n".join(lines)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import linalg
 
-from ddx.evaluation.diversity import prompt_variance
-from ddx.evaluation.frechet import frechet_distance, gaussian_distance
-from ddx.evaluation.precision_recall import precision_recall
+from ddx.metrics.diversity import prompt_variance
+from ddx.metrics.frechet import frechet_distance, gaussian_distance
+from ddx.metrics.precision_recall import precision_recall
 
 
 def test_frechet_of_equal_sets_is_zero() -> None:

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ddx.evaluation.features import NUM_FEATURES, extract
-from ddx.evaluation.frechet import frechet_distance
-from ddx.evaluation.precision_recall import precision_recall
+from ddx.metrics.frechet import frechet_distance
+from ddx.metrics.precision_recall import precision_recall
 from ddx.scenes.captions import parse_caption, sample_captions
 from ddx.scenes.render import render
 

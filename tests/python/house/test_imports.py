@@ -28,6 +28,7 @@ RANK = {
     "teachers": 3,
     "process": 2,
     "kernels": 1,
+    "metrics": 1,
     "device": 1,
     "scenes": 0,
     "errors": 0,

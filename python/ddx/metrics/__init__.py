@@ -1,0 +1,1 @@
+"""What pictures are scored by: functions of their features, and the table of all metrics."""
