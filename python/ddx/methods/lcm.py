@@ -99,7 +99,9 @@ class LCM(FlowMethod):
             )
 
     def usual_guidance(self) -> tuple[float, float]:
-        """Return the published ranges."""
+        """Return the published ranges of classifier-free guidance."""
+        if self.teacher.embedded_guidance:
+            return super().usual_guidance()
         return (4.0, 6.0) if isinstance(self.teacher.process, FlowProcess) else (6.0, 16.0)
 
     def stretched(self, share: float) -> tuple[str, ...]:

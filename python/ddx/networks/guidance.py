@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from ddx.networks.lora import plain_state
 from ddx.teachers.base import Teacher
-from ddx.teachers.extra_input import ScalarEmbedder, add_embedder, find_embedder, scalar_input
+from ddx.teachers.extra_input import GUIDANCE, ScalarEmbedder, add_embedder, find_embedder, find_number, scalar_input
 
-GUIDANCE = "guidance_embedder"
 INTERVAL = "interval_embedder"
 EMBEDDERS = (GUIDANCE, INTERVAL)
 
@@ -80,6 +79,8 @@ def fold(teacher: Teacher, network: nn.Module, numbers: Mapping[str, float]) -> 
 
 
 def _add(teacher: Teacher, network: nn.Module, name: str) -> nn.Module:
+    if find_number(network, name) is not None:  # one that takes it itself
+        return network
     linear = teacher.time_embedding_linear(network)
     make = {GUIDANCE: guidance_embedder, INTERVAL: interval_embedder}[name]
     # float32 whatever the network is in: behind a frozen backbone in bfloat16 it is still trained

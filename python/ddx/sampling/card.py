@@ -96,10 +96,18 @@ def _more_steps(student: StudentFolder) -> str:
     folders = student.record.get("step_folders", {})
     if folders:  # the weights are others: a folder each
         lines = [f"open `{folders[str(n)]}` with {line}" for n, line in zip(called, lines, strict=True)]
-    return (
-        "For two or four steps: " + " or ".join(lines) + ". Keep `guidance_scale=1.0`, which means no second pass: "
-        "guidance is in the weights."
-    )
+    return "For two or four steps: " + " or ".join(lines) + ". " + _guidance(student)
+
+
+def _guidance(student: StudentFolder) -> str:
+    """Return what to leave as it is in the call, or what else its guidance may be."""
+    ((name, value),) = student.call.guidance(student.guidance).items()
+    if not student.call.embedded_guidance:
+        return f"Keep `{name}={value}`, which means no second pass: guidance is in the weights."
+    trained = student.record.get("guidance_range")
+    if trained and trained[0] < trained[1]:
+        return f"The network takes `{name}` itself, and was trained with {trained[0]:g} to {trained[1]:g}."
+    return f"Keep `{name}={value}`: the network takes it itself, and was trained with no other."
 
 
 def _how_equal(student: StudentFolder) -> str:
@@ -139,8 +147,11 @@ def _low_rank(student: StudentFolder, prompt: str) -> str:
             "whose pipeline is the merged one."
         )
     if student.family:
+        fed = ""
+        if student.call.embedded_guidance and scale is not None:
+            fed = f" and the guidance that the network takes at {scale:g}"
         notes.append(
-            f"`{COMFYUI_FILE}` is the same for {student.family.lora_programs}; draw with a guidance (cfg) of 1."
+            f"`{COMFYUI_FILE}` is the same for {student.family.lora_programs}; draw with a guidance (cfg) of 1{fed}."
         )
     return "\n\n".join(["## Onto the teacher", *sentences, " ".join(notes)])
 
@@ -153,7 +164,10 @@ def _facts(student: StudentFolder) -> str:
         ("teacher's revision", record.get("teacher_revision")),
         ("teacher's licence", _licence(record)),
         ("method", _method(record)),
-        ("guidance in the weights", None if guidance is None else f"{guidance:g}"),
+        (
+            "guidance" if student.call.embedded_guidance else "guidance in the weights",
+            None if guidance is None else f"{guidance:g}",
+        ),
         ("resolution", f"{student.resolution} × {student.resolution} pixels"),
         ("data", record.get("source") or _data_name(record)),
         ("images seen", _thousands(record.get("images_seen"))),

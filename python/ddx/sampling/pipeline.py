@@ -93,8 +93,11 @@ class StudentPipeline:
         processor.postprocess = checked
 
     def set_guidance(self, guidance: float) -> None:
-        """Fold another guidance scale in. DdxError when the student does not take guidance, or nothing was kept."""
-        from ddx.sampling.student_guidance import refold_guidance
+        """Fold another guidance scale in, or feed it to a network that takes it.
+
+        UsageError for one that was not trained, DdxError where nothing was kept to fold.
+        """
+        from ddx.sampling.student_guidance import check_guidance, refold_guidance
 
         if self.guidance is None:
             raise UsageError(
@@ -102,6 +105,7 @@ class StudentPipeline:
             )
         if abs(guidance - self.guidance) < 1e-9:
             return
+        check_guidance(self.files, guidance, self.guidance)
         if not self.files.call.embedded_guidance:
             linear = None if self.adapter is None else self.adapter.time_embedding_linear(self.denoiser)
             refold_guidance(self.files, linear, guidance, folded=self.guidance)

@@ -17,16 +17,10 @@ if TYPE_CHECKING:
     from ddx.sampling.student import StudentFolder
 
 
-def refold_guidance(student: StudentFolder, linear: nn.Linear | None, guidance: float, folded: float) -> None:
-    """Fold `guidance` into a denoiser of the student that holds `folded`, in place; `linear` ends its time embedding.
-
-    Raises UsageError for a scale outside the range that was trained, DdxError where the student takes no guidance or
-    its checkpoints are gone.
-    """
-    import torch
-
+def check_guidance(student: StudentFolder, guidance: float, held: float) -> None:
+    """Raise UsageError for a scale that the student, which is for `held`, was not trained at."""
     trained = student.record.get("guidance_range")
-    shipped = f"its weights hold guidance {folded:g}"
+    shipped = f"{'it is for' if student.call.embedded_guidance else 'its weights hold'} guidance {held:g}"
     if not trained or trained[0] >= trained[1]:
         raise UsageError(
             f"{student.name} was distilled at one guidance scale: {shipped}",
@@ -37,10 +31,20 @@ def refold_guidance(student: StudentFolder, linear: nn.Linear | None, guidance: 
             f"guidance = {guidance:g} is outside {trained[0]:g} to {trained[1]:g}, the range of {student.name}",
             hint=f"--guidance {min(max(guidance, trained[0]), trained[1]):g}",
         )
+
+
+def refold_guidance(student: StudentFolder, linear: nn.Linear | None, guidance: float, folded: float) -> None:
+    """Fold `guidance` into a denoiser of the student that holds `folded`, in place; `linear` ends its time embedding.
+
+    Raises DdxError where the student takes no guidance or its checkpoints are gone.
+    """
+    import torch
+
     stored = _stored_embedder(student.folder)
     if not stored or linear is None:
         raise DdxError(
-            f"the checkpoints of {student.name} are not there to fold guidance {guidance:g} from; {shipped}",
+            f"the checkpoints of {student.name} are not there to fold guidance {guidance:g} from; "
+            f"its weights hold guidance {folded:g}",
             hint="leave --guidance away, or keep the student's checkpoints folder beside it",
         )
     assert linear is not None

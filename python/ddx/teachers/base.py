@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ddx.process import PredictionKind, Process
 from ddx.teachers.condition import Condition
-from ddx.teachers.extra_input import moved_inputs
+from ddx.teachers.extra_input import GUIDANCE, moved_inputs, scalar_input
 from ddx.teachers.features import as_map, outputs_of
 from ddx.teachers.open_pipeline import OpenPipeline
 from ddx.teachers.size import Size
@@ -72,7 +72,13 @@ class Teacher(OpenPipeline):
         null: Condition,
         guidance: Tensor | float,
     ) -> Tensor:
-        """Classifier-free guidance ``uncond + s (cond - uncond)``; s a number or ``[B]``."""
+        """Classifier-free guidance ``uncond + s (cond - uncond)``; s a number or ``[B]``.
+
+        A network that takes the scale itself is given it, in one pass.
+        """
+        if self.embedded_guidance:
+            with scalar_input(network, GUIDANCE, guidance):
+                return self.predict(network, x_t, t, condition)
         if isinstance(guidance, int | float) and guidance == 1.0:
             return self.predict(network, x_t, t, condition)
         num = len(x_t)

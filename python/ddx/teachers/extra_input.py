@@ -3,6 +3,8 @@
 The embedder's last layer starts at zero, so a network starts as the teacher exactly; its first one does not, or else
 only the last bias would ever move. For one fixed number the embedding is a constant, and adding it to the bias of the
 layer that it enters at gives a network of the teacher's own class (equal to about 3e-7 in float32).
+
+A denoiser that takes guidance itself has a bare :class:`FedNumber` of the same name instead, which its adapter reads.
 """
 
 from __future__ import annotations
@@ -16,8 +18,26 @@ from torch import Tensor, nn
 
 from ddx.device import send
 
+GUIDANCE = "guidance_embedder"
 
-class ScalarEmbedder(nn.Module):
+
+class FedNumber(nn.Module):
+    """The numbers that :func:`scalar_input` feeds to a network; without parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value: Tensor | None = None  # the numbers [B] of the forward pass under way, see `scalar_input`
+        self.tangent: Tensor | None = None  # their derivative [B] along a dual forward's direction
+        self.move: Tensor | None = None  # how far along it: 0 with tangent 1, inside a dual forward
+
+    def number(self) -> Tensor | None:
+        """Return the numbers, float32 `[B]` or `[1]`, None where none were fed."""
+        if self.value is None or self.move is None or self.tangent is None:
+            return self.value
+        return self.value + self.move * self.tangent
+
+
+class ScalarEmbedder(FedNumber):
     """Fourier features of a number, then two linears; the output is 0 until the last one is trained."""
 
     frequencies: Tensor
@@ -43,9 +63,6 @@ class ScalarEmbedder(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
         self.vanishes_at_zero = vanishes_at_zero
-        self.value: Tensor | None = None  # the numbers [B] of the forward pass under way, see `scalar_input`
-        self.tangent: Tensor | None = None  # their derivative [B] along a dual forward's direction
-        self.move: Tensor | None = None  # how far along it: 0 with tangent 1, inside a dual forward
 
     def forward(self, value: Tensor) -> Tensor:
         """Return embeddings `[B, width]` in the layers' dtype for numbers `[B]`."""
@@ -57,11 +74,9 @@ class ScalarEmbedder(nn.Module):
 
     def current(self) -> Tensor:
         """Return the embedding of the numbers that were fed. RuntimeError if none were."""
-        if self.value is None:
+        value = self.number()
+        if value is None:
             raise RuntimeError("this network takes one more number: call it inside the embedder's input context")
-        value = self.value
-        if self.move is not None and self.tangent is not None:
-            value = value + self.move * self.tangent
         embedding: Tensor = self(value)
         return embedding
 
@@ -82,9 +97,15 @@ def add_embedder(network: nn.Module, linear: nn.Module, name: str, embedder: Sca
     linear.register_forward_hook(_AddEmbedding(embedder))
 
 
-def find_embedder(network: nn.Module, name: str) -> ScalarEmbedder | None:
-    """Return the embedder of that name, also through a data-parallel wrapper; None if the network has none."""
+def find_number(network: nn.Module, name: str) -> FedNumber | None:
+    """Return the input of that name, also through a data-parallel wrapper; None if the network has none."""
     found = getattr(getattr(network, "module", network), name, None)
+    return found if isinstance(found, FedNumber) else None
+
+
+def find_embedder(network: nn.Module, name: str) -> ScalarEmbedder | None:
+    """Return the embedder of that name, as :func:`find_number` does; None for a network that takes it itself too."""
+    found = find_number(network, name)
     return found if isinstance(found, ScalarEmbedder) else None
 
 
@@ -92,22 +113,22 @@ def find_embedder(network: nn.Module, name: str) -> ScalarEmbedder | None:
 def scalar_input(
     network: nn.Module, name: str, value: Tensor | float, tangent: Tensor | float | None = None
 ) -> Iterator[None]:
-    """Feed a number, or `[B]`, to the embedder `name` in the forward passes inside; without the embedder it is ignored.
+    """Feed a number, or `[B]`, to the input `name` in the forward passes inside; without such an input it is ignored.
 
     tangent: the number's derivative along the direction of :meth:`Teacher.predict_dual`, None for 0.
     """
-    embedder = find_embedder(network, name)
-    if embedder is None:
+    fed = find_number(network, name)
+    if fed is None:
         yield
         return
-    before = embedder.value, embedder.tangent
-    device = embedder.last.weight.device
-    embedder.value = _numbers(value, device)
-    embedder.tangent = None if tangent is None else _numbers(tangent, device)
+    before = fed.value, fed.tangent
+    device = next(network.parameters()).device
+    fed.value = _numbers(value, device)
+    fed.tangent = None if tangent is None else _numbers(tangent, device)
     try:
         yield
     finally:
-        embedder.value, embedder.tangent = before
+        fed.value, fed.tangent = before
 
 
 def _numbers(value: Tensor | float, device: torch.device) -> Tensor:
@@ -120,11 +141,11 @@ def _numbers(value: Tensor | float, device: torch.device) -> Tensor:
 @contextmanager
 def moved_inputs(network: nn.Module, move: Tensor) -> Iterator[None]:
     """Move every fed number by `move` times its tangent; with a dual `move` the embeddings are dual numbers too."""
-    embedders = [module for module in network.modules() if isinstance(module, ScalarEmbedder)]
-    for embedder in embedders:
-        embedder.move = move
+    numbers = [module for module in network.modules() if isinstance(module, FedNumber)]
+    for fed in numbers:
+        fed.move = move
     try:
         yield
     finally:
-        for embedder in embedders:
-            embedder.move = None
+        for fed in numbers:
+            fed.move = None

@@ -31,6 +31,7 @@ class OpenPipeline(Autoencoding):
     text_width_key: ClassVar[str]  # where the denoiser's config says how wide the text tokens are
     family_guidance: ClassVar[float]
 
+    embedded_guidance: bool  # whether the denoiser takes the guidance scale itself
     default_guidance: float
     default_resolution: int
 
@@ -47,6 +48,7 @@ class OpenPipeline(Autoencoding):
     ) -> None:
         refuse_unknown_parts(source, tuple(self.part_classes), self.left_out)
         self.family, self._native = family.name, family.resolution
+        self.embedded_guidance = family.call.embedded_guidance
         self.source_info = source
         self.name = source.name
         self.source = source.origin

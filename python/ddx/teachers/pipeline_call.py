@@ -20,7 +20,8 @@ class PipelineCall:
     """The arguments that differ between families.
 
     guidance_off: what turns classifier-free guidance off. embedded_guidance: the network takes `guidance_scale` itself,
-    so a student is called with its own. always: further arguments of every call.
+    so a student is called with its own; `guidance_off` is then for one whose guidance is not known. always: further
+    arguments of every call.
 
     tokens, mask, pooled: the arguments that take encoded text; None where there is none of it. token_lists: tokens go
     in as a list of `[L, D]`.

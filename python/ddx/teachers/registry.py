@@ -153,6 +153,16 @@ TEACHERS: dict[str, TeacherSpec] = {
             summary="Stable Diffusion 3.5 Large, 8.1B, gated",
         ),
         TeacherSpec(
+            name="flux1-dev",
+            source="black-forest-labs/FLUX.1-dev",
+            revision="3de623fc3c33e44ffbe2bad470d0f45bccf2eb21",
+            family="flux1",
+            resolution=1024,
+            guidance=3.5,
+            licence="FLUX.1 [dev] Non-Commercial License",
+            summary="FLUX.1-dev 12B at 1024 px, gated; takes guidance itself",
+        ),
+        TeacherSpec(
             name="pixart-sigma",
             source="PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
             revision="e102b3591cc82e97071b8b4cb90d834d0c487207",

@@ -30,13 +30,15 @@ ALIASES = {
     "sd35-medium": "sd3 sd-3 sd3.5 sd-3.5 sd35 sd3.5-medium stable-diffusion-3 stable-diffusion-3.5 "
     "stable-diffusion-3.5-medium",
     "sd35-large": "sd3.5-large stable-diffusion-3.5-large",
+    "flux1-dev": "flux flux1 flux.1 flux-1 flux-dev flux.1-dev flux-1-dev",
     "pixart-sigma": "pixart pixart-sigma-1024 pixart-sigma-xl-2-1024-ms",
     "pixart-sigma-512": "pixart-sigma-xl-2-512-ms",
     "pixart-alpha": "pixart-xl pixart-xl-2-1024-ms",
     "qwen-image": "qwen qwenimage qwen-image-20b",
 }
 FAMILIES = {
-    "FLUX": r"flux",
+    "FLUX.1-schnell, which is a student already": r"schnell",
+    "another FLUX": r"flux",
     "SANA-Sprint, which is a student already": r"sprint",
     "Z-Image-Turbo, which is a student already": r"z-?image-?turbo",
     "an SD or SDXL Turbo, which is a student already": r"turbo|lightning|hyper-?sd|lcm",

@@ -83,6 +83,20 @@ FAMILIES: tuple[Family, ...] = (
         lora_programs="ComfyUI",
     ),
     Family(
+        name="flux1",
+        title="FLUX.1",
+        pipelines=("FluxPipeline",),
+        adapter="flux1.Flux1Teacher",
+        resolution=1024,
+        call=PipelineCall(
+            guidance_off={"guidance_scale": 3.5},
+            embedded_guidance=True,
+            pooled="pooled_prompt_embeds",
+            seeds_steps=False,
+        ),
+        lora_programs="ComfyUI",
+    ),
+    Family(
         name="pixart-alpha",
         title="PixArt-α",
         pipelines=("PixArtAlphaPipeline",),

@@ -50,6 +50,8 @@ MODELS: dict[str, tuple[str, dict[str, Any], int, int]] = {
     "lumina2": ("lumina2", LUMINA2, 2_609_769_152, 459),
     # diffusers' defaults; its weights' index counts 40_860_802_176 bytes in bfloat16
     "qwen-image": ("qwen-image", {}, 20_430_401_088, 1933),
+    # diffusers' defaults; the hub counts these parameters in its safetensors
+    "flux1-dev": ("flux1", {"guidance_embeds": True}, 11_901_408_320, 1160),
     "pixart-sigma": ("pixart-sigma", {**PIXART, "use_additional_conditions": False}, 610_856_096, 603),
     "pixart-alpha": ("pixart-alpha", PIXART, 611_349_152, 611),
     "sd35-medium": ("stable-diffusion-3", SD35_MEDIUM, 2_243_171_520, 909),
