@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import tiny
 from ddx.cli import main
 from ddx.errors import DdxError, UsageError
+from ddx.export import low_rank
 from ddx.export.config import ExportConfig
 from ddx.export.export import export
 from ddx.export.low_rank import cut_difference
@@ -151,8 +152,22 @@ def test_the_share_of_energy_is_that_of_singular_values_and_of_the_file_itself(
     assert shares[-1] + facts["outside"] == pytest.approx(1.0) and facts["outside"] > 0.01
 
 
+@pytest.mark.parametrize("shape", [(520, 640), (640, 520)])
+def test_few_vectors_of_a_large_matrix_keep_as_much_as_singular_values(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(2)
+    size = min(shape)
+    left, _ = torch.linalg.qr(torch.randn(shape[0], size, generator=generator, dtype=torch.float64))
+    right, _ = torch.linalg.qr(torch.randn(shape[1], size, generator=generator, dtype=torch.float64))
+    values = torch.arange(1, size + 1, dtype=torch.float64) ** -0.5  # a slow fall: each octave has the same energy
+    difference = (left * values) @ right.T
+    product, kept = low_rank._best(difference, 20)
+    assert kept == pytest.approx(float(values[:20].square().sum()), rel=1e-4)
+    rest = difference - product.up.double() @ product.down.double()
+    assert float(rest.square().sum()) == pytest.approx(float(values.square().sum()) - kept, rel=1e-6)
+
+
 def test_comfyuis_file_holds_the_same_products(vp_teacher: Teacher, tmp_path: Path) -> None:
-    folder = moved(vp_teacher, tmp_path / "student")
+    folder = moved(vp_teacher, tmp_path / "student", everything=True)
     for kind, name in (("lora", DIFFUSERS_FILE), ("comfyui", COMFYUI_FILE)):
         export_to(folder, tmp_path / name, format=kind, rank=3)
     ours, theirs = load_file(tmp_path / DIFFUSERS_FILE), load_file(tmp_path / COMFYUI_FILE)
