@@ -24,9 +24,19 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def make_sana(
-    folder: Path, seed: int = 0, text_width: int = 32, *, layers: int = 2, flow_shift: float = 3.0, width: int = 32
+    folder: Path,
+    seed: int = 0,
+    text_width: int = 32,
+    *,
+    layers: int = 2,
+    flow_shift: float = 3.0,
+    width: int = 32,
+    **more: Any,
 ) -> Path:
-    """A tiny SanaPipeline: 64 px, 8 latent channels on an 8x8 grid, a two-layer Gemma 2. Returns ``folder``."""
+    """A tiny SanaPipeline: 64 px, 8 latent channels on an 8x8 grid, a two-layer Gemma 2. Returns ``folder``.
+
+    ``more`` is for its transformer.
+    """
     from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
 
     torch.manual_seed(seed)
@@ -42,6 +52,7 @@ def make_sana(
         caption_channels=text_width,
         sample_size=8,
         patch_size=1,
+        **more,
     )
     vae = AutoencoderDC(
         in_channels=3,

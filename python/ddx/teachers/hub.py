@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddx.errors import DdxError, UsageError
-from ddx.teachers.families.table import find_family, no_adapter
+from ddx.teachers.families.table import STUDENT_PIPELINES, find_family, no_adapter
 from ddx.teachers.unknown import alias_of
 
 if TYPE_CHECKING:
@@ -81,11 +81,14 @@ def local_source(folder: Path, *, name: str | None = None, licence: str | None =
     )
 
 
-def hub_source(repo: str, revision: str, *, name: str | None = None, licence: str | None = None) -> Source:
+def hub_source(
+    repo: str, revision: str, *, name: str | None = None, licence: str | None = None, students: bool = False
+) -> Source:
     """A pipeline of the Hugging Face hub: from the cache when it is there, else downloaded.
 
     A cache that knows the repository only under another commit of ``main`` is accepted with a log line. When the
-    weights are neither cached nor reachable, one DdxError names the download command.
+    weights are neither cached nor reachable, one DdxError names the download command. `students`: whether the pipeline
+    may be one of a published student.
     """
     folder = _cached(repo, revision)
     if folder is None and revision != "main":
@@ -93,7 +96,7 @@ def hub_source(repo: str, revision: str, *, name: str | None = None, licence: st
         if folder is not None:
             log.warning("%s is cached at %s, not at the pinned %s; using it", repo, folder.name[:12], revision[:12])
     if folder is None:
-        folder = _download(repo, revision)
+        folder = _download(repo, revision, students=students)
     return Source(
         folder=folder,
         name=name or repo.rsplit("/", 1)[-1].lower(),
@@ -126,7 +129,7 @@ def _cached(repo: str, revision: str) -> Path | None:
     return folder
 
 
-def _download(repo: str, revision: str) -> Path:
+def _download(repo: str, revision: str, *, students: bool) -> Path:
     from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -144,7 +147,7 @@ def _download(repo: str, revision: str) -> Path:
         info = HfApi().model_info(
             repo, revision=revision, timeout=10
         )  # says at once, without retries, that nobody answers
-        _refuse_other_pipelines(repo, info)
+        _refuse_other_pipelines(repo, info, students=students)
         index = read_json(Path(hf_hub_download(repo, "model_index.json", revision=revision)))
         folder = Path(
             snapshot_download(
@@ -181,7 +184,7 @@ def _download(repo: str, revision: str) -> Path:
     return folder
 
 
-def _refuse_other_pipelines(repo: str, info: ModelInfo) -> None:
+def _refuse_other_pipelines(repo: str, info: ModelInfo, *, students: bool) -> None:
     """Raise UsageError, before anything is downloaded, for a repository that no adapter could open."""
     names = [file.rfilename for file in info.siblings or ()]
     if names and "model_index.json" not in names:
@@ -190,7 +193,7 @@ def _refuse_other_pipelines(repo: str, info: ModelInfo) -> None:
             hint=_other_name(repo),
         )
     found = ((info.config or {}).get("diffusers") or {}).get("_class_name")
-    if found is not None and find_family(found) is None:
+    if found is not None and find_family(found) is None and not (students and found in STUDENT_PIPELINES):
         raise no_adapter(repo, found)
 
 

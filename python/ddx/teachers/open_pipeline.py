@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ddx.errors import UsageError
 from ddx.run_record import read_run
@@ -201,6 +201,14 @@ class OpenPipeline(Autoencoding):
             f"{self.name} needs no preparation: it is of the family {self.family}",
             hint="distil it as it is: ddx distill",
         )
+
+    def published_weights(self, source: Source, guidance: float) -> dict[str, Tensor]:
+        """The weights of a student that others published, as those of a student of this teacher.
+
+        Its pipeline is one of the family's ``student_pipelines``; what its network takes beside a student's inputs is
+        folded in, guidance at ``guidance``. UsageError where it does not fit this teacher.
+        """
+        raise NotImplementedError
 
     def vae(self) -> nn.Module:
         """The frozen autoencoder."""

@@ -228,6 +228,11 @@ TEACHERS: dict[str, TeacherSpec] = {
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
+def is_hub_id(text: str) -> bool:
+    """Return whether the text, which is no folder here, may be the id of a repository of the hub."""
+    return bool(_HUB_ID.fullmatch(text)) and not text.startswith("runs/") and not is_single_file(text)
+
+
 def bundled_folder(name: str) -> Path:
     """The folder of a bundled teacher inside the installed package."""
     return Path(str(resources.files("ddx.teachers"))) / "data" / name
@@ -266,7 +271,7 @@ def load_teacher(
     elif Path(text).expanduser().is_dir():
         _refuse_student(Path(text).expanduser())
         source = hub.local_source(Path(text).expanduser())
-    elif _HUB_ID.fullmatch(text) and not text.startswith("runs/") and not is_single_file(text):
+    elif is_hub_id(text):
         source = hub.hub_source(text, "main")
     else:
         raise unknown_teacher(text, tuple(TEACHERS))

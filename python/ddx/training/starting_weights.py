@@ -1,4 +1,6 @@
-"""The weights that a student starts with in place of its teacher's: those of another student of the same teacher.
+"""The weights that a student starts with in place of its teacher's: those of another student.
+
+It is one of ddx's, of the same teacher, or one that others published, of a pipeline that the family knows.
 
 So a method goes on where another one has come to: score distillation from a consistency student, say, or two steps from
 one. Fake scores, and whatever else is a copy of the teacher, start from the teacher as ever.
@@ -16,6 +18,9 @@ from ddx.networks.guidance import EMBEDDERS
 from ddx.sampling.run import choose_student
 from ddx.sampling.student import StudentFolder
 from ddx.teachers.base import Teacher
+from ddx.teachers.families.table import STUDENT_PIPELINES
+from ddx.teachers.hub import Source, hub_source, local_source, read_json
+from ddx.teachers.registry import is_hub_id
 from ddx.workspace import Workspace
 
 _OF_PICTURES = ("resolution", "latent_shape")  # may differ: one student draws several sizes
@@ -35,6 +40,9 @@ def starting_weights(
     """
     if student is None:
         return None
+    published = published_student(student, workspace)
+    if published is not None:
+        return _published_weights(published, teacher, guidance, say)
     files = StudentFolder(choose_student(student, workspace))
     _require_same_teacher(files, teacher, say)
     if guidance is not None and files.guidance is not None and not guidance[0] <= files.guidance <= guidance[1]:
@@ -43,13 +51,52 @@ def starting_weights(
             f"{files.folder} holds guidance {files.guidance:g}, and this run is for {wanted}: it begins with the former"
         )
     weights = files.weights()
+    _require_same_shapes(weights, teacher, str(files.folder), files.record.get("teacher", "NAME"))
+    return weights
+
+
+def published_student(student: Path, workspace: Workspace) -> Source | None:
+    """Return the pipeline of a student that others published, in a folder or on the hub; None of any other student."""
+    folder = choose_student(student, workspace)
+    if folder.is_dir():
+        index = folder / "model_index.json"
+        known = index.is_file() and read_json(index).get("_class_name") in STUDENT_PIPELINES
+        return local_source(folder) if known else None
+    if not is_hub_id(str(student)) or student.parent.is_dir():
+        return None
+    source = hub_source(str(student), "main", students=True)
+    if source.pipeline not in STUDENT_PIPELINES:
+        raise UsageError(
+            f"{student} is a {source.pipeline}, not a published student that ddx knows",
+            hint=f"it starts from a {' or a '.join(STUDENT_PIPELINES)}, or from what `ddx list students` shows",
+        )
+    return source
+
+
+def _published_weights(
+    source: Source, teacher: Teacher, guidance: Sequence[float] | None, say: Callable[[str], None]
+) -> dict[str, Tensor]:
+    family = STUDENT_PIPELINES[source.pipeline]
+    if family.name != teacher.family:
+        raise UsageError(
+            f"{source.name} is a student of the family {family.title}; {teacher.name} is of another",
+            hint="give a teacher of its family: see `ddx list teachers`",
+        )
+    low, high = (teacher.default_guidance,) * 2 if guidance is None else (min(guidance), max(guidance))
+    scale = min(max(teacher.default_guidance, low), high)
+    weights = teacher.published_weights(source, scale)
+    _require_same_shapes(weights, teacher, source.name, "NAME")
+    say(f"starts from {source.origin}, at guidance {scale:g}")
+    return weights
+
+
+def _require_same_shapes(weights: Mapping[str, Tensor], teacher: Teacher, student: str, other: str) -> None:
     shapes = {name: value.shape for name, value in teacher.network().state_dict().items()}
     if {name: value.shape for name, value in weights.items()} != shapes:
         raise UsageError(
-            f"the weights of {files.folder} do not fit the teacher: it is a student of another one",
-            hint=f"give the teacher that it was distilled from: --teacher {files.record.get('teacher', 'NAME')}",
+            f"the weights of {student} do not fit the teacher: it is a student of another one",
+            hint=f"give the teacher that it was distilled from: --teacher {other}",
         )
-    return weights
 
 
 def _require_same_teacher(files: StudentFolder, teacher: Teacher, say: Callable[[str], None]) -> None:

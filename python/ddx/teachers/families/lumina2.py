@@ -53,8 +53,9 @@ class Lumina2Teacher(FlowTeacher):
     def combine(self, uncond: Tensor, cond: Tensor, scale: Tensor | float) -> Tensor:
         """See :meth:`Teacher.combine`: each row of cells keeps the length that it has with the text."""
         combined = super().combine(uncond, cond, scale)
-        lengths = [torch.linalg.vector_norm(value, dim=-1, keepdim=True) for value in (cond, combined)]
-        return combined * (lengths[0] / lengths[1])
+        wanted: Tensor = torch.linalg.vector_norm(cond, dim=-1, keepdim=True)
+        found: Tensor = torch.linalg.vector_norm(combined, dim=-1, keepdim=True)
+        return combined * (wanted / found)
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> list[Condition]:

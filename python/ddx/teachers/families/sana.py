@@ -15,7 +15,9 @@ from ddx.teachers.components import parameter_dtype
 from ddx.teachers.condition import Condition
 from ddx.teachers.families.sana_fused import fuse_if_faster
 from ddx.teachers.families.sana_names import published_layer
+from ddx.teachers.families.sana_sprint import sprint_weights
 from ddx.teachers.families.sana_text import PromptEncoder, pipeline_defaults, preprocess
+from ddx.teachers.hub import Source
 from ddx.teachers.parts.flow import FlowTeacher, every_fourth
 from ddx.teachers.truncation import Cut, cut
 
@@ -83,6 +85,10 @@ class SanaTeacher(FlowTeacher):
         missing, unexpected = network.load_state_dict(plain.state_dict(), strict=False)
         assert not unexpected and all(".norm_" in name for name in missing), (missing, unexpected)
         return fuse_if_faster(network.to(self.device).train().requires_grad_(True))
+
+    def published_weights(self, source: Source, guidance: float) -> dict[str, Tensor]:
+        """See :meth:`Teacher.published_weights`: of a SANA-Sprint."""
+        return sprint_weights(self, source, guidance)
 
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """See :meth:`Teacher.predict`. Time stays float64 until the last cast, to the float32 of the embedding."""

@@ -28,6 +28,7 @@ class Family:
     title: str
     pipelines: tuple[str, ...]
     adapter: str
+    student_pipelines: tuple[str, ...] = ()  # of published students, which a student may start from
     resolution: int | None = None  # pixels a side, for denoisers whose config does not say it
     call: PipelineCall = field(default_factory=PipelineCall)
     has_kernels: bool = False  # whether ddx computes it with kernels of its own on a GPU
@@ -55,6 +56,7 @@ FAMILIES: tuple[Family, ...] = (
         title="SANA and SANA-1.5",
         pipelines=("SanaPipeline",),
         adapter="sana.SanaTeacher",
+        student_pipelines=("SanaSprintPipeline",),
         call=PipelineCall(always={"use_resolution_binning": False}, mask="prompt_attention_mask", half_alone=True),
         has_kernels=True,
         lora_programs="ComfyUI's SANA nodes",
@@ -145,6 +147,9 @@ FAMILIES: tuple[Family, ...] = (
 PIPELINES: dict[str, Family] = {pipeline: family for family in FAMILIES for pipeline in family.pipelines}
 
 
+STUDENT_PIPELINES: dict[str, Family] = {name: family for family in FAMILIES for name in family.student_pipelines}
+
+
 def find_family(pipeline: str) -> Family | None:
     """Return the family of a pipeline's class, None for one without an adapter."""
     return PIPELINES.get(pipeline)
@@ -152,6 +157,12 @@ def find_family(pipeline: str) -> Family | None:
 
 def no_adapter(name: str, pipeline: object) -> UsageError:
     """Return the error for a pipeline of another class."""
+    family = STUDENT_PIPELINES.get(str(pipeline))
+    if family is not None:
+        return UsageError(
+            f"{name} is a {pipeline}: a student already, of the family {family.title}",
+            hint="`ddx distill --from-student` starts from it, on a teacher whose network is like its own",
+        )
     return UsageError(
         f"{name} is a {pipeline}; ddx has no adapter for it", hint=f"supported pipelines: {', '.join(PIPELINES)}"
     )

@@ -65,12 +65,12 @@ class ZImageTeacher(FlowTeacher):
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> list[Condition]:
         """See :meth:`Teacher.encode_text`: the states before the last layer, the template's among them."""
-        encoder, tokenizer = self.text_encoder(), self.tokenizer()
+        chat, encoder = self._chat, self.text_encoder()
         with self._products(self.text_dtype):
             rows = by_length(
-                self._chat.ids(prompts),
-                tokenizer.pad_token_id,
-                lambda ids, mask: hidden_states(encoder, ids, mask, [-2]),
+                chat.ids(prompts),
+                chat.tokenizer.pad_token_id,
+                lambda ids, mask: hidden_states(encoder, ids, mask, layers=(-2,)),
             )
         return [Condition(row[None], torch.ones(1, len(row), dtype=torch.bool, device=row.device)) for row in rows]
 
