@@ -3,7 +3,8 @@
 A maker's file has `make(folder)`, and where the family differs: `guided(scale)`, the arguments of the pipeline's call
 for a guidance in ddx's convention; `unpacked(latents, shape)`, the pipeline's latents as ddx keeps them; `fresh(noise,
 shape)`, the noise of a later step as ddx keeps it, which the scheduler draws in the layout of the pipeline's latents;
-`EXACT`, false where the two round differently, with the reason beside it; `SIZES`, (height, width) in pixels.
+`EXACT`, false where the two round differently, with the reason beside it; `SIZES`, (height, width) in pixels;
+`LENGTH_STEP`, 1 where the pipeline pads a text to no more than its length, since padding rounds differently.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ddx.teachers.families.table import FAMILIES
+from ddx.teachers.parts.batches import LENGTH_STEP
 
 NAMES = tuple(family.name for family in FAMILIES)
 
@@ -26,6 +28,7 @@ class Tiny:
     def __init__(self, name: str) -> None:
         self.name = name
         self.module = importlib.import_module(f"tiny.{name.replace('-', '_')}")
+        self.length_step: int = getattr(self.module, "LENGTH_STEP", LENGTH_STEP)
         self.exact: bool = getattr(self.module, "EXACT", True)
         self.sizes: tuple[tuple[int, int], ...] = getattr(self.module, "SIZES", ((64, 64), (64, 96)))
 

@@ -1,4 +1,4 @@
-"""Refiners and joint blocks, grouped keys, and a Gemma 2 whose batch of two has texts of two lengths."""
+"""Refiners and joint blocks, grouped keys, and a Gemma 2."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, Lumina2Pipeline, Lumina2T
 
 from pipelines import flux_autoencoder, gemma_encoder, gemma_tokenizer
 
-EXACT = False  # the pipeline asks for the two predictions one by one, each text padded to 256 tokens
+EXACT = False  # the pipeline refines each text padded to 256 tokens
 
 
 def make(folder: Path) -> Path:

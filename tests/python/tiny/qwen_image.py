@@ -15,6 +15,8 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from ddx.teachers.parts.packing import unpack
 from pipelines import qwen_tokenizer
 
+LENGTH_STEP = 1
+
 
 def make(folder: Path) -> Path:
     tokenizer = qwen_tokenizer()

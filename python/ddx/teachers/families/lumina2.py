@@ -36,6 +36,7 @@ class Lumina2Teacher(FlowTeacher):
     }
     text_width_key: ClassVar[str] = "cap_feat_dim"
     family_guidance: ClassVar[float] = 4.0
+    doubles_batch: ClassVar[bool] = False
 
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """See :meth:`Teacher.predict`."""

@@ -73,8 +73,8 @@ def test_it_draws_what_its_pipeline_draws(
     ground: Ground, prompt: int, steps: int, scale: float, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its text, its null condition, its network, its guidance and its times, in one figure."""
-    monkeypatch.setattr("ddx.teachers.parts.batches.ROWS", 1)  # a batch of texts rounds differently,
-    monkeypatch.setattr("ddx.teachers.parts.batches.LENGTH_STEP", 1)  # and so does padding
+    monkeypatch.setattr("ddx.teachers.parts.batches.ROWS", 1)  # a batch of texts rounds differently
+    monkeypatch.setattr("ddx.teachers.parts.batches.LENGTH_STEP", ground.tiny.length_step)
     teacher, pixels = ground.teacher, ground.tiny.sizes[size]
     shape = teacher.latent_shape(pixels)
     scheduler, _ = teacher.sampling_scheduler(steps, shape)
