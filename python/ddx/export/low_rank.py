@@ -152,11 +152,13 @@ def _leading(side: Tensor, num: int) -> Tensor:
     as much within rounding where singular values fall; the energies that are reported are those that it keeps.
     """
     if len(side) < LARGE or 4 * num > len(side):
-        return torch.linalg.eigh(side @ side.T).eigenvectors.flip(1)[:, :num]
+        vectors: Tensor = torch.linalg.eigh(side @ side.T).eigenvectors
+        return vectors.flip(1)[:, :num]
     rounded, generator = side.float(), torch.Generator().manual_seed(0)
     found = rounded @ torch.randn(side.shape[1], num + OVERSAMPLING, generator=generator).to(rounded.device)
     for _ in range(ITERATIONS):
         found = rounded @ torch.linalg.qr(rounded.T @ torch.linalg.qr(found)[0])[0]
     basis = torch.linalg.qr(found.double())[0]
     inside = basis.T @ side
-    return basis @ torch.linalg.eigh(inside @ inside.T).eigenvectors.flip(1)[:, :num]
+    turned: Tensor = basis @ torch.linalg.eigh(inside @ inside.T).eigenvectors
+    return turned.flip(1)[:, :num]

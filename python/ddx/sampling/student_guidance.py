@@ -71,7 +71,7 @@ def _stored_embedder(folder: Path) -> dict[str, Tensor]:
     """
     from safetensors import SafetensorError, safe_open
 
-    from ddx.networks.guidance import GUIDANCE
+    from ddx.teachers.extra_input import GUIDANCE
 
     prefix = f"{GUIDANCE}."
     checkpoints = sorted((folder / "checkpoints").glob("step-*"), key=lambda path: (len(path.name), path.name))

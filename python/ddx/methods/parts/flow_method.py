@@ -14,9 +14,10 @@ from ddx.methods.base import STUDENT, Batch, Method, NetworkSpec
 from ddx.methods.parts.config import FlowConfig
 from ddx.methods.parts.flow_view import FlowView, clean, rows
 from ddx.methods.parts.time_sampling import AdaptiveTimes, Times, sample_times
-from ddx.networks.guidance import GUIDANCE, add_guidance_embedder, fold, guidance_input
+from ddx.networks.guidance import add_guidance_embedder, fold, guidance_input
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
+from ddx.teachers.extra_input import GUIDANCE
 
 
 class FlowMethod(Method):
