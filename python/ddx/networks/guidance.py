@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+from ddx.errors import UsageError
 from ddx.networks.lora import plain_state
 from ddx.teachers.base import Teacher
 from ddx.teachers.extra_input import GUIDANCE, ScalarEmbedder, add_embedder, find_embedder, find_number, scalar_input
@@ -32,13 +33,39 @@ def interval_embedder(width: int) -> ScalarEmbedder:
 
 
 def add_guidance_embedder(teacher: Teacher, network: nn.Module) -> nn.Module:
-    """Let `network`, a student of the teacher's class, take guidance (in place); returns it."""
+    """Let `network`, a student of the teacher's class, take guidance (in place); returns it.
+
+    Raises UsageError of a teacher in whose students no number can be folded.
+    """
+    check_folds(teacher, GUIDANCE)
     return _add(teacher, network, GUIDANCE)
 
 
-def add_interval_embedder(teacher: Teacher, network: nn.Module) -> nn.Module:
-    """Let `network`, a student of the teacher's class, take the length of its step (in place); returns it."""
+def add_interval_embedder(teacher: Teacher, network: nn.Module, *, folded: bool = True) -> nn.Module:
+    """Let `network`, a student of the teacher's class, take the length of its step (in place); returns it.
+
+    Raises UsageError as for guidance, but not for a network that is never exported: `folded` is false.
+    """
+    if folded:
+        check_folds(teacher, INTERVAL)
     return _add(teacher, network, INTERVAL)
+
+
+def check_folds(teacher: Teacher, name: str) -> None:
+    """Raise UsageError if the number of the embedder `name` cannot be folded into a student of the teacher."""
+    if teacher.folds_numbers:
+        return
+    why = f"the time embedding of {teacher.name} has no bias that a further number could be folded into"
+    if name == GUIDANCE:
+        scale = f"{teacher.default_guidance:g}"
+        raise UsageError(
+            f"{why}: its students have one guidance scale",
+            hint=f"give one scale: --guidance-min {scale} --guidance-max {scale}",
+        )
+    raise UsageError(
+        f"{why}: its students cannot be told the length of their step",
+        hint="a method without intervals: --method dmd2, sid, sana-sprint, scm or lcm",
+    )
 
 
 def guidance_input(network: nn.Module, guidance: Tensor | float) -> AbstractContextManager[None]:

@@ -49,20 +49,32 @@ def add_lora(network: nn.Module, targets: tuple[str, ...], *, rank: int, alpha: 
 
     embedders = [(name, module) for name, module in network.named_modules() if isinstance(module, ScalarEmbedder)]
     extra = [f"{name}.{inner}" for name, embedder in embedders for inner, _ in embedder.named_parameters()]
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights=True)
-    try:
-        inject_adapter_in_model(config, network, adapter_name=ADAPTER)
-    except ValueError as error:
+    names = target_layers(network, targets)
+    if not names:
         raise UsageError(
             f"no layer of {type(network).__name__} is named {', '.join(targets)}",
             hint="leave --lora-rank away for this teacher",
-        ) from error
+        )
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, init_lora_weights=True)
+    inject_adapter_in_model(config, network, adapter_name=ADAPTER)
     for name, parameter in network.named_parameters():
         trained = ".lora_" in name or name in extra
         parameter.requires_grad_(trained)
         if trained:
             parameter.data = parameter.data.float()
     return network
+
+
+def target_layers(network: nn.Module, targets: tuple[str, ...]) -> list[str]:
+    """Return the names of the linears and convolutions that end in one of `targets`, and of no other modules.
+
+    A list of layers may have the name that a layer has elsewhere.
+    """
+    return [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and f".{name}".endswith(tuple(f".{end}" for end in targets))
+    ]
 
 
 def is_lora(network: nn.Module) -> bool:

@@ -72,6 +72,8 @@ def save_tensors(
 def additions(teacher: Teacher, student: nn.Module, plain: nn.Module) -> dict[str, LowRank]:
     """Return what makes the teacher's network the plain one: the low-rank products, and what is folded into a bias."""
     products = low_rank_products(student)
+    if not teacher.folds_numbers:
+        return products
     linear = teacher.time_embedding_linear(student)
     folded = teacher.time_embedding_linear(plain).bias - linear.bias
     if folded.any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -127,8 +128,8 @@ class OpenPipeline(Autoencoding):
             "weights": weights,
             "resolution": resolution or self.default_resolution,
             "latent_shape": f"{channels}x{height}x{width}",
-            "scaling_factor": str(self.scaling_factor),
-            "shift_factor": str(self.shift_factor),
+            "scaling_factor": _in_short(self.scaling_factor),
+            "shift_factor": _in_short(self.shift_factor),
             "text_width": self.text_width,
             **self._text_fingerprint(),
         }
@@ -242,3 +243,10 @@ class OpenPipeline(Autoencoding):
                 self._parts.pop("prompt_encoder", None)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _in_short(factor: float | list[float]) -> str:
+    """A factor as it is, or a hash of those of all channels."""
+    if isinstance(factor, int | float):
+        return str(factor)
+    return "sha256:" + hashlib.sha256(repr(factor).encode()).hexdigest()[:16]

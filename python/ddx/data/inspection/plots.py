@@ -77,12 +77,12 @@ def token_plot(counts: Array) -> Plot:
     return Plot(name="tokens", title="Caption length in tokens", note=note, image=_histogram(shown))
 
 
-def latent_plots(moments: Moments, num_rows: int, scaling_factor: float) -> list[Plot]:
-    """Mean and standard deviation of each channel, as measured on `num_rows` rows."""
+def latent_plots(moments: Moments, num_rows: int, scaling_factor: Array) -> list[Plot]:
+    """Mean and standard deviation of each channel, as measured on `num_rows` rows; one scaling factor, or `[C]`."""
     num = len(moments.mean)
     step = max(1, round(nice_step(num, 2 * NUM_TICKS)))
     ticks = [(channel + 0.5, str(channel)) for channel in range(0, num, step)]
-    typical = float(np.sqrt(np.square(moments.std).mean()))
+    typical, scaled = (float(np.sqrt(np.square(std).mean())) for std in (moments.std, moments.std * scaling_factor))
     plural = "s" if num_rows > 1 else ""
     return [
         Plot(
@@ -94,7 +94,7 @@ def latent_plots(moments: Moments, num_rows: int, scaling_factor: float) -> list
         Plot(
             name="latent-std",
             title="Standard deviation of each latent channel",
-            note=f"root mean square {typical:.3g}; scaled {typical * scaling_factor:.3g}, about 1 is usual",
+            note=f"root mean square {typical:.3g}; scaled {scaled:.3g}, about 1 is usual",
             image=column_chart(moments.std.tolist(), ticks),
         ),
     ]

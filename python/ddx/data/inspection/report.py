@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ddx import __version__
 from ddx.data.inspection.ledger import cure
 from ddx.data.inspection.plots import Plot, failure_plot, latent_plots, picture_plots, token_plot
@@ -44,7 +46,7 @@ def write_report(store: Store, found: Mapping[str, Any], folder: Path, progress:
 def _contents(store: Store, progress: Progress) -> dict[str, list[Plot]]:
     counts = count_pictures(store.row_tables(COLUMNS, progress))
     moments = latent_moments(store, counts.sampled)
-    scaling = float(store.attributes["scaling_factor"])
+    scaling = np.asarray(store.attributes["scaling_factor"], dtype=np.float64)  # of all channels, or of each
     return {
         "Pictures": picture_plots(counts),
         "Captions and latents": [

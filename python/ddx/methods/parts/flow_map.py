@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from ddx.config import option
 from ddx.methods.base import STUDENT, Batch, NetworkSpec, bare
-from ddx.methods.parts.config import VelocityConfig, within
+from ddx.methods.parts.config import FlowConfig, VelocityConfig, within
 from ddx.methods.parts.flow_method import FlowMethod
 from ddx.methods.parts.flow_view import rows
 from ddx.methods.parts.time_sampling import Times, sample_times
-from ddx.networks.guidance import INTERVAL, add_interval_embedder, guidance_input, interval_input
-from ddx.teachers.base import Sampler
+from ddx.networks.guidance import INTERVAL, add_interval_embedder, check_folds, guidance_input, interval_input
+from ddx.teachers.base import Sampler, Teacher
 from ddx.teachers.condition import Condition
 
 Jump = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -55,6 +55,10 @@ class FlowMap(FlowMethod):
     folded_steps: tuple[int, ...] = (1, 2, 4)
     jumping_networks: ClassVar[tuple[str, ...]] = (STUDENT,)
     """The networks that take intervals, and with them their averages."""
+
+    def __init__(self, config: FlowConfig, teacher: Teacher) -> None:
+        super().__init__(config, teacher)
+        check_folds(teacher, INTERVAL)
 
     def build(self, spec: NetworkSpec) -> nn.Module:
         """Return a copy of the teacher's network that takes an interval, if it is to jump."""

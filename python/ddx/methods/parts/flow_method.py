@@ -30,7 +30,8 @@ class FlowMethod(Method):
     def __init__(self, config: FlowConfig, teacher: Teacher) -> None:
         super().__init__(config, teacher)
         self.view = FlowView(teacher)
-        low, high = self.usual_guidance()
+        usual = self.usual_guidance()
+        low, high = usual if teacher.folds_numbers else (teacher.default_guidance,) * 2
         given_low, given_high = config.guidance_min, config.guidance_max
         self.guidance_min = given_low if given_low is not None else min(low, high if given_high is None else given_high)
         self.guidance_max = given_high if given_high is not None else max(high, self.guidance_min)

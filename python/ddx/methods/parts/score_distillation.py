@@ -103,7 +103,7 @@ class ScoreDistillation(FlowMethod):
         """Return a copy of the teacher's network; the fake score takes the time of the step that it looks at."""
         network = super().build(spec)
         if spec.name == FAKE and self.config.num_steps > 1 and self.config.fake_knows_step:
-            add_interval_embedder(self.teacher, network)
+            add_interval_embedder(self.teacher, network, folded=False)
         return network
 
     def turns(self, step: int) -> tuple[Turn, ...]:

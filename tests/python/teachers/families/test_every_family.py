@@ -80,7 +80,7 @@ def test_it_draws_what_its_pipeline_draws(
     scheduler, _ = teacher.sampling_scheduler(steps, shape)
     pipeline = ground.pipeline(scheduler=type(scheduler).from_config(scheduler.config))
     found = pipeline(
-        PROMPTS[prompt],
+        prompt=PROMPTS[prompt],
         generator=torch.Generator().manual_seed(5),
         output_type="latent",
         **ground.call(steps, scale, pixels),
@@ -117,7 +117,7 @@ def test_pictures_go_through_the_pipelines_autoencoder(ground: Ground) -> None:
 
     def drawn(kind: str) -> Any:
         generator = torch.Generator().manual_seed(1)
-        return pipeline("cat", generator=generator, output_type=kind, **ground.call(steps, 3.0, pixels)).images
+        return pipeline(prompt="cat", generator=generator, output_type=kind, **ground.call(steps, 3.0, pixels)).images
 
     latents = ground.tiny.unpacked(drawn("latent"), teacher.latent_shape(pixels))
     expected = (torch.as_tensor(drawn("np")) * 255).round().to(torch.uint8)
@@ -147,8 +147,8 @@ def test_every_part_is_hashed_and_exported_or_refused(ground: Ground, tmp_path: 
     for part in teacher.stored_parts:
         folder = Path(shutil.copytree(ground.folder, tmp_path / part))
         files = sorted(folder.glob(f"{part}/*.safetensors")) or sorted(folder.glob(f"{part}/*.json"))
-        with files[0].open("ab") as file:
-            file.write(b" ")
+        content = files[0].read_bytes()  # still a file of its kind: a weight changes, or a space is added
+        files[0].write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if files[0].suffix != ".json" else content + b" ")
         assert load_teacher(folder).fingerprint()["weights"] != before, part
     teacher.save_student(tmp_path / "student", teacher.new_student_network())
     student = json.loads((tmp_path / "student" / "model_index.json").read_text())
@@ -167,6 +167,7 @@ def test_every_part_is_hashed_and_exported_or_refused(ground: Ground, tmp_path: 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_its_students_draw_as_its_pipeline_with_nothing_of_ours(ground: Ground, rank: int, tmp_path: Path) -> None:
     methods = METHODS[: len(METHODS) - bool(rank)]  # low-rank matrices hardly move in two steps of the last one
+    methods = tuple(name for name in methods if ground.teacher.folds_numbers or name not in TAKE_INTERVALS)
     check_student(ground, methods[(2 * NAMES.index(ground.tiny.name) + bool(rank)) % len(methods)], rank, tmp_path)
 
 
@@ -237,7 +238,7 @@ def seeded(ground: Ground, pipeline: Any, prompt: str, arguments: dict[str, Any]
     if not ground.family.call.seeds_steps:
         own = type(pipeline.scheduler).step
         pipeline.scheduler.step = lambda *a, **k: own(pipeline.scheduler, *a, **{**k, "generator": generator})
-    return pipeline(prompt, generator=generator, output_type=output_type, **arguments).images
+    return pipeline(prompt=prompt, generator=generator, output_type=output_type, **arguments).images
 
 
 def check_lora(ground: Ground, files: StudentFolder) -> None:
