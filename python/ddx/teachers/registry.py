@@ -222,6 +222,16 @@ TEACHERS: dict[str, TeacherSpec] = {
             licence="Apache-2.0",
             summary="Qwen-Image 20B at 1024 px, flow matching",
         ),
+        TeacherSpec(
+            name="flux2-klein-base-4b",
+            source="black-forest-labs/FLUX.2-klein-base-4B",
+            revision="a3b4f4849157f664bdbc776fd7453c2783562f4d",
+            family="flux2-klein",
+            resolution=1024,
+            guidance=4.0,
+            licence="Apache-2.0",
+            summary="FLUX.2 klein base 4B at 1024 px; students have one guidance",
+        ),
     )
 }
 

@@ -35,6 +35,7 @@ ALIASES = {
     "pixart-sigma-512": "pixart-sigma-xl-2-512-ms",
     "pixart-alpha": "pixart-xl pixart-xl-2-1024-ms",
     "qwen-image": "qwen qwenimage qwen-image-20b",
+    "flux2-klein-base-4b": "flux2 flux.2 flux-2 flux2-klein flux.2-klein flux.2-klein-4b flux.2-klein-base-4b",
 }
 FAMILIES = {
     "FLUX.1-schnell, which is a student already": r"schnell",

@@ -142,6 +142,15 @@ FAMILIES: tuple[Family, ...] = (
         call=PipelineCall(guidance_off={"true_cfg_scale": 1.0}, mask="prompt_embeds_mask", seeds_steps=False),
         lora_programs="ComfyUI",
     ),
+    Family(
+        name="flux2-klein",
+        title="FLUX.2 klein",
+        pipelines=("Flux2KleinPipeline",),
+        adapter="flux2_klein.Flux2KleinTeacher",
+        resolution=1024,
+        call=PipelineCall(seeds_steps=False),
+        lora_programs="ComfyUI",
+    ),
 )
 
 PIPELINES: dict[str, Family] = {pipeline: family for family in FAMILIES for pipeline in family.pipelines}

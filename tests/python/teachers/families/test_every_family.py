@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ddx.cli import main
 from ddx.errors import DdxError, UsageError
 from ddx.methods.base import STUDENT
 from ddx.networks.lora_header import DIFFUSERS_FILE
@@ -264,6 +265,7 @@ def check_lora(ground: Ground, files: StudentFolder) -> None:
 def test_from_pictures_to_a_student(ground: Ground, tmp_path: Path) -> None:
     """The three stages, with a store of its own."""
     store = make_store(ground.folder, tmp_path / "store", rows=8, resolution=SIDE)
+    assert main.run(["inspect", str(store), "--report", "--out", str(tmp_path / "report")]) == 0
     settings: dict[str, Any] = {"train_steps": 2, "checkpoint_every": 0, "method": "lcm", "resolution": SIDE}
     student = run(ground.folder, store, tmp_path / "runs", **settings)
     pictures = StudentPipeline(student, device="cpu").draw(["a red circle"], [0], 1)

@@ -8,6 +8,7 @@ import diffusers
 import pytest
 import torch
 
+from ddx.networks.lora import target_layers
 from ddx.teachers.families.table import FAMILIES
 
 # SANA-1.5: diffusers' scripts/convert_sana_to_diffusers.py
@@ -41,6 +42,10 @@ SD35_LARGE = {
     "pos_embed_max_size": 192,
     "qk_norm": "rms_norm",
 }
+# diffusers' scripts/convert_flux2_to_diffusers.py
+KLEIN = {"rope_theta": 2000, "guidance_embeds": False}
+KLEIN_4B = {**KLEIN, "num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680}
+KLEIN_9B = {**KLEIN, "num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32, "joint_attention_dim": 12288}
 
 # family, config beside diffusers' defaults, parameters, tensors
 MODELS: dict[str, tuple[str, dict[str, Any], int, int]] = {
@@ -56,6 +61,8 @@ MODELS: dict[str, tuple[str, dict[str, Any], int, int]] = {
     "pixart-alpha": ("pixart-alpha", PIXART, 611_349_152, 611),
     "sd35-medium": ("stable-diffusion-3", SD35_MEDIUM, 2_243_171_520, 909),
     "sd35-large": ("stable-diffusion-3", SD35_LARGE, 8_056_627_520, 1227),
+    "flux2-klein-base-4b": ("flux2-klein", KLEIN_4B, 3_875_544_576, 169),
+    "flux2-klein-base-9b": ("flux2-klein", KLEIN_9B, 9_078_581_248, 233),
 }
 
 
@@ -70,11 +77,7 @@ def test_the_adapter_finds_its_layers_in_the_published_network(name: str) -> Non
     assert len(network.state_dict()) == num_tensors
     linear = teacher.time_embedding_linear(network)
     layers = {layer: layer_name for layer_name, layer in network.named_modules()}
-    targets = [
-        layer_name
-        for layer_name in layers.values()
-        if any(layer_name == end or layer_name.endswith(f".{end}") for end in adapter.lora_targets)
-    ]
+    targets = target_layers(network, adapter.lora_targets)
     for end in adapter.lora_targets:
         assert any(target.endswith(end) for target in targets), end
     assert layers[linear] not in targets and (linear.bias is not None) == adapter.folds_numbers
