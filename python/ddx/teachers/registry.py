@@ -193,6 +193,16 @@ TEACHERS: dict[str, TeacherSpec] = {
             summary="PixArt-α 0.6B at 1024 px, noise prediction",
         ),
         TeacherSpec(
+            name="auraflow",
+            source="fal/AuraFlow-v0.3",
+            revision="main",
+            family="auraflow",
+            resolution=1024,
+            guidance=3.5,
+            licence="Apache-2.0",
+            summary="AuraFlow 0.3, 6.8B at 1024 px, flow matching",
+        ),
+        TeacherSpec(
             name="z-image",
             source="Tongyi-MAI/Z-Image",
             revision="04cc4abb7c5069926f75c9bfde9ef43d49423021",

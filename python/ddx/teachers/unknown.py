@@ -24,6 +24,7 @@ ALIASES = {
     "runwayml/stable-diffusion-v1-5",
     "sd21": "sd2 sd-2 sd2.1 sd-2.1 sd-2-1 stable-diffusion-2 stable-diffusion-2.1 stable-diffusion-2-1 "
     "stabilityai/stable-diffusion-2-1",
+    "auraflow": "aura aura-flow auraflow-v0.3 fal/auraflow",
     "z-image": "zimage z-image-base z-image-6b",
     "lumina2": "lumina lumina-2 lumina-image lumina-image-2 lumina-image-2.0",
     "sdxl": "sd-xl xl sdxl-base sdxl-1.0 stable-diffusion-xl stable-diffusion-xl-base-1.0",
@@ -47,7 +48,6 @@ FAMILIES = {
     "HunyuanDiT": r"hunyuan",
     "an older Lumina": r"lumina-?(next|t2)",
     "Qwen-Image-Edit, which edits pictures": r"qwen.*edit",
-    "AuraFlow": r"aura-?flow",
     "CogView": r"cogview",
     "DiT": r"^dit",
     "EDM": r"^edm",

@@ -117,6 +117,14 @@ FAMILIES: tuple[Family, ...] = (
         loads_lora=False,
     ),
     Family(
+        name="auraflow",
+        title="AuraFlow",
+        pipelines=("AuraFlowPipeline",),
+        adapter="auraflow.AuraFlowTeacher",
+        call=PipelineCall(mask="prompt_attention_mask", seeds_steps=False),
+        lora_programs="ComfyUI",
+    ),
+    Family(
         name="z-image",
         title="Z-Image",
         pipelines=("ZImagePipeline",),

@@ -52,6 +52,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], int, int]] = {
     "sana15-1600m": ("sana", {**SANA_1600M, "num_layers": 20}, 1_604_641_952, 476),
     "sana15-4800m": ("sana", {**SANA_1600M, "num_layers": 60}, 4_721_825_952, 1396),
     "z-image": ("z-image", Z_IMAGE, 6_154_908_736, 521),
+    "auraflow": ("auraflow", {}, 6_833_439_744, 331),
     "lumina2": ("lumina2", LUMINA2, 2_609_769_152, 459),
     # diffusers' defaults; its weights' index counts 40_860_802_176 bytes in bfloat16
     "qwen-image": ("qwen-image", {}, 20_430_401_088, 1933),

@@ -1,0 +1,97 @@
+"""AuraFlow (fal 2024): flow matching, a transformer of joint and single blocks, SDXL's autoencoder, Pile-T5."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ddx.teachers.components import parameter_dtype
+from ddx.teachers.condition import Condition
+from ddx.teachers.parts.batches import in_batches
+from ddx.teachers.parts.flow import FlowTeacher, every_fourth
+from ddx.teachers.parts.t5_text import t5_states
+from ddx.teachers.truncation import Cut, cut
+
+
+class AuraFlowTeacher(FlowTeacher):
+    """An ``AuraFlowPipeline``. Its network has no mask: padding is zeros, and it attends to them."""
+
+    part_classes: ClassVar[dict[str, tuple[str, ...]]] = {
+        "transformer": ("AuraFlowTransformer2DModel",),
+        "vae": ("AutoencoderKL",),
+        "text_encoder": ("UMT5EncoderModel",),
+        "tokenizer": ("LlamaTokenizer", "LlamaTokenizerFast", "T5Tokenizer", "T5TokenizerFast"),
+    }
+    text_width_key: ClassVar[str] = "joint_attention_dim"
+    family_guidance: ClassVar[float] = 3.5
+    max_length: ClassVar[int] = 256  # tokens of a prompt, as in the pipeline's call
+
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        """float32 instead of float16, in which the published autoencoder overflows and says so."""
+        forced = self.dtype == torch.float16 and self.vae_config.get("force_upcast", True)
+        return torch.float32 if forced else self.dtype
+
+    def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """See :meth:`Teacher.predict`."""
+        dtype = parameter_dtype(network)
+        with self._products(dtype):
+            output: Tensor = network(
+                x_t.to(dtype),
+                encoder_hidden_states=condition.tokens.to(device=x_t.device, dtype=dtype),
+                timestep=self.times(t, x_t),
+                return_dict=False,
+            )[0]
+        return output.float()
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str]) -> list[Condition]:
+        """See :meth:`Teacher.encode_text`. All positions are kept."""
+        return in_batches(prompts, self._encode)
+
+    def _encode(self, texts: list[str]) -> list[Condition]:
+        with self._products(self.text_dtype):
+            states, mask = t5_states(
+                self.tokenizer(), self.text_encoder(), texts, self.max_length, self.device, masked=True
+            )
+        states = states * mask[:, :, None]
+        return [Condition(row[None].clone(), mask.new_ones(1, self.max_length)) for row in states]
+
+    def cut(self, text: str) -> Cut | None:
+        """See :meth:`Teacher.cut`."""
+        return cut(self.tokenizer(), text, self.max_length - 1)
+
+    def null_condition(self) -> Condition:
+        """The empty prompt, encoded as any other."""
+        return self.encode_text([""])[0]
+
+    def _text_fingerprint(self) -> dict[str, str | int | float]:
+        return {"max_sequence_length": self.max_length, "posterior": "mode"}
+
+    def time_embedding_linear(self, network: nn.Module) -> nn.Linear:
+        """``time_step_proj.linear_2``."""
+        linear = network.get_submodule("time_step_proj.linear_2")
+        assert isinstance(linear, nn.Linear)
+        return linear
+
+    lora_targets = (
+        *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        *(f"{part}.{layer}" for part in ("ff", "ff_context") for layer in ("linear_1", "linear_2", "out_projection")),
+    )
+
+    def feature_layers(self, network: nn.Module) -> list[nn.Module]:
+        """Every fourth of the joint and single blocks, and the last one."""
+        joint, single = (
+            list(network.get_submodule(f"{kind}_transformer_blocks"))  # type: ignore[call-overload]
+            for kind in ("joint", "single")
+        )
+        return every_fourth([*joint, *single])
+
+    def picture_part(self, output: Any, x_t: Tensor, condition: Condition) -> Tensor:
+        """See :meth:`Teacher.picture_part`: the second of a joint block's outputs, the end of a single one's."""
+        is_joint = isinstance(output, tuple)
+        tokens: Tensor = output[1] if is_joint else output[:, -self.image_tokens(tuple(x_t.shape[1:])) :]
+        return tokens
