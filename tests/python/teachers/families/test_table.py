@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ddx.methods.registry import METHODS
 from ddx.teachers.families.table import FAMILIES
 from ddx.teachers.registry import TEACHERS
 from tiny import NAMES, Tiny
@@ -54,3 +55,13 @@ def test_the_example_of_a_family_is_the_real_file(repository: Path) -> None:
     text = (repository / "docs" / "adding-a-teacher.md").read_text(encoding="utf-8")
     source = (repository / "python" / "ddx" / "teachers" / "families" / "sdxl.py").read_text(encoding="utf-8")
     assert f"```python\n{source.rstrip()}\n```" in text
+
+
+def test_the_memory_of_the_table_is_that_of_the_methods(repository: Path) -> None:
+    text = (repository / "docs" / "teachers.md").read_text(encoding="utf-8").partition("## Memory")[2]
+    bytes_of = [METHODS[name].memory for name in ("scm", "lcm", "sid")]
+    rows = re.findall(r"^\| `([\w-]+)` \| ([\d.]+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", text, re.MULTILINE)
+    assert len(rows) >= 10 and {name for name, *_ in rows} <= set(TEACHERS)
+    for name, parameters, *shown in rows:
+        expected = [float(parameters) * 1e9 * size / 2**30 for size in (*bytes_of, 2.0)]
+        assert [float(value) for value in shown] == pytest.approx(expected, abs=1.0), name
