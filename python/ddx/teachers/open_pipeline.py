@@ -32,7 +32,7 @@ class OpenPipeline(Autoencoding):
     text_width_key: ClassVar[str]  # where the denoiser's config says how wide the text tokens are
     family_guidance: ClassVar[float]
 
-    embedded_guidance: bool  # whether the denoiser takes the guidance scale itself
+    embedded_guidance: bool = False  # whether the denoiser takes the guidance scale itself
     default_guidance: float
     default_resolution: int
 
