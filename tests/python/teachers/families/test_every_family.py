@@ -186,6 +186,8 @@ def test_every_method_trains_on_it(ground: Ground) -> None:
         for step in range(2):
             trainer.step(step, [make_batch(ground.teacher, step)])
         assert int(trainer.skipped) == 0, name
+        if name == "scm" and ground.teacher.embedded_guidance:
+            continue  # the student begins as the guided teacher, and the tangent's second half at 0: nothing to learn
         after = trainer.trained[STUDENT].parameters
         assert any(not torch.equal(p, old) for p, old in zip(after, before, strict=True)), name
 
