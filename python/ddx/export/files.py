@@ -11,10 +11,11 @@ from ddx.networks.lora_header import COMFYUI_FILE, DIFFUSERS_FILE
 from ddx.run_record import FILE_NAME
 from ddx.sampling.card import CARD_NAME, SCORES_NAME
 from ddx.sampling.student import StudentFolder
+from ddx.teachers.hub import TEXT_SUFFIXES
 
 INDEX = "model_index.json"
 _BESIDE = (CARD_NAME, FILE_NAME, SCORES_NAME, DIFFUSERS_FILE, COMFYUI_FILE, INDEX)  # the index last: then it is whole
-_OF_PARTS = (".json", ".txt", ".model", ".jinja", ".safetensors")
+_OF_PARTS = (*TEXT_SUFFIXES, ".safetensors")
 
 
 def student_files(student: StudentFolder) -> Iterator[Path]:

@@ -27,11 +27,11 @@ def import_student(
     `source` is a file, a folder with one, or `ORG/NAME/FILE` on the hub. Nothing in it is executed. Raises UsageError
     for weights that do not fit the teacher, DdxError for what cannot be read or written.
     """
-    import torch
-
-    from ddx.importing.weights import is_lora, read_file, student_network
+    from ddx.importing.weights import read_file, student_network
     from ddx.sampling.card import write_card
+    from ddx.teachers.components import parse_dtype
     from ddx.teachers.registry import load_teacher
+    from ddx.teachers.unknown import holds_lora
 
     workspace, progress = workspace or Workspace(), progress or NullProgress()
     path = find_file(source)
@@ -43,8 +43,7 @@ def import_student(
     folder = config.out or workspace.new_student_path(teacher.name, f"imported-{path.stem}")
     if (folder / "model_index.json").exists():
         raise UsageError(f"{folder} holds a pipeline already", hint="give --out for another folder")
-    named = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    dtype = stored if config.dtype == "auto" else named[config.dtype]
+    dtype = stored if config.dtype == "auto" else parse_dtype(config.dtype, teacher.device)
     sampler: Any = config.sampler
     teacher.save_student(folder, network, dtype=dtype, sampler=sampler)
     record = {
@@ -58,7 +57,7 @@ def import_student(
         "resolution": teacher.default_resolution,
         "method": "imported",
         "imported_from": source,
-        "imported_as": "LoRA" if is_lora(state) else "weights",
+        "imported_as": "LoRA" if holds_lora(state) else "weights",
         "max_steps": config.max_steps,
         **notes,
         "versions": versions(),

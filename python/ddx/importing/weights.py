@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from ddx.errors import DdxError, UsageError
+from ddx.importing.config import ImportConfig
 from ddx.importing.pickles import read_pickle, tensors_of
 from ddx.sampling.pipeline import dtype_keyword
+from ddx.teachers.unknown import holds_lora
 
 if TYPE_CHECKING:
     from ddx.teachers.base import Teacher
@@ -70,14 +72,9 @@ def read_file(path: Path, entry: str | None = None) -> dict[str, Tensor]:
     return found
 
 
-def is_lora(state: Mapping[str, Tensor]) -> bool:
-    """Whether the tensors are additions to a network."""
-    return any(".lora_" in name or "lora_A" in name or ".lora.down" in name for name in state)
-
-
-def student_network(teacher: Teacher, path: Path, state: dict[str, Tensor], config: Any) -> nn.Module:
+def student_network(teacher: Teacher, path: Path, state: dict[str, Tensor], config: ImportConfig) -> nn.Module:
     """Return the teacher's denoiser with the student's weights, float32. UsageError where they do not fit it."""
-    if is_lora(state):
+    if holds_lora(state):
         return _with_lora(teacher, state, config.lora_scale)
     if any(name.startswith(ORIGINAL) for name in state):
         return _from_original(teacher, path)

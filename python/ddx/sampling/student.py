@@ -7,7 +7,6 @@ same call.
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from ddx.run_record import read_run
 from ddx.teachers.families.table import Family, find_family
 from ddx.teachers.pipeline_call import PipelineCall
 from ddx.teachers.registry import TEACHERS
+from ddx.teachers.safetensors_header import header_of
 from ddx.teachers.size import Size, height_and_width
 
 if TYPE_CHECKING:
@@ -158,10 +158,7 @@ class StudentFolder:
     def saved_dtype(self) -> str:
         """The torch dtype of the denoiser's file."""
         for file in sorted((self.folder / self.denoiser_part).glob("*.safetensors")):
-            with file.open("rb") as stream:
-                (length,) = struct.unpack("<Q", stream.read(8))
-                header = json.loads(stream.read(length))
-            for name, entry in header.items():
+            for name, entry in header_of(file).items():
                 if name != "__metadata__" and entry.get("dtype") in _DTYPE_OF_TAG:
                     return _DTYPE_OF_TAG[entry["dtype"]]
         return "float32"

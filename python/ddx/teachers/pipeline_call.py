@@ -50,8 +50,10 @@ class PipelineCall:
     def text(self, condition: Condition, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         """Return the arguments for a batch of encoded texts."""
         tokens = condition.tokens.to(device, dtype)
-        rows = [row[:length] for row, length in zip(tokens, condition.lengths.tolist(), strict=True)]
-        arguments: dict[str, Any] = {self.tokens: rows if self.token_lists else tokens}
+        arguments: dict[str, Any] = {self.tokens: tokens}
+        if self.token_lists:
+            lengths = condition.lengths.tolist()
+            arguments[self.tokens] = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
         if self.mask is not None:
             arguments[self.mask] = condition.mask.to(device)
         if self.pooled is not None:

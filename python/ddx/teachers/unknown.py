@@ -117,7 +117,8 @@ def _single_file(path: Path) -> UsageError:
 
 def holds_lora(names: Iterable[str]) -> bool:
     """Whether tensors of these names are low-rank matrices, of any program."""
-    return any(".lora_" in name or "lora_A" in name or name.startswith("lora_") for name in names)
+    marks = (".lora_", "_lora.down", "lora_A")
+    return any(name.startswith("lora_") or any(mark in name for mark in marks) for name in names)
 
 
 def _contents(path: Path) -> str:

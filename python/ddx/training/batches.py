@@ -41,7 +41,8 @@ def micro_batches(run: Run, data: Any, step: int) -> Iterator[Batch]:
     # float32 like the latents: on a CPU, autocast refuses to join the store's float16 to anything.
     condition = data.condition.to(device, torch.float32)
     if run.sizes is not None:
-        sizes = run.sizes.of(data.rows, data.flipped, x0.shape[2], run.teacher.compression)
+        height, width = (side * run.teacher.compression for side in x0.shape[2:])
+        sizes = run.sizes.of(data.rows, data.flipped, (height, width))
         condition = condition.with_sizes(send(sizes, device))
     noise = send(run.store.noise(data.rows), device) if run.method.reads_pairs else None
     neighbour: Tensor | None = None

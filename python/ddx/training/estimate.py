@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from ddx.methods.base import Method
 from ddx.methods.parts.adversarial import DISCRIMINATOR
 from ddx.methods.registry import METHODS, trainable_spec
 from ddx.teachers.base import Teacher
+from ddx.teachers.safetensors_header import header_of
 from ddx.training.config import DistillConfig
 
 
@@ -70,9 +69,7 @@ def count_parameters(folder: Path) -> int:
     """Return the number of parameters in the safetensors files of `folder`, from their headers alone."""
     total = 0
     for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
+        header = header_of(path)
         total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
     return total
 

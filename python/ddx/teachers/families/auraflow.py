@@ -29,12 +29,6 @@ class AuraFlowTeacher(FlowTeacher):
     family_guidance: ClassVar[float] = 3.5
     max_length: ClassVar[int] = 256  # tokens of a prompt, as in the pipeline's call
 
-    @property
-    def vae_dtype(self) -> torch.dtype:
-        """float32 instead of float16, in which the published autoencoder overflows and says so."""
-        forced = self.dtype == torch.float16 and self.vae_config.get("force_upcast", True)
-        return torch.float32 if forced else self.dtype
-
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """See :meth:`Teacher.predict`."""
         dtype = parameter_dtype(network)

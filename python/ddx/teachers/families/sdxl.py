@@ -31,12 +31,6 @@ class SDXLTeacher(StableDiffusionTeacher):
     family_guidance: ClassVar[float] = 5.0
     takes_sizes: ClassVar[bool] = True
 
-    @property
-    def vae_dtype(self) -> torch.dtype:
-        """float32 instead of float16, in which the published autoencoder overflows and says so."""
-        forced = self.dtype == torch.float16 and self.vae_config.get("force_upcast", True)
-        return torch.float32 if forced else self.dtype
-
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """See :meth:`Teacher.predict`."""
         dtype = parameter_dtype(network)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ddx.errors import DdxError
@@ -76,6 +77,4 @@ class VPTeacher(Teacher):
 
     def timesteps(self, t: Tensor, x_t: Tensor) -> Tensor:
         """The times as the network takes them, float32 ``[B]``."""
-        import torch
-
         return self.process.model_time(t).expand(len(x_t)).to(device=x_t.device, dtype=torch.float32)

@@ -46,9 +46,9 @@ def store(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
 def test_the_sizes_are_those_of_the_originals(store: Store) -> None:
     batch = next(Loader(store, 4, seed=0))
     rows = torch.arange(4)
-    sizes = PictureSizes(store).of(rows, torch.zeros(4, dtype=torch.bool), 8, 8)
+    sizes = PictureSizes(store).of(rows, torch.zeros(4, dtype=torch.bool), (64, 64))
     assert sizes.tolist() == [[100, 200, 0, 32], [160, 64, 48, 0], [64, 64, 0, 0], [130, 130, 0, 0]]
-    mirrored = PictureSizes(store).of(rows, torch.ones(4, dtype=torch.bool), 8, 8)
+    mirrored = PictureSizes(store).of(rows, torch.ones(4, dtype=torch.bool), (64, 64))
     assert torch.equal(mirrored, sizes)  # crops of the middle
     assert batch.rows.shape == (4,)
 
