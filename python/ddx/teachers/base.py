@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ddx.process import PredictionKind, Process
 from ddx.teachers.condition import Condition
 from ddx.teachers.extra_input import GUIDANCE, moved_inputs, scalar_input
-from ddx.teachers.features import as_map, outputs_of
+from ddx.teachers.features import as_map, every_fourth, outputs_of
 from ddx.teachers.open_pipeline import OpenPipeline
 from ddx.teachers.size import Size
 from ddx.teachers.truncation import Cut, cut
@@ -106,9 +106,9 @@ class Teacher(OpenPipeline):
     def encode_text(self, prompts: Sequence[str]) -> list[Condition]:
         """One condition of one row for each prompt, trimmed to its true length, as the family's pipeline encodes it."""
 
-    @abstractmethod
     def null_condition(self) -> Condition:
         """What the family's pipeline computes for the empty negative prompt: one row, trimmed."""
+        return self.encode_text([""])[0]
 
     def cut(self, text: str) -> Cut | None:
         """What the encoders do not read of a text that is too long for them, None where they read all of it."""
@@ -119,12 +119,17 @@ class Teacher(OpenPipeline):
         """The denoiser with the kernels that the family has for its device, put in where they are faster."""
         return network
 
-    @abstractmethod
+    time_linear: ClassVar[str]
+    """The last linear of the timestep embedder, by its name in the denoiser."""
+
     def time_embedding_linear(self, network: nn.Module) -> nn.Linear:
-        """The last linear of the timestep embedder.
+        """The layer :attr:`time_linear`.
 
         Its output is where other embeddings are added, and its bias is where a constant one is folded in.
         """
+        linear = network.get_submodule(self.time_linear)
+        assert isinstance(linear, nn.Linear)
+        return linear
 
     folds_numbers: ClassVar[bool] = True
     """Whether that linear has a bias: else students take no further numbers, such as a guidance or an interval."""
@@ -139,9 +144,13 @@ class Teacher(OpenPipeline):
         """
         return (f"lora_unet_{name.replace('.', '_')}" if self.denoiser_part == "unet" else f"transformer.{name}"), 0
 
-    @abstractmethod
+    feature_blocks: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
+    """The lists of the denoiser's blocks, by their names in it."""
+
     def feature_layers(self, network: nn.Module) -> list[nn.Module]:
-        """The layers of the denoiser whose outputs a discriminator looks at, from early to late."""
+        """The layers whose outputs a discriminator looks at, from early to late: every fourth block and the last."""
+        lists: Any = [network.get_submodule(name) for name in self.feature_blocks]
+        return every_fourth([block for blocks in lists for block in blocks])
 
     def features(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> list[Tensor]:
         """The outputs ``[B, C_k, h_k, w_k]`` of :meth:`feature_layers` in a :meth:`predict`; differentiable by x_t."""

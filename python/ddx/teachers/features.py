@@ -21,6 +21,11 @@ def outputs_of(layers: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
+def every_fourth(blocks: list[nn.Module]) -> list[nn.Module]:
+    """Return every fourth of some blocks and the last one."""
+    return [block for number, block in enumerate(blocks, 1) if number % 4 == 0 or number == len(blocks)]
+
+
 def as_map(feature: Tensor, picture: Tensor) -> Tensor:
     """Return a layer's output as `[B, C, h, w]`; `picture` is what the network looked at, `[B, C, H, W]`.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ddx.teachers.components import parameter_dtype
 from ddx.teachers.condition import Condition
 from ddx.teachers.parts.batches import in_batches
-from ddx.teachers.parts.flow import FlowTeacher, every_fourth
+from ddx.teachers.parts.flow import FlowTeacher
 from ddx.teachers.parts.t5_text import t5_states
 from ddx.teachers.truncation import Cut, cut
 
@@ -58,31 +58,16 @@ class AuraFlowTeacher(FlowTeacher):
         """See :meth:`Teacher.cut`."""
         return cut(self.tokenizer(), text, self.max_length - 1)
 
-    def null_condition(self) -> Condition:
-        """The empty prompt, encoded as any other."""
-        return self.encode_text([""])[0]
-
     def _text_fingerprint(self) -> dict[str, str | int | float]:
         return {"max_sequence_length": self.max_length, "posterior": "mode"}
 
-    def time_embedding_linear(self, network: nn.Module) -> nn.Linear:
-        """``time_step_proj.linear_2``."""
-        linear = network.get_submodule("time_step_proj.linear_2")
-        assert isinstance(linear, nn.Linear)
-        return linear
-
+    time_linear: ClassVar[str] = "time_step_proj.linear_2"
     lora_targets = (
         *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
         *(f"{part}.{layer}" for part in ("ff", "ff_context") for layer in ("linear_1", "linear_2", "out_projection")),
     )
 
-    def feature_layers(self, network: nn.Module) -> list[nn.Module]:
-        """Every fourth of the joint and single blocks, and the last one."""
-        joint, single = (
-            list(network.get_submodule(f"{kind}_transformer_blocks"))  # type: ignore[call-overload]
-            for kind in ("joint", "single")
-        )
-        return every_fourth([*joint, *single])
+    feature_blocks: ClassVar[tuple[str, ...]] = ("joint_transformer_blocks", "single_transformer_blocks")
 
     def picture_part(self, output: Any, x_t: Tensor, condition: Condition) -> Tensor:
         """See :meth:`Teacher.picture_part`: the second of a joint block's outputs, the end of a single one's."""

@@ -12,11 +12,12 @@ from ddx.errors import UsageError
 from ddx.teachers.components import parameter_dtype
 from ddx.teachers.condition import Condition
 from ddx.teachers.extra_input import GUIDANCE, FedNumber, find_number
+from ddx.teachers.features import every_fourth
 from ddx.teachers.parts import t5_text
 from ddx.teachers.parts.batches import in_batches
 from ddx.teachers.parts.clip_text import pooled
 from ddx.teachers.parts.exact_time import exact_time
-from ddx.teachers.parts.flow import FlowTeacher, every_fourth
+from ddx.teachers.parts.flow import FlowTeacher
 from ddx.teachers.parts.packing import pack, unpack
 from ddx.teachers.truncation import Cut, cut
 
@@ -113,12 +114,7 @@ class Flux1Teacher(FlowTeacher):
     def _text_fingerprint(self) -> dict[str, str | int | float]:
         return {"max_sequence_length": T5_LENGTH}
 
-    def time_embedding_linear(self, network: nn.Module) -> nn.Linear:
-        """``time_text_embed.timestep_embedder.linear_2``."""
-        linear = network.get_submodule("time_text_embed.timestep_embedder.linear_2")
-        assert isinstance(linear, nn.Linear)
-        return linear
-
+    time_linear: ClassVar[str] = "time_text_embed.timestep_embedder.linear_2"
     lora_targets = (
         *("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_mlp", "proj_out"),
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "ff_context.net.0.proj", "ff_context.net.2"),

@@ -17,7 +17,7 @@ from ddx.teachers.hub import weight_files
 from ddx.teachers.parts.batches import in_batches
 from ddx.teachers.parts.chat_text import ChatText, hidden_states
 from ddx.teachers.parts.exact_time import exact_time
-from ddx.teachers.parts.flow import FlowTeacher, every_fourth
+from ddx.teachers.parts.flow import FlowTeacher
 from ddx.teachers.truncation import Cut
 
 LAYERS = (9, 18, 27)  # whose states the pipeline takes
@@ -122,29 +122,17 @@ class Flux2KleinTeacher(FlowTeacher):
         """See :meth:`Teacher.cut`."""
         return self._chat().cut(text)
 
-    def null_condition(self) -> Condition:
-        """The empty prompt, encoded as any other."""
-        return self.encode_text([""])[0]
-
     def _text_fingerprint(self) -> dict[str, str | int | float]:
         return {"max_sequence_length": LIMIT, "text_layers": ",".join(map(str, LAYERS))}
 
-    def time_embedding_linear(self, network: nn.Module) -> nn.Linear:
-        """``time_guidance_embed.timestep_embedder.linear_2``, which has no bias."""
-        linear = network.get_submodule(TIME)
-        assert isinstance(linear, nn.Linear)
-        return linear
-
+    time_linear: ClassVar[str] = TIME
     lora_targets = tuple(name.removeprefix("attn.") for name in PUBLISHED)
 
     def comfyui_layer(self, name: str) -> tuple[str, int]:
         """See :meth:`Teacher.comfyui_layer`: the authors' layers, which ComfyUI's network has."""
         return published_layer(name)
 
-    def feature_layers(self, network: nn.Module) -> list[nn.Module]:
-        """Every fourth block of both kinds and the last one."""
-        kinds: Any = [network.get_submodule(name) for name in ("transformer_blocks", "single_transformer_blocks")]
-        return every_fourth([block for blocks in kinds for block in blocks])
+    feature_blocks: ClassVar[tuple[str, ...]] = ("transformer_blocks", "single_transformer_blocks")
 
     def picture_part(self, output: Any, x_t: Tensor, condition: Condition) -> Tensor:
         """The second of two streams, or what follows the text in the single one."""

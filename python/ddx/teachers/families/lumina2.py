@@ -12,7 +12,7 @@ from ddx.teachers.components import parameter_dtype
 from ddx.teachers.condition import Condition
 from ddx.teachers.parts.batches import by_length
 from ddx.teachers.parts.chat_text import hidden_states
-from ddx.teachers.parts.flow import FlowTeacher, every_fourth
+from ddx.teachers.parts.flow import FlowTeacher
 from ddx.teachers.parts.next_dit import published_layer
 from ddx.teachers.truncation import Cut, cut
 
@@ -86,21 +86,14 @@ class Lumina2Teacher(FlowTeacher):
     def _text_fingerprint(self) -> dict[str, str | int | float]:
         return {"max_sequence_length": _LENGTH, "system_prompt": "default"}
 
-    def time_embedding_linear(self, network: nn.Module) -> nn.Linear:
-        """``time_caption_embed.timestep_embedder.linear_2``."""
-        linear = network.get_submodule(_TIME)
-        assert isinstance(linear, nn.Linear)
-        return linear
-
+    time_linear: ClassVar[str] = _TIME
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", *(f"feed_forward.linear_{number}" for number in (1, 2, 3)))
 
     def comfyui_layer(self, name: str) -> tuple[str, int]:
         """See :meth:`Teacher.comfyui_layer`."""
         return published_layer(name, _TIME)
 
-    def feature_layers(self, network: nn.Module) -> list[nn.Module]:
-        """Every fourth of the joint blocks and the last one."""
-        return every_fourth(list(network.get_submodule("layers")))  # type: ignore[call-overload]
+    feature_blocks: ClassVar[tuple[str, ...]] = ("layers",)
 
     def picture_part(self, output: Any, x_t: Tensor, condition: Condition) -> Tensor:
         """See :meth:`Teacher.picture_part`: in each row it begins where that row's text ends."""

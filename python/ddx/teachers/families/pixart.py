@@ -13,7 +13,6 @@ from ddx.teachers.components import parameter_dtype
 from ddx.teachers.condition import Condition
 from ddx.teachers.parts import t5_text
 from ddx.teachers.parts.batches import in_batches
-from ddx.teachers.parts.flow import every_fourth
 from ddx.teachers.parts.vp import VPTeacher
 from ddx.teachers.truncation import Cut, cut
 
@@ -65,24 +64,11 @@ class PixArtSigmaTeacher(VPTeacher):
         """See :meth:`Teacher.cut`."""
         return cut(self.tokenizer(), prepared(text), self.max_length - 1)
 
-    def null_condition(self) -> Condition:
-        """The empty prompt: its end token alone."""
-        return self.encode_text([""])[0]
-
     def _text_fingerprint(self) -> dict[str, str | int | float]:
         return {"max_sequence_length": self.max_length}
 
-    def time_embedding_linear(self, network: nn.Module) -> nn.Linear:
-        """``adaln_single.emb.timestep_embedder.linear_2``."""
-        linear = network.get_submodule("adaln_single.emb.timestep_embedder.linear_2")
-        assert isinstance(linear, nn.Linear)
-        return linear
-
+    time_linear: ClassVar[str] = "adaln_single.emb.timestep_embedder.linear_2"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
-
-    def feature_layers(self, network: nn.Module) -> list[nn.Module]:
-        """Every fourth transformer block and the last one."""
-        return every_fourth(list(network.get_submodule("transformer_blocks")))  # type: ignore[call-overload]
 
 
 class PixArtAlphaTeacher(PixArtSigmaTeacher):

@@ -17,7 +17,7 @@ from ddx.teachers.condition import Condition
 from ddx.teachers.parts.batches import by_length
 from ddx.teachers.parts.chat_text import hidden_states
 from ddx.teachers.parts.exact_time import exact_time
-from ddx.teachers.parts.flow import FlowTeacher, every_fourth
+from ddx.teachers.parts.flow import FlowTeacher
 from ddx.teachers.parts.packing import pack, unpack
 from ddx.teachers.truncation import Cut, cut
 
@@ -128,20 +128,11 @@ class QwenImageTeacher(FlowTeacher):
         template = hashlib.sha256(form.template.encode()).hexdigest()[:16]
         return {"template": template, "max_sequence_length": form.kept}
 
-    def time_embedding_linear(self, network: nn.Module) -> nn.Linear:
-        """``time_text_embed.timestep_embedder.linear_2``."""
-        linear = network.get_submodule("time_text_embed.timestep_embedder.linear_2")
-        assert isinstance(linear, nn.Linear)
-        return linear
-
+    time_linear: ClassVar[str] = "time_text_embed.timestep_embedder.linear_2"
     lora_targets = (
         *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
         *("img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2"),
     )
-
-    def feature_layers(self, network: nn.Module) -> list[nn.Module]:
-        """Every fourth transformer block and the last one."""
-        return every_fourth(list(network.get_submodule("transformer_blocks")))  # type: ignore[call-overload]
 
     def picture_part(self, output: Any, x_t: Tensor, condition: Condition) -> Tensor:
         """The second of a block's two streams."""

@@ -18,7 +18,7 @@ from ddx.teachers.families.sana_names import published_layer
 from ddx.teachers.families.sana_sprint import sprint_weights
 from ddx.teachers.families.sana_text import PromptEncoder, pipeline_defaults, preprocess
 from ddx.teachers.hub import Source
-from ddx.teachers.parts.flow import FlowTeacher, every_fourth
+from ddx.teachers.parts.flow import FlowTeacher
 from ddx.teachers.truncation import Cut, cut
 
 
@@ -182,10 +182,6 @@ class SanaTeacher(FlowTeacher):
     def comfyui_layer(self, name: str) -> tuple[str, int]:
         """See :meth:`Teacher.comfyui_layer`: the published checkpoints' own layers, which ComfyUI's SANA nodes have."""
         return published_layer(name)
-
-    def feature_layers(self, network: nn.Module) -> list[nn.Module]:
-        """Every fourth transformer block and the last one."""
-        return every_fourth(list(network.get_submodule("transformer_blocks")))  # type: ignore[call-overload]
 
 
 def _mean(output: Tensor, x_t: Tensor) -> Tensor:

@@ -62,20 +62,11 @@ class StableDiffusionTeacher(VPTeacher):
         real = torch.ones(1, tokens.shape[1], dtype=torch.bool, device=tokens.device)
         return [Condition(row[None].clone(), real) for row in tokens]
 
-    def null_condition(self) -> Condition:
-        """The empty prompt, encoded as any other."""
-        return self.encode_text([""])[0]
-
     def _text_fingerprint(self) -> dict[str, str | int | float]:
         positions = self.part_config("text_encoder").get("max_position_embeddings", 77)
         return {"max_sequence_length": int(positions), "posterior": "mode"}
 
-    def time_embedding_linear(self, network: nn.Module) -> nn.Linear:
-        """``time_embedding.linear_2``."""
-        linear = network.get_submodule("time_embedding.linear_2")
-        assert isinstance(linear, nn.Linear)
-        return linear
-
+    time_linear: ClassVar[str] = "time_embedding.linear_2"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
 
     def feature_layers(self, network: nn.Module) -> list[nn.Module]:

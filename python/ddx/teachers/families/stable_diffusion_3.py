@@ -13,7 +13,7 @@ from ddx.teachers.condition import Condition
 from ddx.teachers.parts import t5_text
 from ddx.teachers.parts.batches import in_batches
 from ddx.teachers.parts.clip_text import penultimate
-from ddx.teachers.parts.flow import FlowTeacher, every_fourth
+from ddx.teachers.parts.flow import FlowTeacher
 from ddx.teachers.truncation import Cut, cut
 
 T5_LENGTH = 256  # tokens of a prompt, as in the pipeline's call
@@ -70,28 +70,15 @@ class StableDiffusion3Teacher(FlowTeacher):
         """See :meth:`Teacher.cut`: what T5 does not read, for the CLIPs read less."""
         return cut(self.tokenizer("tokenizer_3"), text, T5_LENGTH - 1)
 
-    def null_condition(self) -> Condition:
-        """The empty prompt, encoded as any other."""
-        return self.encode_text([""])[0]
-
     def _text_fingerprint(self) -> dict[str, str | int | float]:
         positions = self.part_config("text_encoder").get("max_position_embeddings", 77)
         return {"max_sequence_length": int(positions) + T5_LENGTH}
 
-    def time_embedding_linear(self, network: nn.Module) -> nn.Linear:
-        """``time_text_embed.timestep_embedder.linear_2``."""
-        linear = network.get_submodule("time_text_embed.timestep_embedder.linear_2")
-        assert isinstance(linear, nn.Linear)
-        return linear
-
+    time_linear: ClassVar[str] = "time_text_embed.timestep_embedder.linear_2"
     lora_targets = (
         *("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "ff_context.net.0.proj", "ff_context.net.2"),
     )
-
-    def feature_layers(self, network: nn.Module) -> list[nn.Module]:
-        """Every fourth transformer block and the last one."""
-        return every_fourth(list(network.get_submodule("transformer_blocks")))  # type: ignore[call-overload]
 
     def picture_part(self, output: Any, x_t: Tensor, condition: Condition) -> Tensor:
         """See :meth:`Teacher.picture_part`: a block returns text and picture."""

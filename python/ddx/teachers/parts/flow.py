@@ -90,8 +90,3 @@ class FlowTeacher(Teacher):
     def times(self, t: Tensor, x_t: Tensor) -> Tensor:
         """Flow times as the network takes them, float32 ``[B]``: t itself, which diffusers multiplies by 1000."""
         return t.expand(len(x_t)).to(device=x_t.device, dtype=torch.float32)
-
-
-def every_fourth(blocks: list[Any]) -> list[Any]:
-    """Every fourth of some blocks and the last one: the layers that discriminators look at."""
-    return [block for number, block in enumerate(blocks, 1) if number % 4 == 0 or number == len(blocks)]
