@@ -20,7 +20,8 @@ from _environment import machine, write_result
 from _peers import Work, paired
 from diffusers import SanaPipeline
 
-from ddx.teachers.families.sana_text import ROWS, PromptEncoder, pipeline_defaults
+from ddx.teachers.families.sana_text import PromptEncoder, pipeline_defaults
+from ddx.teachers.parts.batches import ROWS
 from pipelines import gemma_encoder, gemma_tokenizer
 
 WIDTH, LAYERS = 2304, 2

@@ -52,8 +52,8 @@ class PipelineCall:
         tokens = condition.tokens.to(device, dtype)
         arguments: dict[str, Any] = {self.tokens: tokens}
         if self.token_lists:
-            lengths = condition.lengths.tolist()
-            arguments[self.tokens] = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
+            rows = zip(tokens, condition.row_lengths(), strict=True)
+            arguments[self.tokens] = [row[:length] for row, length in rows]
         if self.mask is not None:
             arguments[self.mask] = condition.mask.to(device)
         if self.pooled is not None:

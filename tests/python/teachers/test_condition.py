@@ -36,3 +36,11 @@ def test_a_float_mask_and_mixed_pooled_embeddings_are_refused() -> None:
     pooled = Condition(torch.randn(1, 2, 3), torch.ones(1, 2, dtype=torch.bool), torch.randn(1, 4))
     with pytest.raises(ValueError, match="with and without"):
         Condition.cat([pooled, condition(1, 2)])
+
+
+def test_lengths_are_known_on_the_host_wherever_the_tokens_are() -> None:
+    mask = torch.arange(5) < torch.tensor([2, 5, 1])[:, None]
+    there = Condition(torch.zeros(3, 5, 4), mask).to("meta")
+    assert there.row_lengths() == (2, 5, 1) and there.pad(7).row_lengths() == (2, 5, 1)
+    assert there.index(slice(1, 3)).row_lengths() == (5, 1) and there.index(0).expand(2).row_lengths() == (2, 2)
+    assert Condition.cat([there, there.index(1)]).with_sizes(None).row_lengths() == (2, 5, 1, 5)

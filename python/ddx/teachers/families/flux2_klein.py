@@ -104,8 +104,10 @@ class Flux2KleinTeacher(FlowTeacher):
             return None
         return float(compute_empirical_mu(self.image_tokens(latent_shape), num_steps))
 
+    @property
     def _chat(self) -> ChatText:
-        return ChatText(tokenizer=self.tokenizer(), thinking=False, limit=LIMIT)
+        chat: ChatText = self._once("chat", lambda: ChatText(tokenizer=self.tokenizer(), thinking=False, limit=LIMIT))
+        return chat
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> list[Condition]:
@@ -114,13 +116,13 @@ class Flux2KleinTeacher(FlowTeacher):
 
     def _encode(self, texts: list[str]) -> list[Condition]:
         with self._products(self.text_dtype):
-            tokens = hidden_states(self.text_encoder(), *self._chat().padded(texts), LAYERS)
+            tokens = hidden_states(self.text_encoder(), *self._chat.padded(texts), LAYERS)
         real = torch.ones(1, tokens.shape[1], dtype=torch.bool, device=tokens.device)
         return [Condition(row[None].clone(), real) for row in tokens]
 
     def cut(self, text: str) -> Cut | None:
         """See :meth:`Teacher.cut`."""
-        return self._chat().cut(text)
+        return self._chat.cut(text)
 
     def _text_fingerprint(self) -> dict[str, str | int | float]:
         return {"max_sequence_length": LIMIT, "text_layers": ",".join(map(str, LAYERS))}

@@ -97,5 +97,5 @@ class Lumina2Teacher(FlowTeacher):
 
     def picture_part(self, output: Any, x_t: Tensor, condition: Condition) -> Tensor:
         """See :meth:`Teacher.picture_part`: in each row it begins where that row's text ends."""
-        count, lengths = self.image_tokens(tuple(x_t.shape[1:])), condition.lengths.tolist()
+        count, lengths = self.image_tokens(tuple(x_t.shape[1:])), condition.row_lengths()
         return torch.stack([row[start : start + count] for row, start in zip(output, lengths, strict=True)])

@@ -21,11 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from ddx.teachers.condition import Condition
+from ddx.teachers.parts.batches import by_length
 
-# Batches have one fixed number of rows and lengths in steps, so that a caption's embedding does not depend, to the
-# last bits, on which other captions happened to be encoded with it.
-ROWS = 8
-LENGTH_STEP = 8
+LENGTH_STEP = 8  # of the padded lengths; another step would change the last bits of embeddings in existing stores
 
 
 @functools.cache
@@ -111,42 +109,30 @@ class PromptEncoder:
             from transformers import DynamicCache
 
             cache = DynamicCache(config=self.text_encoder.config)
-            states = self._run(self._tensor([self.prefix_ids]), cache)
+            states = self._run(torch.tensor([self.prefix_ids]), cache)
             self._prefix = cache, states[0, :1].clone()
         return self._prefix
 
     def _hidden_states(self, ids: list[list[int]], after_prefix: bool) -> list[Tensor]:
         """Last hidden states ``[len(row), D]`` of token rows, run in groups of equal padded length."""
-        pad = self.tokenizer.pad_token_id
-        groups: dict[int, list[int]] = {}
-        for index, row in enumerate(ids):
-            groups.setdefault(-(-len(row) // LENGTH_STEP) * LENGTH_STEP, []).append(index)
-        results: dict[int, Tensor] = {}
-        for length, members in sorted(groups.items()):
-            for start in range(0, len(members), ROWS):
-                chosen = members[start : start + ROWS]
-                rows = [ids[index] + [pad] * (length - len(ids[index])) for index in chosen]
-                rows += [rows[-1]] * (ROWS - len(rows))
-                states = self._run(self._tensor(rows), self._prefix_cache() if after_prefix else None)
-                for index, state in zip(chosen, states, strict=False):
-                    results[index] = state[: len(ids[index])].clone()
-        return [results[index] for index in range(len(ids))]
 
-    def _prefix_cache(self) -> Any:
+        def states(tokens: Tensor, mask: Tensor) -> Tensor:
+            return self._run(tokens, self._prefix_cache(len(tokens)) if after_prefix else None)
+
+        return by_length(ids, self.tokenizer.pad_token_id, states, step=LENGTH_STEP)
+
+    def _prefix_cache(self, rows: int) -> Any:
         """A copy of the instruction's cache for a batch: a forward appends to the one that it is given."""
         cache = copy.deepcopy(self._prefix_state()[0])
-        cache.batch_repeat_interleave(ROWS)
+        cache.batch_repeat_interleave(rows)
         return cache
 
     def _run(self, ids: Tensor, cache: Any | None) -> Tensor:
         """Last hidden states of `ids`, behind what the cache holds; their keys and values are appended to it."""
         behind = {} if cache is None else {self._cache_argument: cache}
+        ids = ids.to(next(self.text_encoder.parameters()).device)
         states: Tensor = self.text_encoder(ids, use_cache=cache is not None, **behind)[0]
         return states
-
-    def _tensor(self, ids: list[list[int]]) -> Tensor:
-        device = next(self.text_encoder.parameters()).device
-        return torch.tensor(ids, dtype=torch.long, device=device)
 
 
 def preprocess(captions: Sequence[str]) -> list[str]:

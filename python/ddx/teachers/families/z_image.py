@@ -49,7 +49,7 @@ class ZImageTeacher(FlowTeacher):
             output = network(
                 list(x_t.to(dtype).unsqueeze(2).unbind()),
                 (num_train - self.times(num_train * t, x_t)) / num_train,  # rounded as the pipeline's
-                [row[:length] for row, length in zip(tokens, condition.lengths.tolist(), strict=True)],
+                [row[:length] for row, length in zip(tokens, condition.row_lengths(), strict=True)],
                 return_dict=False,
             )[0]
         return -torch.stack([picture.float() for picture in output]).squeeze(2)
@@ -60,7 +60,8 @@ class ZImageTeacher(FlowTeacher):
 
     @property
     def _chat(self) -> ChatText:
-        return ChatText(tokenizer=self.tokenizer(), thinking=True)
+        chat: ChatText = self._once("chat", lambda: ChatText(tokenizer=self.tokenizer(), thinking=True))
+        return chat
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> list[Condition]:

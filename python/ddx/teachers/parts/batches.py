@@ -22,16 +22,19 @@ def in_batches(texts: Sequence[str], encode: Callable[[list[str]], Sequence[Row]
     return rows
 
 
-def by_length(ids: Sequence[list[int]], pad: int, encode: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+def by_length(
+    ids: Sequence[list[int]], pad: int, encode: Callable[[Tensor, Tensor], Tensor], *, step: int | None = None
+) -> list[Tensor]:
     """Return the states ``[length, D]`` of token rows, which `encode` computes in batches of one length each.
 
-    It is given ids and the mask of the real ones, ``[ROWS, L]`` with L a multiple of :data:`LENGTH_STEP`, and returns
-    ``[ROWS, L, D]``. For encoders that are causal: padding behind a text changes nothing in front of it, and short
-    texts cost what they are long.
+    It is given ids and the mask of the real ones, ``[ROWS, L]`` with L a multiple of `step`, None for
+    :data:`LENGTH_STEP`, and returns ``[ROWS, L, D]``. For encoders that are causal: padding behind a text changes
+    nothing in front of it, and short texts cost what they are long.
     """
+    step = step or LENGTH_STEP
     groups: dict[int, list[int]] = {}
     for index, row in enumerate(ids):
-        groups.setdefault(-(-len(row) // LENGTH_STEP) * LENGTH_STEP, []).append(index)
+        groups.setdefault(-(-len(row) // step) * step, []).append(index)
     states: dict[int, Tensor] = {}
     for length, members in groups.items():
         for start in range(0, len(members), ROWS):

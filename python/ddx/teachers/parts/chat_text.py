@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,10 +49,15 @@ class ChatText:
 
     def cut(self, text: str) -> Cut | None:
         """Return what is not read of a text that is too long, None where all of it is."""
+        before, num_before = self._before
+        return cut(self.tokenizer, before + text, self.limit, num_before)
+
+    @functools.cached_property
+    def _before(self) -> tuple[str, int]:
+        """What the template puts in front of a text, and how many tokens that is."""
         mark = "\N{OBJECT REPLACEMENT CHARACTER}"
         before = self.turn(mark).partition(mark)[0]
-        num_before = len(self.tokenizer.encode(before, add_special_tokens=False))
-        return cut(self.tokenizer, before + text, self.limit, num_before)
+        return before, len(self.tokenizer.encode(before, add_special_tokens=False))
 
 
 def hidden_states(encoder: Any, ids: Tensor, mask: Tensor, layers: Sequence[int]) -> Tensor:
