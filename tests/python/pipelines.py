@@ -90,7 +90,7 @@ def make_stable_diffusion(
     text_act: str = "quick_gelu",
 ) -> Path:
     """A tiny StableDiffusionPipeline: 64 px, 4 latent channels on an 8x8 grid, a two-layer CLIP. Returns ``folder``."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     torch.manual_seed(seed)
@@ -118,15 +118,7 @@ def make_stable_diffusion(
         attention_head_dim=4,
         norm_num_groups=8,
     )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-        norm_num_groups=4,
-        layers_per_block=1,
-        sample_size=64,
-    )
+    vae = kl_autoencoder(4)
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -337,8 +329,8 @@ def qwen3_config(tokenizer: Any, width: int, *, layers: int) -> Any:
     )
 
 
-def flux_autoencoder(channels: int) -> Any:
-    """An autoencoder like FLUX.1's: eight pixels a cell, a shift, and no layers of their own for the latents."""
+def kl_autoencoder(channels: int, **more: Any) -> Any:
+    """An AutoencoderKL of eight pixels a cell, with random weights."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -349,10 +341,14 @@ def flux_autoencoder(channels: int) -> Any:
         norm_num_groups=4,
         layers_per_block=1,
         sample_size=64,
-        scaling_factor=0.3611,
-        shift_factor=0.1159,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
+        **more,
+    )
+
+
+def flux_autoencoder(channels: int) -> Any:
+    """An autoencoder like FLUX.1's: eight pixels a cell, a shift, and no layers of their own for the latents."""
+    return kl_autoencoder(
+        channels, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False
     )
 
 

@@ -49,12 +49,7 @@ def import_student(
     record = {
         "kind": "student",
         "teacher": config.teacher,
-        "teacher_source": teacher.source,
-        "teacher_revision": teacher.revision,
-        "teacher_licence": teacher.licence,
-        "teacher_fingerprint": teacher.fingerprint(),
-        "prediction": teacher.prediction,
-        "resolution": teacher.default_resolution,
+        **teacher.facts(),
         "method": "imported",
         "imported_from": source,
         "imported_as": "LoRA" if holds_lora(state) else "weights",

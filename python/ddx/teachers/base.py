@@ -240,6 +240,17 @@ class Teacher(OpenPipeline):
     student_settings: ClassVar[Mapping[str, Any]] = {}
     """What a student's ``model_index.json`` says beside its parts: for pipelines that ask whether a model is one."""
 
+    def facts(self, resolution: int | None = None) -> dict[str, Any]:
+        """What the record of a student, run.json, says of its teacher."""
+        return {
+            "teacher_source": self.source,
+            "teacher_revision": self.revision,
+            "teacher_licence": self.licence,
+            "prediction": self.prediction,
+            "teacher_fingerprint": self.fingerprint(resolution),
+            "resolution": resolution or self.default_resolution,
+        }
+
     def own_scheduler(self) -> Any:
         """The diffusers scheduler that the pipeline came with."""
         import diffusers

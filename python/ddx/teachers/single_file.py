@@ -71,11 +71,8 @@ def teacher_folder(file: Path, *, base: str | None, root: Path, progress: Progre
         found = _open_base(chosen)
         _require_parts(file, found)
         folder = root / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', file.stem).strip('-.') or 'teacher'}-{sha256[:12]}"
-        folder = (
-            folder
-            if not folder.exists()
-            else folder.with_name(f"{folder.name}-{re.sub(r'[^A-Za-z0-9._-]+', '-', chosen)}")
-        )
+        if folder.exists():  # converted with another base
+            folder = folder.with_name(f"{folder.name}-{re.sub(r'[^A-Za-z0-9._-]+', '-', chosen)}")
         progress.log(f"converting it to {folder}, with the configs of {chosen} …")
         _convert(file, found, folder, {**stamp, "sha256": sha256, "base": chosen})
     return folder

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import torch
-from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel, AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel, FlowMatchEulerDiscreteScheduler
 from transformers import UMT5Config, UMT5EncoderModel
 
-from pipelines import t5_tokenizer
+from pipelines import kl_autoencoder, t5_tokenizer
 
 
 def make(folder: Path) -> Path:
@@ -38,16 +38,7 @@ def make(folder: Path) -> Path:
         pos_embed_max_size=64,
     )
     torch.nn.init.normal_(transformer.context_embedder.weight)  # or the text would hardly be seen
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-        norm_num_groups=4,
-        layers_per_block=1,
-        sample_size=64,
-        scaling_factor=0.13025,
-    )
+    vae = kl_autoencoder(4, scaling_factor=0.13025)
     pipeline = AuraFlowPipeline(
         tokenizer=tokenizer,
         text_encoder=encoder,

@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import (
-    AutoencoderKL,
     DPMSolverMultistepScheduler,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
 )
 
-from pipelines import t5_encoder, t5_tokenizer
+from pipelines import kl_autoencoder, t5_encoder, t5_tokenizer
 
 EXACT = False  # the pipeline pads every prompt, and masks the padding
 
@@ -33,16 +32,7 @@ def make_pixart(folder: Path, kind: Any, *, sample_size: int = 8, use_additional
         interpolation_scale=2,
         use_additional_conditions=use_additional_conditions,
     )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-        norm_num_groups=4,
-        layers_per_block=1,
-        sample_size=64,
-        scaling_factor=0.13025,
-    )
+    vae = kl_autoencoder(4, scaling_factor=0.13025)
     tokenizer = t5_tokenizer()
     pipeline = kind(
         tokenizer=tokenizer,

@@ -4,14 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import (
-    AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from pipelines import clip_tokenizer, t5_encoder, t5_tokenizer
+from pipelines import clip_tokenizer, kl_autoencoder, t5_encoder, t5_tokenizer
 
 
 def make(folder: Path, **settings: Any) -> Path:
@@ -40,18 +39,8 @@ def make(folder: Path, **settings: Any) -> Path:
         pos_embed_max_size=12,
         **{"dual_attention_layers": (0,), "qk_norm": "rms_norm", **settings},
     )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=16,
-        norm_num_groups=4,
-        layers_per_block=1,
-        sample_size=64,
-        scaling_factor=1.5305,
-        shift_factor=0.0609,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
+    vae = kl_autoencoder(
+        16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False
     )
     pipeline = StableDiffusion3Pipeline(
         transformer=transformer,
