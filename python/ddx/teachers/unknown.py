@@ -87,9 +87,9 @@ def alias_of(text: str) -> str | None:
 
 
 def _single_file(path: Path) -> UsageError:
-    what = f"{path} is a single file, and a teacher is a folder with a diffusers pipeline"
     if not path.is_file():
-        return UsageError(f"{what}; there is no such file either", hint="see `ddx list teachers`")
+        return UsageError(f"no teacher at {path}: there is no such file", hint="see `ddx list teachers`")
+    what = f"{path} is a single file, and a teacher is here a folder with a diffusers pipeline"
     kind = _contents(path)
     if kind == "lora":
         return UsageError(

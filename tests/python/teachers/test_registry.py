@@ -219,7 +219,7 @@ def test_standard_prompts_unless_a_folder_was_trained_on_scenes(sana_folder: Pat
         ("SD1.5", "did you mean sd15", "--teacher sd15"),
         ("stable-diffusion-2-1", "did you mean sd21", "--teacher sd21"),
         ("./models/my-flux", "there is no such folder", "ddx list teachers"),
-        ("models/none.safetensors", "no such file either", "ddx list teachers"),
+        ("models/none.safetensors", "there is no such file", "ddx list teachers"),
     ],
 )
 def test_a_name_from_elsewhere_is_answered(name: str, message: str, hint: str) -> None:

@@ -162,8 +162,6 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 PIPELINES: dict[str, Family] = {pipeline: family for family in FAMILIES for pipeline in family.pipelines}
-
-
 STUDENT_PIPELINES: dict[str, Family] = {name: family for family in FAMILIES for name in family.student_pipelines}
 
 
