@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddx.errors import DdxError, UsageError
+from ddx.run_record import FILE_NAME as RECORD
 from ddx.teachers.families.table import STUDENT_PIPELINES, find_family, no_adapter
+from ddx.teachers.published_students import refuse_student_folder
 from ddx.teachers.unknown import alias_of
 
 if TYPE_CHECKING:
@@ -97,6 +99,8 @@ def hub_source(
             log.warning("%s is cached at %s, not at the pinned %s; using it", repo, folder.name[:12], revision[:12])
     if folder is None:
         folder = _download(repo, revision, students=students)
+    elif not students:
+        refuse_student_folder(folder, repo)
     return Source(
         folder=folder,
         name=name or repo.rsplit("/", 1)[-1].lower(),
@@ -148,6 +152,8 @@ def _download(repo: str, revision: str, *, students: bool) -> Path:
             repo, revision=revision, timeout=10
         )  # says at once, without retries, that nobody answers
         _refuse_other_pipelines(repo, info, students=students)
+        if not students and RECORD in _names(info):
+            refuse_student_folder(Path(hf_hub_download(repo, RECORD, revision=revision)).parent, repo)
         index = read_json(Path(hf_hub_download(repo, "model_index.json", revision=revision)))
         folder = Path(
             snapshot_download(
@@ -186,7 +192,7 @@ def _download(repo: str, revision: str, *, students: bool) -> Path:
 
 def _refuse_other_pipelines(repo: str, info: ModelInfo, *, students: bool) -> None:
     """Raise UsageError, before anything is downloaded, for a repository that no adapter could open."""
-    names = [file.rfilename for file in info.siblings or ()]
+    names = _names(info)
     if names and "model_index.json" not in names:
         raise UsageError(
             f"{repo} is not a diffusers pipeline: it has no model_index.json",
@@ -197,6 +203,10 @@ def _refuse_other_pipelines(repo: str, info: ModelInfo, *, students: bool) -> No
         raise no_adapter(repo, found)
 
 
+def _names(info: ModelInfo) -> list[str]:
+    return [file.rfilename for file in info.siblings or ()]
+
+
 def _other_name(repo: str) -> str:
     alias = alias_of(repo)
     return f"did you mean --teacher {alias}?" if alias else "see `ddx list teachers`"
@@ -205,7 +215,12 @@ def _other_name(repo: str) -> str:
 def _patterns(index: dict[str, Any]) -> list[str]:
     """The files of the parts that an index names; some repositories hold other things beside them."""
     kinds = (*TEXT_SUFFIXES, ".safetensors")
-    return ["model_index.json", "README.md", *(f"{part}/*{kind}" for part in _named_parts(index) for kind in kinds)]
+    return [
+        "model_index.json",
+        "README.md",
+        RECORD,
+        *(f"{part}/*{kind}" for part in _named_parts(index) for kind in kinds),
+    ]
 
 
 def _is_connection(error: OSError) -> bool:

@@ -70,6 +70,13 @@ class OpenPipeline(Autoencoding):
 
     # what the configs say
 
+    def student_sign(self) -> tuple[str, str] | None:
+        """What in the configs says for certain that this is a few-step student, and what to do; None for a teacher.
+
+        An exported student of ddx may have the same sign: it is known by its run.json, before.
+        """
+        return None
+
     @property
     def stored_parts(self) -> tuple[str, ...]:
         """The parts that shape a store: all but the denoiser."""

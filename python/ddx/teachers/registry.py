@@ -11,8 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddx.errors import UsageError
-from ddx.run_record import read_run
+from ddx.teachers.published_students import refuse_published, refuse_student_folder, student_already
 from ddx.teachers.unknown import is_single_file, unknown_teacher
 
 if TYPE_CHECKING:
@@ -277,7 +276,7 @@ def load_teacher(
     Only configs are read; each component loads when it is first used. ``dtype`` is that of the denoiser ("float32",
     "bf16", ...; None: float32 on a CPU, bfloat16 elsewhere); ``resolution`` in pixels replaces the teacher's own.
 
-    Raises UsageError for a name that is neither, and DdxError when the weights can be found nowhere.
+    Raises UsageError for a name that is neither and for a student, and DdxError when the weights can be found nowhere.
     """
     from ddx.teachers import hub
     from ddx.teachers.families.table import open_teacher
@@ -289,13 +288,14 @@ def load_teacher(
     elif spec is not None:
         source = hub.hub_source(spec.source, spec.revision, name=spec.name, licence=spec.licence)
     elif Path(text).expanduser().is_dir():
-        _refuse_student(Path(text).expanduser())
+        refuse_student_folder(Path(text).expanduser())
         source = hub.local_source(Path(text).expanduser())
     elif is_hub_id(text):
+        refuse_published(text)
         source = hub.hub_source(text, "main")
     else:
         raise unknown_teacher(text, tuple(TEACHERS))
-    return open_teacher(
+    teacher = open_teacher(
         source,
         device=device,
         dtype=dtype,
@@ -303,13 +303,6 @@ def load_teacher(
         default_resolution=spec.resolution if spec else None,
         default_guidance=spec.guidance if spec else None,
     )
-
-
-def _refuse_student(folder: Path) -> None:
-    record = read_run(folder)
-    if record is not None and record.get("kind") == "student":
-        teacher = record.get("teacher", "NAME")
-        raise UsageError(
-            f"{folder} is a student, not a teacher: it was distilled from {teacher}",
-            hint=f"give --teacher {teacher}; `ddx distill --from-student {folder}` goes on with the student's weights",
-        )
+    if sign := teacher.student_sign():
+        raise student_already(teacher.name, *sign)
+    return teacher

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ddx.errors import DdxError, UsageError, nearest
+from ddx.teachers.published_students import published_name
 from ddx.teachers.safetensors_header import header_of
 
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".onnx")
@@ -39,11 +40,8 @@ ALIASES = {
     "flux2-klein-base-4b": "flux2 flux.2 flux-2 flux2-klein flux.2-klein flux.2-klein-4b flux.2-klein-base-4b",
 }
 FAMILIES = {
-    "FLUX.1-schnell, which is a student already": r"schnell",
     "another FLUX": r"flux",
-    "SANA-Sprint, which is a student already": r"sprint",
-    "Z-Image-Turbo, which is a student already": r"z-?image-?turbo",
-    "an SD or SDXL Turbo, which is a student already": r"turbo|lightning|hyper-?sd|lcm",
+    "a Turbo, which is a student already": r"turbo",
     "Kandinsky": r"kandinsky",
     "HunyuanDiT": r"hunyuan",
     "an older Lumina": r"lumina-?(next|t2)",
@@ -64,6 +62,8 @@ def unknown_teacher(text: str, names: Sequence[str]) -> UsageError:
         return UsageError(f"unknown teacher {text!r}; did you mean {alias}?", hint=f"--teacher {alias}")
     if "/" in text or text.startswith((".", "~")):
         return UsageError(f"no teacher at {text}: there is no such folder", hint="see `ddx list teachers`")
+    if student := published_name(text):
+        return student
     key = text.lower().replace("_", "-")
     if family := next((family for family, pattern in FAMILIES.items() if re.search(pattern, key)), None):
         return UsageError(f"{text}: ddx has no adapter for {family}", hint=_SUPPORTED)

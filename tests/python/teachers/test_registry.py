@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from ddx.errors import DdxError, UsageError
+from ddx.teachers.published_students import PUBLISHED_STUDENTS, published_name, refuse_published
 from ddx.teachers.registry import TEACHERS, load_teacher, teacher_key
 from pipelines import COMMIT, fill_hub_cache, make_sana
 
@@ -212,9 +214,11 @@ def test_standard_prompts_unless_a_folder_was_trained_on_scenes(sana_folder: Pat
         ("hunyuan-dit", "no adapter for HunyuanDiT", "ddx list teachers"),
         ("xl", "did you mean sdxl", "--teacher sdxl"),
         ("flux-dev", "did you mean flux1-dev", "--teacher flux1-dev"),
-        ("flux-schnell", "a student already", "ddx list teachers"),
-        ("sana-sprint", "a student already", "ddx list teachers"),
-        ("z-image-turbo", "a student already", "ddx list teachers"),
+        ("flux-schnell", "FLUX.1-schnell, which is a student already", "--teacher flux1-dev"),
+        ("sana-sprint", "a student already", "--teacher sana-1600m; `ddx distill --from-student ID`"),
+        ("z-image-turbo", "a student already", "--teacher z-image"),
+        ("sdxl_lightning", "a student already", "ddx import ByteDance/SDXL-Lightning/sdxl_lightning_4step"),
+        ("kolors-turbo", "a Turbo, which is a student already", "ddx list teachers"),
         ("sana", "did you mean sana-600m", "--teacher sana-600m"),
         ("SD1.5", "did you mean sd15", "--teacher sd15"),
         ("stable-diffusion-2-1", "did you mean sd21", "--teacher sd21"),
@@ -226,6 +230,62 @@ def test_a_name_from_elsewhere_is_answered(name: str, message: str, hint: str) -
     with pytest.raises(UsageError, match=message) as error:
         load_teacher(name)
     assert hint in str(error.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("repo", "base"),
+    [
+        ("black-forest-labs/FLUX.1-schnell", "flux1-dev"),
+        ("black-forest-labs/FLUX.2-klein-4B", "flux2-klein-base-4b"),
+        ("black-forest-labs/FLUX.2-klein-9B", "black-forest-labs/FLUX.2-klein-base-9B"),
+        ("Tongyi-MAI/Z-Image-Turbo", "z-image"),
+        ("lightx2v/Qwen-Image-Lightning", "qwen-image"),
+        ("stabilityai/stable-diffusion-3.5-large-turbo", "sd35-large"),
+        ("Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers", "sana-1600m"),
+        ("Efficient-Large-Model/Sana_Sprint_0.6B_1024px_diffusers", "sana-600m-1024"),
+        ("stabilityai/sdxl-turbo", "sdxl"),
+        ("ByteDance/SDXL-Lightning", "sdxl"),
+        ("stabilityai/sd-turbo", "sd21"),
+    ],
+)
+def test_a_published_student_is_refused_before_the_hub_is_asked(repo: str, base: str, offline_cache: Path) -> None:
+    with pytest.raises(UsageError, match="which is a student already") as error:
+        load_teacher(repo)
+    cure, _, more = str(error.value.hint).partition("; ")
+    assert cure == f"--teacher {base}"
+    assert any(word in more for word in (f"hf download {repo} --local-dir", f"ddx import {repo}/", "--from-student"))
+
+
+def test_every_published_student_has_a_teacher_that_is_none_and_names_that_find_it() -> None:
+    for student in PUBLISHED_STUDENTS:
+        assert student.teacher in TEACHERS or "/" in student.teacher or (student.file and not student.teacher)
+        assert all(re.search(student.pattern, name) for name in student.ids)
+        assert not student.file or student.file.lower().replace("_", "-").startswith(student.ids[0])
+    for teacher in (*TEACHERS, *(spec.source for spec in TEACHERS.values())):
+        refuse_published(teacher)
+        assert published_name(teacher) is None
+
+
+def test_a_name_that_only_looks_like_a_student_is_warned_of(
+    offline_cache: Path, sana_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for repo in ("someone/my-turbo-sprint", "someone/turbofish", "someone/Sana_Sprint_teacher"):
+        fill_hub_cache(offline_cache, repo, sana_folder)
+        load_teacher(repo)
+    (line,) = [message for message in caplog.messages if "few-step" in message]
+    assert "someone/my-turbo-sprint" in line and "SANA-Sprint, whose teacher is sana-1600m" in line
+
+
+def test_what_a_folder_says_for_certain_is_believed(tmp_path: Path, stable_diffusion_folder: Path) -> None:
+    consistency = Path(shutil.copytree(stable_diffusion_folder, tmp_path / "lcm"))
+    _set(consistency / "unet" / "config.json", time_cond_proj_dim=256)
+    with pytest.raises(UsageError, match="as latent consistency models do: it is a student already") as error:
+        load_teacher(consistency)
+    assert "ddx import" in str(error.value.hint)
+
+
+def _set(file: Path, **values: object) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
 @pytest.mark.parametrize(
@@ -271,10 +331,19 @@ class _Hub(BaseHTTPRequestHandler):
             "config": {"diffusers": {"_class_name": "HunyuanDiTPipeline"}},
             "files": ["model_index.json"],
         },
+        "someone/student": {
+            "config": {"diffusers": {"_class_name": "SanaPipeline"}},
+            "files": ["model_index.json", "run.json"],
+        },
         "efficient-large-model/sana_600m_512px": {"config": {}, "files": ["checkpoints/model.pth"]},
     }
 
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def do_GET(self) -> None:
+        if self.path == "/someone/student/resolve/main/run.json":
+            return self._record(b'{"kind": "student", "teacher": "sana-600m"}')
         repo = "/".join(self.path.split("/")[3:5])
         known = self.repositories.get(repo.lower())
         body = {"id": repo, "sha": "0" * 40, "private": False, "tags": [], "downloads": 0}
@@ -289,6 +358,14 @@ class _Hub(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(json.dumps(body).encode())
 
+    def _record(self, content: bytes) -> None:
+        self.send_response(200)
+        for name, value in (("ETag", "1"), ("X-Repo-Commit", "0" * 40), ("Content-Length", str(len(content)))):
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
     def log_message(self, format: str, *args: object) -> None:
         pass
 
@@ -299,7 +376,8 @@ def test_what_no_adapter_could_open_is_not_downloaded(tmp_path: Path) -> None:
     code = """
 from ddx.errors import DdxError
 from ddx.teachers.registry import load_teacher
-for repo in ("someone/xl", "Efficient-Large-Model/Sana_600M_512px", "runwayml/stable-diffusion-v1-5"):
+sana, withdrawn = "Efficient-Large-Model/Sana_600M_512px", "runwayml/stable-diffusion-v1-5"
+for repo in ("someone/xl", sana, withdrawn, "someone/student"):
     try:
         load_teacher(repo)
     except DdxError as error:
@@ -309,7 +387,8 @@ for repo in ("someone/xl", "Efficient-Large-Model/Sana_600M_512px", "runwayml/st
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": host, "HF_HUB_OFFLINE": "0"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     server.shutdown()
-    other, not_diffusers, withdrawn = done.stdout.splitlines()
+    other, not_diffusers, withdrawn, student = done.stdout.splitlines()
     assert "HunyuanDiTPipeline; ddx has no adapter" in other
     assert "no model_index.json" in not_diffusers and "--teacher sana-600m?" in not_diffusers
     assert "no public repository" in withdrawn and "--teacher sd15?" in withdrawn
+    assert "someone/student is a student, not a teacher" in student and "give --teacher sana-600m" in student

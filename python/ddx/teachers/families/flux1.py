@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ddx.errors import UsageError
 from ddx.teachers.components import parameter_dtype
 from ddx.teachers.condition import Condition
 from ddx.teachers.extra_input import GUIDANCE, FedNumber, find_number
@@ -42,12 +41,11 @@ class Flux1Teacher(FlowTeacher):
     text_width_key: ClassVar[str] = "joint_attention_dim"
     family_guidance: ClassVar[float] = 3.5
 
-    def __init__(self, source: Any, **options: Any) -> None:
-        super().__init__(source, **options)
-        if not self.denoiser_config.get("guidance_embeds"):
-            raise UsageError(
-                f"{self.name} takes no guidance, as FLUX.1-schnell: it is a student already", hint="--teacher flux1-dev"
-            )
+    def student_sign(self) -> tuple[str, str] | None:
+        """See :meth:`OpenPipeline.student_sign`: FLUX.1-schnell's network takes no guidance."""
+        if self.denoiser_config.get("guidance_embeds"):
+            return None
+        return "takes no guidance, as FLUX.1-schnell", "--teacher flux1-dev"
 
     @property
     def patch_size(self) -> int:

@@ -42,6 +42,13 @@ class Flux2KleinTeacher(FlowTeacher):
     folds_numbers: ClassVar[bool] = False
     student_settings: ClassVar[Mapping[str, Any]] = {"is_distilled": True}
 
+    def student_sign(self) -> tuple[str, str] | None:
+        """See :meth:`OpenPipeline.student_sign`: the pipeline says it itself."""
+        if not self.source_info.index.get("is_distilled"):
+            return None
+        cure = "--teacher flux2-klein-base-4b, or --teacher black-forest-labs/FLUX.2-klein-base-9B"
+        return "says is_distilled in its model_index.json", cure
+
     @property
     def compression(self) -> int:
         """16 for the published autoencoder: a cell here is two by two of its own."""

@@ -32,6 +32,13 @@ class VPTeacher(Teacher):
 
     process: VPProcess
 
+    def student_sign(self) -> tuple[str, str] | None:
+        """See :meth:`OpenPipeline.student_sign`: a UNet that takes guidance is a latent consistency model's."""
+        if self.denoiser_config.get("time_cond_proj_dim") is None:
+            return None
+        cure = "give the model that it was distilled from; `ddx import` makes a student folder of these weights"
+        return "takes guidance (time_cond_proj_dim), as latent consistency models do", cure
+
     def __init__(self, source: Any, **options: Any) -> None:
         super().__init__(source, **options)
         config = read_json(source.folder / "scheduler" / "scheduler_config.json")

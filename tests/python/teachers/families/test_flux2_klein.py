@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +34,15 @@ def test_the_statistics_of_latents_are_read_from_the_weights(teacher: Teacher) -
     torch.testing.assert_close(torch.tensor(teacher.scaling_factor), 1.0 / (VARIANCE + 1e-4).sqrt())
     fingerprint = teacher.fingerprint()
     assert len(str(fingerprint["scaling_factor"])) < 40 and fingerprint["scaling_factor"] != fingerprint["shift_factor"]
+
+
+def test_a_distilled_pipeline_says_so(teacher: Teacher, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(teacher.folder, tmp_path / "distilled"))
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "is_distilled": True}))
+    with pytest.raises(UsageError, match="it is a student already") as error:
+        load_teacher(folder)
+    assert "flux2-klein-base-4b" in str(error.value.hint)
 
 
 def test_features_are_of_the_picture_alone(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
