@@ -21,15 +21,19 @@ from ddx.config import option
 from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
 from ddx.methods.parts.added_discriminator import AddedDiscriminator
 from ddx.methods.parts.adversarial import DISCRIMINATOR, JudgeConfig
-from ddx.methods.parts.config import at_least, within
+from ddx.methods.parts.config import FlowConfig, at_least, changed, within
 from ddx.methods.scm import SCM, SCMConfig
 from ddx.teachers.base import Teacher
+
+# TrigFlow's t = pi / 2 and 1.3, as flow times sin(t) / (sin(t) + cos(t)): what its pipeline's two steps start from.
+PUBLISHED_TIMES = (1.0, 0.7827)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SanaSprintConfig(JudgeConfig, SCMConfig):
     """The published form; guidance ranges over 4 to 5 unless it is given."""
 
+    student_times: tuple[float, ...] = changed(FlowConfig, "student_times", PUBLISHED_TIMES)
     gan_weight: float = option(0.5, "weight of the adversarial loss of the student")
     noise_share: float = option(0.5, "share of rows whose adversarial branch starts at pure noise")
     misaligned: bool = option(True, "also count latents with another row's caption as fakes")

@@ -90,8 +90,10 @@ def card_text(
 
 def _more_steps(student: StudentFolder) -> str:
     called = {n: student.call_arguments(n) for n in (2, 4)}
-    key = next((key for key in ("sigmas", "timesteps") if key in called[2]), None)
-    more = {n: "" if key is None else f", {key}={literal(arguments[key])}" for n, arguments in called.items()}
+    more = {}
+    for n, arguments in called.items():
+        key = next((key for key in ("sigmas", "timesteps") if key in arguments), None)
+        more[n] = "" if key is None else f", {key}={literal(arguments[key])}"
     lines = [f"`num_inference_steps={n}{text}`" for n, text in more.items()]
     folders = student.record.get("step_folders", {})
     if folders:  # the weights are others: a folder each
@@ -168,6 +170,7 @@ def _facts(student: StudentFolder) -> str:
             "guidance" if student.call.embedded_guidance else "guidance in the weights",
             None if guidance is None else f"{guidance:g}",
         ),
+        ("draws at", ", ".join(f"{time:g}" for time in student.own_times)),
         ("resolution", f"{student.resolution} × {student.resolution} pixels"),
         ("data", record.get("source") or _data_name(record)),
         ("images seen", _thousands(record.get("images_seen"))),

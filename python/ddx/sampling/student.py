@@ -150,6 +150,11 @@ class StudentFolder:
         return int(denoiser["sample_size"]) * compression
 
     @property
+    def own_times(self) -> tuple[float, ...]:
+        """The sigmas (flow) or timesteps (VP) that it was trained to draw at; none for equal steps."""
+        return tuple(self.record.get("student_sigmas" if self.takes_sigmas else "student_timesteps", ()))
+
+    @property
     def trained_steps(self) -> int:
         """The most steps that the student was made for; more are possible and seldom better."""
         return int(self.record.get("max_steps", 4))
@@ -182,13 +187,17 @@ class StudentFolder:
 
         Flow students: a scheduler with shift 1, and explicit sigmas `1, (n-1)/n, …, 1/n`, times the first one where
         that is below 1; its own grids would end at the smallest sigma and waste the last step. VP students: equal steps
-        down from the first timestep where that is known, else LCM's grid for that number of steps.
+        down from the first timestep where that is known, else LCM's grid for that number of steps. A student that was
+        trained for times of its own draws at those in as many steps; no scheduler's config holds them.
         """
         height, width = height_and_width(resolution or self.resolution)
         arguments: dict[str, Any] = {"num_inference_steps": steps}
         self._check_steps(steps)
         shares = [(steps - step) / steps for step in range(steps)]
-        if self.takes_sigmas:
+        own, key = self.own_times, "sigmas" if self.takes_sigmas else "timesteps"
+        if len(own) == steps:
+            arguments[key] = list(own)
+        elif self.takes_sigmas:
             first = float(self.record.get("first_sigma", 1.0))
             arguments["sigmas"] = [first * share for share in shares]
         elif "first_timestep" in self.record and self.scheduler_class == "LCMScheduler":

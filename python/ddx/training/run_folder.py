@@ -57,10 +57,10 @@ def choose_folder(
                 raise UsageError(f"{path} exists and is not a student", hint="give another --out, or delete it")
             return RunFolder(path)
         if record.get("finished"):
-            changes = _changes(path, record, settings, identity, "is finished", said)
+            changes = _changes(path, record, settings, identity, "is finished", said, said)
             return _extended(path, changes, settings) if changes else RunFolder(path, finished=True)
     record = read_run(path) or {}
-    changes = _changes(path, record, settings, identity, "is unfinished", () if out is None else said)
+    changes = _changes(path, record, settings, identity, "is unfinished", said, () if out is None else said)
     _require_extensible(path, changes, settings)
     return RunFolder(path, latest_checkpoint(path / CHECKPOINTS), resumed=True, changes=changes)
 
@@ -115,16 +115,23 @@ def _changes(
     settings: Mapping[str, Any],
     identity: Mapping[str, Any],
     what: str,
-    said: Collection[str],
+    named: Collection[str],
+    may_change: Collection[str],
 ) -> dict[str, tuple[Any, Any]]:
-    """Return what differs from the record and may; UsageError for the first that may not."""
+    """Return what differs from the record and may; UsageError for the first that may not.
+
+    `named`: what the user set. A setting that the record does not have was added since, and what it does by default is
+    what was done before.
+    """
     before, changes = record.get("config", {}), {}
     for key, value in settings.items():
         if key in RESUMABLE_CHANGES:
             continue
         if key in before and before[key] == value:
             continue
-        if key in EXPLICIT_CHANGES and key in said:
+        if key not in before and key not in named:
+            continue
+        if key in EXPLICIT_CHANGES and key in may_change:
             changes[key] = (before.get(key), value)
             continue
         anew = f"; --out {path} --set {key}={value} goes on with the new one" if key in EXPLICIT_CHANGES else ""

@@ -86,5 +86,15 @@ def test_timesteps_are_those_that_a_pipeline_is_given(first: float | None, steps
     torch.testing.assert_close(found, torch.tensor(expected).double(), rtol=0, atol=1e-6)
 
 
+def test_times_of_one_s_own_are_whole_timesteps_of_vp_and_end_at_the_picture() -> None:
+    assert view("flow").sampled_times((1.0, 0.783)).tolist() == [1.0, 0.783, 0.0]
+    seen = view("vp-eps")
+    found = seen.sampled_times((1.0, 0.783))
+    whole = torch.tensor([*seen.timesteps((1.0, 0.783)), 0.0]).double()
+    assert whole[0] == seen.process.t_max and found[2] == 0.0
+    torch.testing.assert_close(found[:2], seen.process.flow_time(whole[:2]), rtol=0, atol=0)
+    assert float(found[1]) == pytest.approx(0.783, abs=1e-3)
+
+
 def _pair(t: float) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(t, dtype=torch.float64), torch.tensor(1 - t, dtype=torch.float64)

@@ -152,6 +152,22 @@ def test_the_fake_score_is_updated_as_often_as_asked(tmp_path: Path) -> None:
     assert trainer.trained[FAKE].learning_rate == pytest.approx(0.5 * trainer.trained[STUDENT].learning_rate)
 
 
+@pytest.mark.parametrize(("name", "settings"), [("dmd2", {}), ("ladd", {"noise_share": 0.0})])
+def test_what_simulates_the_sampler_trains_at_its_times(tmp_path: Path, name: str, settings: dict[str, Any]) -> None:
+    teacher, times = make_teacher("flow", tmp_path / "teacher"), (0.95, 0.783)
+    method = make_method(name, teacher, num_steps=2, student_times=times, **settings)
+    student, batch = method.build(method.networks()[0]), make_batch(teacher)
+    asked = method.generate(student, batch, 1.0).time if name == "dmd2" else method.start(batch)[1]
+    assert method.first_time == times[0] and {*asked.tolist()} == {*times}
+
+
+@pytest.mark.parametrize(("name", "kind"), [("shortcut", "flow"), ("reflow", "v")])
+def test_a_sampler_of_equal_steps_is_given_no_times(tmp_path: Path, name: str, kind: str) -> None:
+    with pytest.raises(UsageError, match="draws in equal steps") as error:
+        make_method(name, make_teacher(kind, tmp_path / "teacher"), student_times=(1.0, 0.783))
+    assert error.value.hint == "leave --student-times away"
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "named"),
     [
@@ -164,6 +180,10 @@ def test_the_fake_score_is_updated_as_often_as_asked(tmp_path: Path) -> None:
         ("sid", {"fake_rate": 0.0}, "fake_rate"),
         ("sid-lsg", {"kappa2": 0.0}, "kappa2"),
         ("dmd", {"num_steps": 2}, "num_steps"),
+        ("dmd2", {"student_times": (1.0, 0.783)}, "student_times"),
+        ("ladd", {"student_times": (1.0, 0.783)}, "student_times"),
+        ("lcm", {"student_times": (0.5, 0.783)}, "student_times"),
+        ("lcm", {"student_times": (1.0, 0.0)}, "student_times"),
         ("dmd", {"regression_weight": -1.0}, "regression_weight"),
         ("dmd2", {"gan_weight": -1.0}, "gan_weight"),
         ("dde", {"time_set": (0.3, 0.5)}, "time_set"),

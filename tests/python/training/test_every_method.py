@@ -12,7 +12,7 @@ from torch import Tensor
 from ddx.methods.base import STUDENT
 from ddx.methods.parts.added_discriminator import AddedDiscriminatorConfig
 from ddx.methods.parts.adversarial import DISCRIMINATOR
-from ddx.methods.registry import METHODS
+from ddx.methods.registry import METHODS, method_spec
 from ddx.run_record import write_run
 from ddx.sampling.pipeline import StudentPipeline
 from ddx.teachers.base import Teacher
@@ -74,6 +74,27 @@ def test_it_moves_the_student_leaves_the_teacher_and_resumes_exactly(
     assert [f"{g}/{n}" for g in ours for n in ours[g] if not torch.equal(ours[g][n], theirs[g][n])] == []
 
 
+@pytest.mark.parametrize(("name", "kind"), [("lcm", "flow"), ("lcm", "vp"), ("dmd2", "vp")])
+def test_a_student_draws_at_the_times_that_it_was_given(
+    teacher: Teacher, vp_teacher: Teacher, name: str, kind: str, tmp_path: Path
+) -> None:
+    teacher, times = teacher if kind == "flow" else vp_teacher, {"student_times": (0.9, 0.783)}
+    config = method_spec(name).config(**times, **({"num_steps": 2} if name == "dmd2" else {}))
+    trainer = make_trainer(teacher, config, method=name, learning_rate=1e-2)
+    train(trainer, teacher, range(2))
+    pipeline = exported(trainer, tmp_path / "student")
+    if kind == "flow":
+        assert pipeline.files.call_arguments(2)["sigmas"] == [0.9, 0.783]
+        assert pipeline.files.call_arguments(4)["sigmas"] == pytest.approx([0.9, 0.675, 0.45, 0.225])
+    else:
+        first, second = pipeline.files.call_arguments(2)["timesteps"]
+        assert pipeline.files.call_arguments(4)["timesteps"][0] == first
+        process = teacher.process
+        found = process.flow_time(torch.tensor([first, second], dtype=torch.float64))
+        torch.testing.assert_close(found, torch.tensor([0.9, 0.783]).double(), atol=1e-3, rtol=0)
+    assert_draws_what_it_says(trainer, pipeline)
+
+
 @pytest.mark.parametrize("kind", ["flow", "vp"])
 @pytest.mark.parametrize("name", METHODS)
 def test_its_student_is_a_plain_pipeline_that_draws_what_it_says(
@@ -82,12 +103,21 @@ def test_its_student_is_a_plain_pipeline_that_draws_what_it_says(
     teacher = teacher if kind == "flow" else vp_teacher
     trainer = make_trainer(teacher, method=name, learning_rate=1e-2)
     train(trainer, teacher, range(2))
-    method, student = trainer.method, trainer.final_student()
-    condition = make_batch(teacher).condition.index(slice(0, 1))
-    notes = export_student(method, student, tmp_path / "student", "float32", torch.float32)
-    write_run(tmp_path / "student", {"kind": "student", **method.export_notes(), **notes}, finished=True)
-    pipeline = StudentPipeline(tmp_path / "student", device="cpu")
+    pipeline = exported(trainer, tmp_path / "student")
     assert type(pipeline.pipeline).__module__.startswith("diffusers.")
+    assert_draws_what_it_says(trainer, pipeline)
+
+
+def exported(trainer: Trainer, folder: Path) -> StudentPipeline:
+    method = trainer.method
+    notes = export_student(method, trainer.final_student(), folder, "float32", torch.float32)
+    write_run(folder, {"kind": "student", **method.export_notes(), **notes}, finished=True)
+    return StudentPipeline(folder, device="cpu")
+
+
+def assert_draws_what_it_says(trainer: Trainer, pipeline: StudentPipeline) -> None:
+    method, teacher, student = trainer.method, trainer.method.teacher, trainer.final_student()
+    condition = make_batch(teacher).condition.index(slice(0, 1))
     for steps in STEPS:
         generator = torch.Generator().manual_seed(3)
         noises = [torch.randn(1, *teacher.latent_shape(), generator=generator) for _ in range(steps)]

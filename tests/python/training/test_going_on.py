@@ -46,6 +46,11 @@ def test_a_finished_run_made_longer_is_the_longer_run_and_refuses_what_it_cannot
         again(train_steps=5, learning_rate=1e-4)
     assert (five / "run.json").read_bytes() == before
 
+    older = json.loads(before)
+    del older["config"]["student_times"]  # as if it were begun before there was such a setting
+    (five / "run.json").write_text(json.dumps(older))
+    with pytest.raises(UsageError, match="student_times"):
+        again(said=(*SAID, "student_times"), student_times=(1.0, 0.783))
     assert again() == five
     runs.assert_same_run(five, runs.run(teacher_folder, store, tmp_path / "undisturbed"))
     assert record(five)["history"] == [{"step": 5, "train_steps": [5, runs.STEPS]}]

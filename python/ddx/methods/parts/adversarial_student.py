@@ -15,7 +15,7 @@ from ddx.device import send
 from ddx.errors import UsageError
 from ddx.methods.base import STUDENT, Batch, Turn
 from ddx.methods.parts.adversarial import DISCRIMINATOR, AdversarialConfig
-from ddx.methods.parts.config import FlowConfig, at_least, changed, within
+from ddx.methods.parts.config import FlowConfig, at_least, changed, check_num_times, within
 from ddx.methods.parts.flow_method import FlowMethod
 from ddx.methods.parts.time_sampling import grid_index
 
@@ -33,6 +33,7 @@ class AdversarialStudentConfig(AdversarialConfig, FlowConfig):
         FlowConfig.__post_init__(self)
         AdversarialConfig.__post_init__(self)
         at_least(self, 1, "num_steps")
+        check_num_times(self)
         within(self, 0.0, 1.0, "noise_share")
         low, high = self.guidance_min, self.guidance_max
         if low != high:
@@ -54,7 +55,7 @@ class AdversarialStudent(FlowMethod):
     def start(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return what the student starts from, on the flow path, and its flow times, float64 `[B]`."""
         num_steps = self.config.num_steps
-        times = send(self.view.times(num_steps, self.first_time), batch.x0.device)
+        times = send(self.student_times(num_steps), batch.x0.device)
         step = grid_index(batch.random.uniform(), num_steps) - 1
         step = torch.where(batch.random.uniform() < self.config.noise_share, 0, step)
         noise, s = self.draw_noise(batch), times[step]

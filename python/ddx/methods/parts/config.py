@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from ddx.config import option
@@ -59,9 +60,31 @@ class TimeConfig:
 class FlowConfig(GuidanceConfig, TimeConfig):
     """What every method that sees its teacher as flow matching has."""
 
+    student_times: tuple[float, ...] = option(
+        (),
+        "flow times that the student draws at, the first is the start (none: equal steps). They are for as many steps "
+        "as there are times; other numbers take equal steps from the same start",
+        metavar="T,T,…",
+    )
+
     def __post_init__(self) -> None:
         GuidanceConfig.__post_init__(self)
         TimeConfig.__post_init__(self)
+        times = self.student_times
+        if not all(1.0 >= t > r > 0.0 for t, r in pairwise((*times, 1e-9))):
+            raise UsageError(
+                f"student_times = {times} do not fall from at most 1 to above 0", hint="--student-times 1.0,0.783"
+            )
+
+
+def check_num_times(config: Any) -> None:
+    """Raise UsageError where a method that trains `num_steps` steps was given another number of `student_times`."""
+    number = len(config.student_times)
+    if number and number != config.num_steps:
+        raise UsageError(
+            f"student_times = {config.student_times} are {number} steps, and num_steps = {config.num_steps}",
+            hint=f"--num-steps {number}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

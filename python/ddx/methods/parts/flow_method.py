@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ddx.device import send
+from ddx.errors import UsageError
 from ddx.methods.base import STUDENT, Batch, Method, NetworkSpec
 from ddx.methods.parts.config import FlowConfig
 from ddx.methods.parts.flow_view import FlowView, clean, rows
@@ -38,6 +39,9 @@ class FlowMethod(Method):
         wanted = teacher.default_guidance if config.export_guidance is None else config.export_guidance
         self.export_guidance = min(max(wanted, self.guidance_min), self.guidance_max)
         self.first_time = self.view.t_max  # where drawing starts
+        if config.student_times:
+            self._require_free_times()
+            self.first_time = float(self.view.sampled_times(config.student_times)[0])
         self.adaptive = AdaptiveTimes(device=teacher.device) if config.time_adaptive else None
 
     def usual_guidance(self) -> tuple[float, float]:
@@ -60,6 +64,23 @@ class FlowMethod(Method):
         if self.takes_guidance and name in self.guided_networks:
             add_guidance_embedder(self.teacher, network)
         return network
+
+    def _require_free_times(self) -> None:
+        """Raise UsageError where the exported student's scheduler can draw in equal steps alone."""
+        if self.folded_steps or (self.view.process.name == "vp" and self.sampler == "ode"):
+            why = "its weights hold the length of equal steps" if self.folded_steps else "DDIM takes equal steps alone"
+            raise UsageError(
+                f"student_times = {self.config.student_times}: a student of {type(self).__name__} draws in equal "
+                f"steps, {why}",
+                hint="leave --student-times away",
+            )
+
+    def student_times(self, num_steps: int) -> Tensor:
+        """Return where the student's `num_steps` steps are, and 0: flow times, float64 `[n + 1]`."""
+        given = self.config.student_times
+        return (
+            self.view.sampled_times(given) if len(given) == num_steps else self.view.times(num_steps, self.first_time)
+        )
 
     # what a loss needs
 
@@ -120,7 +141,7 @@ class FlowMethod(Method):
     ) -> Tensor:
         """Return what :meth:`draw` does, differentiable, at a guidance of each row, `[B]`, or one of all."""
         num_steps = len(noises)
-        times = send(self.view.times(num_steps, self.first_time), noises[0].device)
+        times = send(self.student_times(num_steps), noises[0].device)
         x = self.view.start(noises[0], times[0])
         for step, (t, r) in enumerate(pairwise(times)):
             v = self.step_velocity(student, x, t.expand(len(x)), condition, guidance, num_steps)
@@ -154,9 +175,17 @@ class FlowMethod(Method):
         if self.view.is_flow and self.first_time < self.view.t_max:
             notes["first_sigma"] = self.first_time
         elif self.view.process.name == "vp":
-            first = self.view.position(torch.tensor(self.first_time, dtype=torch.float64))
-            notes["first_timestep"] = round(float(self.view.process.time_of_position(first)))
-        return notes
+            notes["first_timestep"] = self.view.timesteps((self.first_time,))[0]
+        return notes | self.notes_of_times()
+
+    def notes_of_times(self) -> dict[str, Any]:
+        """Return the times that the student draws at, where they are not equal steps, as its pipeline takes them."""
+        times = self.config.student_times
+        if not times:
+            return {}
+        if self.view.process.name == "vp":
+            return {"student_timesteps": self.view.timesteps(times)}
+        return {"student_sigmas": self.view.sampled_times(times)[:-1].tolist()}
 
     # what is carried from step to step
 

@@ -8,7 +8,7 @@ velocity (Kingma et al. 2021 show the equivalence). Times are flow times, float6
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -65,7 +65,7 @@ class FlowView:
         if self.is_flow and self.teacher.prediction == "flow":
             return self.teacher.predict_dual(network, x, dx, t, dt, condition)
         jvp = torch.func.jvp
-        time, dtime, *_ = jvp(self._time, (t.double(),), (dt.double(),))
+        time, dtime, *_ = jvp(self.own_time, (t.double(),), (dt.double(),))
         state, dstate, *_ = jvp(self._scaled, (x, time), (dx.to(x.dtype), dtime))
         prediction, dprediction = self.teacher.predict_dual(network, state, dstate, time, dtime, condition)
 
@@ -84,7 +84,9 @@ class FlowView:
         """Return unit noise as a pipeline of the family feeds it at flow time t, on the flow path."""
         if self.is_flow:
             return noise
-        time = self._time(t if isinstance(t, Tensor) else torch.full((), t, dtype=torch.float64, device=noise.device))
+        time = self.own_time(
+            t if isinstance(t, Tensor) else torch.full((), t, dtype=torch.float64, device=noise.device)
+        )
         alpha, sigma = self.process.alpha(time), self.process.sigma(time)
         return rows((alpha**2 + sigma**2).sqrt() / (alpha + sigma), noise) * noise
 
@@ -99,16 +101,29 @@ class FlowView:
         positions = top * torch.arange(num_steps, -1, -1, dtype=torch.float64) / num_steps
         return self.time_of_position(positions)
 
+    def sampled_times(self, times: Sequence[float]) -> Tensor:
+        """Return these flow times as a pipeline of the family takes them, and 0: float64 `[n + 1]`.
+
+        Times above the noisiest are the noisiest; on VP each is that of a whole timestep.
+        """
+        given = torch.tensor((*times, 0.0), dtype=torch.float64).clamp(max=self.t_max)
+        if self.process.name != "vp":
+            return given
+        return torch.where(given > 0.0, self.process.flow_time(self.own_time(given).round()), 0.0)
+
+    def timesteps(self, times: Sequence[float]) -> list[int]:
+        """Return the whole timesteps of flow times, on VP."""
+        return [round(float(time)) for time in self.own_time(torch.tensor(times, dtype=torch.float64))]
+
     def solver_times(self, num_steps: int) -> Tensor:
         """Return equal steps of flow time from the noisiest one to 0, on VP at whole timesteps: float64 `[n + 1]`.
 
         A family's own clock takes its longest steps where the picture comes out: eight equal ones of a DDPM table leave
         the modes of a mixture a quarter too wide, eight of these 4 %.
         """
-        times = self.t_max * torch.arange(num_steps, -1, -1, dtype=torch.float64) / num_steps
-        if self.process.name != "vp":
-            return times
-        return torch.where(times > 0.0, self.process.flow_time(self._time(times).round()), 0.0)
+        return self.sampled_times(
+            (self.t_max * torch.arange(num_steps, 0, -1, dtype=torch.float64) / num_steps).tolist()
+        )
 
     @torch.no_grad()
     def ode_end(self, slope: Slope, x: Tensor, num_steps: int, order: int = 2) -> Tensor:
@@ -127,7 +142,7 @@ class FlowView:
 
     def position(self, t: Tensor) -> Tensor:
         """Return where the exported student's sampler has flow time t: in [0, 1], float64; equal steps are equal."""
-        return t.double() if self.is_flow else torch.where(t > 0.0, self.process.position(self._time(t)), 0.0)
+        return t.double() if self.is_flow else torch.where(t > 0.0, self.process.position(self.own_time(t)), 0.0)
 
     def time_of_position(self, position: Tensor) -> Tensor:
         """Return the flow time of a position, whole timesteps for VP; the inverse of :meth:`position`."""
@@ -138,7 +153,7 @@ class FlowView:
             time = time.round()
         return torch.where(position > 0.0, self.process.flow_time(time), 0.0)
 
-    def _time(self, t: Tensor) -> Tensor:
+    def own_time(self, t: Tensor) -> Tensor:
         """Return the process's own time of flow time t."""
         return t.double() if self.is_flow else self.process.time_at(FLOW.angle(t))
 
@@ -147,7 +162,7 @@ class FlowView:
 
     def _state(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the state and the time of the teacher's own process, and the sign of t."""
-        time = self._time(t.abs())
+        time = self.own_time(t.abs())
         return self._scaled(x, time), time, torch.where(t < 0.0, -1.0, 1.0).double()
 
 

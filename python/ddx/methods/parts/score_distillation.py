@@ -26,7 +26,7 @@ from ddx.device import send
 from ddx.errors import UsageError
 from ddx.kernels.guarded_loss import GuardedLoss
 from ddx.methods.base import FAKE, STUDENT, Batch, Losses, NetworkSpec, Turn
-from ddx.methods.parts.config import FlowConfig, above_zero, at_least, changed, within
+from ddx.methods.parts.config import FlowConfig, above_zero, at_least, changed, check_num_times, within
 from ddx.methods.parts.flow_method import FlowMethod
 from ddx.methods.parts.flow_view import clean, mean_square
 from ddx.methods.parts.time_sampling import grid_index
@@ -57,6 +57,7 @@ class ScoreConfig(FlowConfig, DenoisingConfig):
         super().__post_init__()
         DenoisingConfig.__post_init__(self)
         at_least(self, 1, "num_steps", "fake_updates")
+        check_num_times(self)
         above_zero(self, "start_time", "fake_rate")
         within(self, 0.0, 1.0, "start_time", "time_low", "time_high")
         if self.time_low >= self.time_high:
@@ -93,7 +94,8 @@ class ScoreDistillation(FlowMethod):
 
     def __init__(self, config: ScoreConfig, teacher: Teacher) -> None:
         super().__init__(config, teacher)
-        self.first_time = min(config.start_time, self.view.t_max)
+        if not config.student_times:
+            self.first_time = min(config.start_time, self.view.t_max)
 
     def networks(self) -> tuple[NetworkSpec, ...]:
         """Return the student and the fake score, both copies of the teacher."""
@@ -166,7 +168,7 @@ class ScoreDistillation(FlowMethod):
         """
         num_steps, noise = self.config.num_steps, self.draw_noise(batch)
         last = grid_index(batch.random.uniform(), num_steps) - 1
-        times = send(self.view.times(num_steps, self.first_time), noise.device)
+        times = send(self.student_times(num_steps), noise.device)
         x = start = self.view.start(noise, times[0])
         with torch.no_grad():
             for step in range(1, num_steps):
