@@ -8,7 +8,8 @@ logvar, logvar_flip  the same of the logarithms of the variances, on request; `l
 buckets/<W>x<H>/…    these arrays, with aspect buckets: one of each a bucket, in which the other rows are absent
 bucket               [N] int32, with aspect buckets: which of its attribute "names" a row is in, or -1
 text/tokens          [P·CAP, D] float16, ragged; chunk: TOKEN_CHUNK tokens, shard: one part of CAP tokens; on request
-                     uint8 codes of float8 e4m3
+                     uint8 codes of float8 e4m3; of a teacher whose embeddings exceed float16, divided by a power of
+                     two, the attribute "text_scale", as are null and validation
 text/scale           [N], or [N, K], float32, beside such codes: what a caption's are multiplied with
 text/offset, length  [N], or [N, K] of K captions a row: where one starts in text/tokens (-1: it is not there), and its
                      tokens
@@ -49,6 +50,7 @@ class Sizes:
     flip: bool = False
     logvar: bool = False
     float8: bool = False
+    text_scale: float = 1.0  # what all tokens are divided by
     first_part: int = 0
 
     @property
@@ -132,14 +134,26 @@ def array_specs(sizes: Sizes) -> list[dict[str, Any]]:
 def _tokens_spec(sizes: Sizes) -> dict[str, Any]:
     shape, names = (sizes.num_parts * sizes.part_tokens, sizes.text_width), ("token", "channel")
     if not sizes.float8:
-        return spec("text/tokens", shape, sizes.part_tokens, TOKEN_CHUNK, names=names)
-    attributes = {"encoding": "float8_e4m3fn", "scale": "text/scale"}
+        factor = scale_attribute(sizes)
+        return spec("text/tokens", shape, sizes.part_tokens, TOKEN_CHUNK, names=names, attributes=factor)
+    attributes = {"encoding": "float8_e4m3fn", "scale": "text/scale", **scale_attribute(sizes)}
     return spec("text/tokens", shape, sizes.part_tokens, TOKEN_CHUNK, "uint8", names=names, attributes=attributes)
 
 
-def whole_spec(path: str, shape: Sequence[int], data_type: str, names: tuple[str, ...]) -> dict[str, Any]:
+def scale_attribute(sizes: Sizes) -> dict[str, float]:
+    """What says how tokens are divided; nothing where they are not."""
+    return {} if sizes.text_scale == 1.0 else {"text_scale": sizes.text_scale}
+
+
+def whole_spec(
+    path: str,
+    shape: Sequence[int],
+    data_type: str,
+    names: tuple[str, ...],
+    attributes: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """A small array of one chunk."""
-    return spec(path, tuple(shape), shape[0], shape[0], data_type, names=names)
+    return spec(path, tuple(shape), shape[0], shape[0], data_type, names=names, attributes=attributes)
 
 
 def spec(

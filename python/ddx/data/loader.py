@@ -27,8 +27,9 @@ class StoredBatch:
     """This rank's slice of a global batch.
 
     latents: unscaled, float16 `[B, C, h, w]`, all of one aspect bucket, of a store with means and variances drawn from
-    them; condition: float16, padded to the longest caption of the global batch; rows: int64 `[B]`, the input rows;
-    flipped: bool `[B]`, whether a sample is the mirrored picture. On the CPU, in pinned memory where there is a GPU.
+    them; condition: padded to the longest caption of the global batch, float16, or float32 of embeddings that exceed
+    it; rows: int64 `[B]`, the input rows; flipped: bool `[B]`, whether a sample is the mirrored picture. On the CPU, in
+    pinned memory where there is a GPU.
     """
 
     latents: Tensor
@@ -97,6 +98,8 @@ class Loader(IterableDataset[StoredBatch]):
         tokens = _tensor(arrays["tokens"])
         if "scales" in arrays:
             tokens = from_float8(tokens, _tensor(arrays["scales"]))
+        if self.store.text_scale != 1.0:
+            tokens = self.store.text_scale * tokens.float()
         mask = torch.arange(tokens.shape[1]) < _tensor(arrays["lengths"])[:, None]
         pooled = self._pinned(_tensor(arrays["pooled"])) if "pooled" in arrays else None
         rows, flipped = self._pinned(_tensor(arrays["rows"])), torch.tensor(arrays["flipped"])

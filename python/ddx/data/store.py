@@ -157,13 +157,18 @@ class Store:
 
         return np.asarray(zarr.open_array(str(self.path), path=name, mode="r")[...])
 
+    @property
+    def text_scale(self) -> float:
+        """What its tokens were divided by, so that float16 holds them: a power of two, 1 of most teachers."""
+        return float(self.attributes.get("text_scale", 1.0))
+
     def null_condition(self) -> Condition:
-        """The condition of the empty negative prompt, float16, one row."""
+        """The condition of the empty negative prompt, one row; float16, or float32 where that is too small."""
         pooled = self.array("text/null_pooled") if self.attributes.get("pooled_width") else None
-        return _condition(self.array("text/null"), pooled)
+        return self._condition(self.array("text/null"), pooled)
 
     def validation(self) -> tuple[list[str], list[Condition]]:
-        """The validation prompts and their conditions, float16, one row each."""
+        """The validation prompts and their conditions, one row each, as :meth:`null_condition`."""
         prompts = [str(prompt) for prompt in self.attributes["validation_prompts"]]
         if not prompts:
             return [], []
@@ -173,8 +178,20 @@ class Store:
         conditions = []
         for index, start in enumerate(offset.tolist()):
             row = None if pooled is None else pooled[index : index + 1]
-            conditions.append(_condition(tokens[start : start + int(length[index])], row))
+            conditions.append(self._condition(tokens[start : start + int(length[index])], row))
         return prompts, conditions
+
+    def _condition(self, tokens: np.ndarray[Any, Any], pooled: np.ndarray[Any, Any] | None) -> Condition:
+        import torch
+
+        from ddx.teachers.condition import Condition
+
+        values = torch.from_numpy(np.array(tokens))[None]
+        return Condition(
+            values if self.text_scale == 1.0 else self.text_scale * values.float(),
+            torch.ones(1, len(tokens), dtype=torch.bool),
+            None if pooled is None else torch.from_numpy(np.array(pooled)),
+        )
 
     def rows_table(self) -> pa.Table:
         """One row per input row: key, caption, status, sizes, crop, hash."""
@@ -281,15 +298,3 @@ def tally(records: Iterable[Mapping[str, Any]]) -> tuple[int, dict[str, int]]:
         ok += int(record["ok"])
         failed.update(record["failed"])
     return ok, dict(sorted(failed.items()))
-
-
-def _condition(tokens: np.ndarray[Any, Any], pooled: np.ndarray[Any, Any] | None) -> Condition:
-    import torch
-
-    from ddx.teachers.condition import Condition
-
-    return Condition(
-        torch.from_numpy(np.array(tokens))[None],
-        torch.ones(1, len(tokens), dtype=torch.bool),
-        None if pooled is None else torch.from_numpy(np.array(pooled)),
-    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +15,18 @@ import zarr
 from ddx._core import Ingest, Input
 from ddx.data.config import PrecomputeConfig
 from ddx.data.layout import TOKEN_CHUNK
+from ddx.data.loader import Loader
 from ddx.data.precompute import precompute
+from ddx.data.precompute.draw import as_condition
+from ddx.data.precompute.encode import Text, as_text
 from ddx.data.store import Store
+from ddx.errors import UsageError
+from ddx.progress import NullProgress
 from ddx.teachers.base import Teacher
+from ddx.teachers.condition import Condition
 from ddx.teachers.registry import load_teacher
 from pipelines import make_stable_diffusion
-from stores import BROKEN
+from stores import BROKEN, shard_bytes
 
 NUM_ROWS, PART_ROWS, BATCH = 14, 4, 2
 FAILED = (*BROKEN, 5)
@@ -132,6 +140,69 @@ def test_a_latent_that_is_not_finite_costs_its_row(
     summary = Store(precompute(config, [str(pairs)])).summary()
     assert summary["failed"]["non_finite"] == summary["failed"]["float16_range"] == 4  # one batch a part
     assert summary["ok"] + sum(summary["failed"].values()) == NUM_ROWS
+
+
+def test_embeddings_beyond_float16_are_stored_divided(
+    teacher_folder: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ddx.teachers.families.sana import SanaTeacher
+
+    real = SanaTeacher.encode_text
+
+    def massive(self: SanaTeacher, prompts: Sequence[str]) -> list[Condition]:
+        found = real(self, prompts)
+        for condition, prompt in zip(found, prompts, strict=True):
+            condition.tokens[..., 0] = 150_000.0 + len(prompt)
+        return found
+
+    monkeypatch.setattr(SanaTeacher, "encode_text", massive)
+    monkeypatch.setattr(SanaTeacher, "null_condition", lambda self: self.encode_text(["no"])[0])
+    config = PrecomputeConfig(
+        teacher=str(teacher_folder), out=tmp_path / "x.zarr", part_rows=PART_ROWS, batch_size=BATCH, device="cpu"
+    )
+    said = Said()
+    path = precompute(config, [str(pairs)], progress=said)
+    assert sum("larger than float16 holds" in line for line in said.lines) == 1
+    opened, before = Store(path), shard_bytes(path)
+    assert opened.text_scale == 16.0 and opened.summary()["ok"] == NUM_ROWS - len(FAILED)
+    for name in ("text/tokens", "text/null", "text/validation/tokens"):
+        array = zarr.open_array(str(path), path=name, mode="r")
+        assert array.attrs["text_scale"] == 16.0 and array.dtype == np.float16 and np.isfinite(array[...]).all()
+    captions = opened.rows_table().column("caption").to_pylist()
+    teacher = load_teacher(str(teacher_folder))
+
+    def close(found: Condition, text: str) -> None:
+        expected = teacher.encode_text([text])[0] if text else teacher.null_condition()
+        length = expected.tokens.shape[1]
+        assert found.tokens.dtype == torch.float32 and int(found.mask.sum()) == length
+        torch.testing.assert_close(found.tokens[:, :length], expected.tokens, rtol=2.0**-11, atol=2.0**-20)
+
+    close(opened.null_condition(), "")
+    for prompt, condition in zip(*opened.validation(), strict=True):
+        close(condition, prompt)
+    batch = next(Loader(opened, 4, seed=0))
+    for place, row in enumerate(batch.rows.tolist()):
+        close(batch.condition.index(slice(place, place + 1)), captions[row])
+    text = as_text(teacher.encode_text(["a cat"])[0], 16.0)
+    assert isinstance(text, Text)
+    close(as_condition(text, 16.0), "a cat")
+
+    # It goes on, and is mended, with the division that it has.
+    monkeypatch.setattr("ddx.data.precompute.encode.HEADROOM", 16.0)
+    null = next(file for file in (path / "text" / "null").rglob("*") if file.is_file() and file.name != "zarr.json")
+    null.write_bytes(b"damaged")
+    precompute(replace(config, verify=True, retry=("all",)), [str(pairs)])
+    assert shard_bytes(path) == before
+    with pytest.raises(UsageError, match="too large for float8"):
+        precompute(replace(config, out=tmp_path / "8.zarr", text_dtype="float8"), [str(pairs)])
+
+
+class Said(NullProgress):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def log(self, message: str) -> None:
+        self.lines.append(message)
 
 
 def test_stable_diffusion_goes_the_same_way(pairs: Path, tmp_path: Path) -> None:

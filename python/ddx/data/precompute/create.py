@@ -12,11 +12,11 @@ import numpy as np
 from ddx._core import StoreWriter
 from ddx.data.core import core_errors
 from ddx.data.float8 import MAX_ERROR, float8_error, to_float8
-from ddx.data.layout import Array, array_specs, whole_spec
+from ddx.data.layout import Array, array_specs, scale_attribute, whole_spec
 from ddx.data.precompute.append import SECONDS_BETWEEN_LOOKS, make_room
-from ddx.data.precompute.encode import Captions, Text, as_text, pack
+from ddx.data.precompute.encode import Captions, Text, as_text, needed_scale, pack
 from ddx.data.precompute.part_writer import raw
-from ddx.data.precompute.plan import Plan, with_pooled
+from ddx.data.precompute.plan import Plan, with_text
 from ddx.data.segments import read_attributes
 from ddx.errors import DdxError, UsageError
 
@@ -39,21 +39,26 @@ def open_writer(plan: Plan) -> tuple[Plan, StoreWriter]:
         return _create(plan)
     found, plan = make_room(plan)
     with core_errors():
-        return with_pooled(plan, found["pooled_width"]), StoreWriter.open(plan.store, plan.digest)
+        text_scale = float(found.get("text_scale", 1.0))
+        return with_text(plan, found["pooled_width"], text_scale), StoreWriter.open(plan.store, plan.digest)
 
 
-def whole_arrays(plan: Plan) -> tuple[Plan, dict[str, Any]]:
-    """The arrays of one shard: the null condition and the validation prompts, encoded; and the plan that knows them."""
+def whole_arrays(plan: Plan, text_scale: float | None = None) -> tuple[Plan, dict[str, Any]]:
+    """The arrays of one shard: the null condition and the validation prompts, encoded; and the plan that knows them.
+
+    `text_scale` None is chosen by these texts.
+    """
     teacher = plan.teacher
-    prompts = list(teacher.validation_prompts)
-    null, *texts = (_text(plan, condition) for condition in (teacher.null_condition(), *teacher.encode_text(prompts)))
+    conditions = [teacher.null_condition(), *teacher.encode_text(list(teacher.validation_prompts))]
+    text_scale = needed_scale(conditions) if text_scale is None else text_scale
+    null, *texts = (_text(plan, condition, text_scale) for condition in conditions)
     arrays = {
         "text/null": null.tokens,
         **_validation_arrays(pack(texts)),
     }
     if null.pooled is not None:
         arrays["text/null_pooled"] = null.pooled[None]
-    return with_pooled(plan, None if null.pooled is None else len(null.pooled)), arrays
+    return with_text(plan, None if null.pooled is None else len(null.pooled), text_scale), arrays
 
 
 def _create(plan: Plan) -> tuple[Plan, StoreWriter]:
@@ -61,10 +66,12 @@ def _create(plan: Plan) -> tuple[Plan, StoreWriter]:
     specs = array_specs(plan.sizes)
     for path, array in arrays.items():
         names = ("token", "channel") if array.ndim == 2 else ("prompt",)
-        specs.append(whole_spec(path, array.shape, str(array.dtype), names))
+        factor = scale_attribute(plan.sizes) if names[0] == "token" else None
+        specs.append(whole_spec(path, array.shape, str(array.dtype), names, factor))
     attributes = {
         **plan.attributes(),
         "pooled_width": plan.sizes.pooled_width,
+        **scale_attribute(plan.sizes),
         "validation_prompts": list(plan.teacher.validation_prompts),
     }
     if plan.sizes.float8:
@@ -81,8 +88,8 @@ def _create(plan: Plan) -> tuple[Plan, StoreWriter]:
     return plan, writer
 
 
-def _text(plan: Plan, condition: Condition) -> Text:
-    text = as_text(condition.to("cpu"))
+def _text(plan: Plan, condition: Condition, text_scale: float) -> Text:
+    text = as_text(condition.to("cpu"), text_scale)
     if isinstance(text, str):
         raise DdxError(
             f"the text encoder of {plan.teacher.name} gives {text} values in {plan.settings['dtype']}",
@@ -98,6 +105,11 @@ def _float8_errors(plan: Plan, arrays: Mapping[str, Array]) -> dict[str, float]:
         tokens, *places = (arrays[f"text/validation/{name}"] for name in ("tokens", "offset", "length"))
         captions += [tokens[offset : offset + length] for offset, length in zip(*places, strict=True)]
     errors = [float8_error(caption, *to_float8(caption)) for caption in captions]
+    if plan.sizes.text_scale != 1.0:  # beside them the other channels would vanish, which no cosine shows
+        raise UsageError(
+            f"the embeddings of {plan.teacher.name} have channels that are too large for float8",
+            hint="leave --text-dtype away",
+        )
     if max(errors) > MAX_ERROR:
         raise UsageError(
             f"the embeddings of {plan.teacher.name} lose too much in float8: an error of {max(errors):.2%}",

@@ -37,7 +37,7 @@ def draw_latents(
     for start in range(0, len(rows), plan.config.batch_size):
         batch = rows[start : start + plan.config.batch_size]
         latents = teacher.sample(
-            Condition.cat([as_condition(texts[row]) for row in batch]),
+            Condition.cat([as_condition(texts[row], plan.sizes.text_scale) for row in batch]),
             null,
             num_steps=how.steps,
             guidance=how.guidance,
@@ -55,7 +55,7 @@ def draw_latents(
     return drawn, failed
 
 
-def as_condition(text: Text) -> Condition:
+def as_condition(text: Text, text_scale: float = 1.0) -> Condition:
     """Return a stored caption as a condition of one row, float32: what training will see."""
     from ddx.teachers.condition import Condition
 
@@ -63,4 +63,4 @@ def as_condition(text: Text) -> Condition:
     if tokens.dtype == torch.uint8:
         tokens = from_float8(tokens, torch.tensor([text.scale]))
     pooled = None if text.pooled is None else torch.from_numpy(text.pooled).float()[None]
-    return Condition(tokens.float(), torch.ones(tokens.shape[:2], dtype=torch.bool), pooled)
+    return Condition(text_scale * tokens.float(), torch.ones(tokens.shape[:2], dtype=torch.bool), pooled)

@@ -26,6 +26,7 @@ NON_FINITE = "non_finite"
 OUT_OF_RANGE = "float16_range"
 INEXACT = "float8_error"
 FLOAT16_MAX = 65504.0
+HEADROOM = 4.0  # by how much a caption may exceed the largest of the validation prompts
 CAPTIONS_AT_ONCE = 256
 
 
@@ -33,7 +34,8 @@ CAPTIONS_AT_ONCE = 256
 class Text:
     """An encoded caption: float16 tokens `[L, D]`, and the pooled embedding `[K]` of families that have one.
 
-    In eight bits the tokens are uint8 codes and what they are multiplied with.
+    The tokens are divided by the store's `text_scale`. In eight bits they are uint8 codes, and `scale` what these are
+    multiplied with.
     """
 
     tokens: Array
@@ -115,18 +117,32 @@ def unfit(largest: float) -> str | None:
     return OUT_OF_RANGE if largest > FLOAT16_MAX else None
 
 
-def encode_captions(teacher: Teacher, captions: Sequence[str], *, float8: bool = False) -> list[Text | str]:
+def needed_scale(conditions: Sequence[Condition]) -> float:
+    """The power of two by which tokens are divided so that float16 holds them, with some room; 1 of most teachers.
+
+    The states of a language model before its last norm have a few channels that are thousands of times as large as the
+    others, and in every text. Divided, the others keep their 11 bits down to 6e-5 of the scale.
+    """
+    largest = max(float(condition.tokens[condition.mask].abs().max()) for condition in conditions)
+    if not np.isfinite(largest):
+        return 1.0
+    return float(2.0 ** np.ceil(max(0.0, np.log2(max(1.0, largest) * HEADROOM / FLOAT16_MAX))))
+
+
+def encode_captions(
+    teacher: Teacher, captions: Sequence[str], *, float8: bool = False, text_scale: float = 1.0
+) -> list[Text | str]:
     """Encode captions; of one whose embedding cannot be stored, the reason."""
     texts: list[Text | str] = []
     for start in range(0, len(captions), CAPTIONS_AT_ONCE):
         conditions = teacher.encode_text(captions[start : start + CAPTIONS_AT_ONCE])
-        texts += [as_text(condition.to("cpu", torch.float32)) for condition in conditions]
+        texts += [as_text(condition.to("cpu", torch.float32), text_scale) for condition in conditions]
     return [in_float8(text) if float8 and isinstance(text, Text) else text for text in texts]
 
 
-def as_text(condition: Condition) -> Text | str:
+def as_text(condition: Condition, text_scale: float = 1.0) -> Text | str:
     """A one-row condition as it is stored, or the reason why it cannot be."""
-    tokens = condition.tokens[0][condition.mask[0]].float().numpy()
+    tokens = condition.tokens[0][condition.mask[0]].float().numpy() / np.float32(text_scale)
     largest = float(np.abs(tokens).max()) if len(tokens) else np.nan
     pooled = None if condition.pooled is None else condition.pooled[0].float().numpy()
     if pooled is not None:

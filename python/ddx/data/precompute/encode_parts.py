@@ -87,7 +87,10 @@ def _encode_texts(plan: Plan, captions: dict[int, list[str]]) -> dict[int, list[
     """Encode all captions at once; of one that cannot be stored the reason, None for one that is blank."""
     there = [(place, number) for place, row in captions.items() for number, text in enumerate(row) if text]
     encoded = encode_captions(
-        plan.teacher, [captions[place][number] for place, number in there], float8=plan.sizes.float8
+        plan.teacher,
+        [captions[place][number] for place, number in there],
+        float8=plan.sizes.float8,
+        text_scale=plan.sizes.text_scale,
     )
     texts: dict[int, list[Text | str | None]] = {place: [None] * len(row) for place, row in captions.items()}
     for (place, number), text in zip(there, encoded, strict=True):

@@ -203,6 +203,7 @@ def _synthetic(config: PrecomputeConfig, teacher: Teacher) -> Synthetic | None:
     return Synthetic(config.synthetic_steps, float(guidance), config.synthetic_seed)
 
 
-def with_pooled(plan: Plan, pooled_width: int | None) -> Plan:
-    """The plan for a family that has pooled embeddings, whose width only its encoder tells."""
-    return dataclasses.replace(plan, sizes=dataclasses.replace(plan.sizes, pooled_width=pooled_width))
+def with_text(plan: Plan, pooled_width: int | None, text_scale: float) -> Plan:
+    """The plan with what only the encoders tell: the width of pooled embeddings, and how large the tokens are."""
+    sizes = dataclasses.replace(plan.sizes, pooled_width=pooled_width, text_scale=text_scale)
+    return dataclasses.replace(plan, sizes=sizes)

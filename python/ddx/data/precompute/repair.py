@@ -48,6 +48,7 @@ def discard_damaged(plan: Plan, writer: StoreWriter, progress: Progress) -> None
 
 def _restore(plan: Plan, writer: StoreWriter, folders: set[str]) -> None:
     """Write the arrays of one shard that lie in `folders` anew, and every node's metadata as the root has it."""
-    arrays = whole_arrays(plan)[1] if any(folder.startswith("text/") for folder in folders) else {}
+    of_text = any(folder.startswith("text/") for folder in folders)
+    arrays = whole_arrays(plan, plan.sizes.text_scale)[1] if of_text else {}
     with core_errors():
         writer.restore({name: raw(array) for name, array in arrays.items() if name in folders})

@@ -72,6 +72,11 @@ def precompute(
     require_store(plan)
     with _writes_alone(plan) as mine:
         plan, writer = open_writer(plan)
+        if plan.sizes.text_scale != 1.0:
+            progress.log(
+                f"the text embeddings of {plan.teacher.name} are larger than float16 holds: the store has them divided "
+                f"by {plan.sizes.text_scale:g}"
+            )
         with core_errors():
             writer.finish_replacements()
         if mine and config.verify:
