@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
 LONG_LIST = 16  # of a longer one the ends are shown
+LONG_VALUE = 16  # characters: a longer one does not widen the table's column
 
 
 def emit(text: str) -> None:
@@ -22,16 +24,39 @@ def emit_settings(values: Mapping[str, Any], *, as_json: bool) -> None:
         emit_json(values)
         return
     for name, value in values.items():
-        emit(f"{name}: {_as_set(value)}")
+        emit(f"{name}: {as_set(value)}")
 
 
-def _as_set(value: Any) -> str:
+def emit_origins(values: Mapping[str, Any], origins: Mapping[str, str], *, width: int) -> None:
+    """Print each setting, its value as `--set` takes it, and where it is from, in columns that fit `width` characters.
+
+    A long value takes a line of its own, and what does not fit behind it is wrapped.
+    """
+    texts = {name: as_set(value) for name, value in values.items()}
+    first = max(map(len, ("setting", *texts)))
+    second = min(max(map(len, ("value", *texts.values()))), LONG_VALUE)
+    room = max(20, width - first - second - 4)
+    emit(f"{'setting':{first}}  {'value':{second}}  where it is from".rstrip())
+    emit(f"{'─' * first}  {'─' * second}  {'─' * room}")
+    for name, text in texts.items():
+        lines = textwrap.wrap(origins[name], room, break_on_hyphens=False) or [""]
+        head = f"{name:{first}}  {text:{second}}"
+        if len(text) > second:
+            emit(head)
+            head = " " * (first + second + 2)
+        for line in lines:
+            emit(f"{head}  {line}".rstrip())
+            head = " " * (first + second + 2)
+
+
+def as_set(value: Any) -> str:
+    """Return a value as `--set` takes it."""
     if value is None:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}={_as_set(item)}" for key, item in value.items())
+        return ", ".join(f"{key}={as_set(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
         texts = [f"{item:g}" if isinstance(item, float) else str(item) for item in value]
         if len(texts) > LONG_LIST:

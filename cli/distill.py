@@ -87,18 +87,21 @@ def command(invocation: Invocation) -> int:
     torchrun to use several devices.
     """
     from ddx.cli.console import emit, emit_json
-    from ddx.training.resolve import resolve
+    from ddx.training.resolve import resolve_recipe
 
-    config, method_config, discriminator = resolve(invocation.layers)
-    invocation.loading(f"the teacher {config.teacher}")
+    recipe = resolve_recipe(invocation.layers, invocation.workspace)
     if invocation.dry_run:
-        return _dry_run(invocation, config, method_config, discriminator)
+        from ddx.cli.distill_plan import print_plan
+
+        print_plan(invocation, recipe)
+        return 0
+    invocation.loading(f"the teacher {recipe.config.teacher}")
     from ddx.training.distill import distill
 
     folder = distill(
-        config,
-        method_config,
-        discriminator,
+        recipe.config,
+        recipe.method_config,
+        recipe.discriminator,
         workspace=invocation.workspace,
         progress=invocation.progress,
         said=invocation.said,
@@ -116,34 +119,3 @@ def command(invocation: Invocation) -> int:
 
 
 REPORTED = ("teacher", "method", "store", "guidance", "images_seen", "seconds", "skipped_steps", "peak_memory_bytes")
-
-
-def _dry_run(invocation: Invocation, config: DistillConfig, method_config: Any, discriminator: Any) -> int:
-    """Print the resolved settings, and what the run would read, write and cost."""
-    from ddx.cli.console import emit, emit_json, emit_settings
-    from ddx.config import to_dict
-    from ddx.training.distill import plan
-
-    folder, store, estimate = plan(
-        config, method_config, discriminator, workspace=invocation.workspace, said=invocation.said
-    )
-    settings = {**to_dict(config), **to_dict(method_config), **(to_dict(discriminator) if discriminator else {})}
-    if invocation.as_json:
-        emit_json(
-            {
-                "config": settings,
-                "store": str(store),
-                "student": str(folder.path),
-                "resumes": folder.resumed and not folder.finished,
-                "num_parameters": estimate.num_parameters,
-                "memory_bytes": estimate.memory_bytes,
-                "seconds": estimate.seconds,
-            }
-        )
-        return 0
-    emit_settings(settings, as_json=False)
-    emit("")
-    emit(f"reads     {store}")
-    emit(f"writes    {folder.path}{' (unfinished: goes on with it)' if folder.resumed and not folder.finished else ''}")
-    emit(f"estimate  {estimate}")
-    return 0

@@ -110,6 +110,28 @@ def hub_source(
     )
 
 
+def is_cached(repo: str, revision: str) -> bool:
+    """Return whether the cache has all of a repository's weights, at this commit or at the newest that it knows."""
+    return any(_cached(repo, name) is not None for name in dict.fromkeys((revision, "main")))
+
+
+def pipeline_class(repo: str) -> str | None:
+    """Return the class in a repository's `model_index.json`, from the cache or the hub; None if neither has it."""
+    from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+
+    try:
+        path = try_to_load_from_cache(repo, "model_index.json")
+        if not isinstance(path, str):
+            if constants.HF_HUB_OFFLINE:
+                return None
+            HfApi().model_info(repo, timeout=10)  # says at once, without retries, that nobody answers
+            path = hf_hub_download(repo, "model_index.json")
+        return str(read_json(Path(path)).get("_class_name"))
+    except Exception as error:  # no route, a gate, no such repository: opening the teacher says which
+        log.debug("the class of %s is not known: %s", repo, error)
+        return None
+
+
 def _cached(repo: str, revision: str) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError

@@ -1,15 +1,14 @@
-"""Settings tuned for one teacher and method: YAML files in the package, applied under everything the user gives.
-
-Where several methods share a preset, its key `methods` maps a method to what it has for itself.
-"""
+"""Which preset a teacher and a method have: YAML files in the package, applied under everything the user gives."""
 
 from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
 
-from ddx.config import Settings, read_yaml
+from ddx.config import Settings
 from ddx.errors import UsageError, nearest
+from ddx.teachers.family_of import family_of, name_of, origin_of
+from ddx.training.preset_file import Preset, read_preset
 
 
 def preset_folder() -> Path:
@@ -22,23 +21,33 @@ def preset_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in preset_folder().glob("*.yaml")))
 
 
-def preset_for(teacher: str, method: str, preset: str = "auto") -> tuple[str | None, Settings]:
-    """Return the preset's name and settings.
+def no_preset() -> Preset:
+    """Return the preset of those who want none."""
+    return Preset(name=None, settings=Settings({}, "no preset"))
 
-    "auto" is `<teacher>-<method>` where there is one, else `<teacher>` where there is that; "none" is none; `full` may
-    stand for `<teacher>-<method>-full`.
+
+def preset_for(teacher: str, method: str, preset: str = "auto") -> Preset:
+    """Return the preset for a teacher and a method.
+
+    "auto" is the first that exists of `<teacher>-<method>`, `<teacher>` and `<family>-<method>`; "none" is none.
+    Another text is a preset's name, or its ending behind `<teacher>-<method>-` or `<family>-<method>-`: `full`, `lora`.
+    A prepared teacher has the presets of the one that it was made of, and a hub id those of the teacher's name.
     Raises UsageError for a name that does not exist.
     """
-    names, base = preset_names(), f"{teacher}-{method}"
-    usual = next((name for name in (base, teacher) if name in names), None)
-    if preset == "none" or (preset == "auto" and usual is None):
-        return None, Settings({}, "no preset")
-    wanted = str(usual) if preset == "auto" else preset
-    for name in (wanted, f"{base}-{wanted}"):
-        if name in names:
-            shared = read_yaml(preset_folder() / f"{name}.yaml")
-            own = shared.pop("methods", {}).get(method, {})
-            return name, Settings({**shared, **own}, f"preset {name}")
+    names = preset_names()
+    if preset == "none":
+        return no_preset()
+    if preset in names:
+        return read_preset(preset_folder() / f"{preset}.yaml", method)
+    known = name_of(origin_of(teacher))
+    family = family_of(teacher)
+    bases = [f"{known}-{method}", *([f"{family}-{method}"] if family else [])]
+    wanted = [bases[0], known, *bases[1:]] if preset == "auto" else [f"{base}-{preset}" for base in bases]
+    found = next((name for name in wanted if name in names), None)
+    if found is not None:
+        return read_preset(preset_folder() / f"{found}.yaml", method)
+    if preset == "auto":
+        return no_preset()
     near = nearest(preset, (*names, "auto", "none"))
     hint = f"did you mean `--preset {near}`?" if near else "one of: auto, none, " + ", ".join(names)
     raise UsageError(f"unknown preset {preset!r}", hint=hint)

@@ -26,6 +26,7 @@ from ddx.training.checkpoint import step_of
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks
 from ddx.training.find_store import find_store, require_pairs
+from ddx.training.presets import preset_for, preset_names
 from ddx.training.run_folder import CHECKPOINTS, RunFolder, cannot_extend, choose_folder
 from ddx.training.tracking import Metrics
 from ddx.workspace import Workspace
@@ -45,6 +46,7 @@ class Run:
     folder: RunFolder
     sizes: PictureSizes | None  # of the originals, for teachers that are told of them
     history: list[Mapping[str, Any]]  # of settings that were changed on the way
+    preset_settings: Mapping[str, Any]  # of the preset as it was when the run began
     metrics: Metrics
     ranks: Ranks
     dtype: torch.dtype
@@ -113,6 +115,7 @@ def prepare_run(
         folder=folder,
         sizes=PictureSizes(store) if tells_sizes else None,
         history=_history(folder, before or {}),
+        preset_settings=_preset_settings(config, before or {}),
         metrics=Metrics(folder.path),
         ranks=ranks,
         dtype=dtype,
@@ -142,6 +145,13 @@ def _refuse_stretching(folder: RunFolder, method: Method) -> None:
 def _history(folder: RunFolder, before: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     changed = {"step": _step(folder), **{name: list(values) for name, values in folder.changes.items()}}
     return [*before.get("history", ()), *([changed] if folder.changes else ())]
+
+
+def _preset_settings(config: DistillConfig, before: Mapping[str, Any]) -> Mapping[str, Any]:
+    if "preset_settings" in before:
+        return dict(before["preset_settings"])
+    known = config.preset in preset_names()
+    return dict(preset_for(config.teacher, config.method, config.preset).settings) if known else {}
 
 
 def _step(folder: RunFolder) -> int:

@@ -46,7 +46,7 @@ def choose_folder(
     differs, and for an `out` that holds something else.
     """
     if out is None:
-        path = _unfinished(workspace, identity)
+        path = unfinished(workspace, str(identity["teacher"]), str(identity["method"]))
         if path is None:
             return RunFolder(workspace.new_student_path(str(identity["teacher"]), str(identity["method"])))
     else:
@@ -101,9 +101,10 @@ def cannot_extend(path: Path, why: str) -> UsageError:
     )
 
 
-def _unfinished(workspace: Workspace, identity: Mapping[str, Any]) -> Path | None:
+def unfinished(workspace: Workspace, teacher: str, method: str) -> Path | None:
+    """Return the newest student of this teacher and method that is not finished, None if there is none."""
     for student in workspace.students():
-        same = all(student.record.get(key) == identity[key] for key in ("teacher", "method"))
+        same = (student.record.get("teacher"), student.record.get("method")) == (teacher, method)
         if same and not student.finished:
             return student.path
     return None

@@ -34,6 +34,7 @@ def record_run(run: Run, step: int, *, finished: bool, **more: Any) -> None:
         **more,
         **({"history": run.history} if run.history else {}),
         "config": run.settings,
+        "preset_settings": run.preset_settings,
         "versions": versions(),
     }
     write_run(run.folder.path, record, finished=finished)

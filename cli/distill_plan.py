@@ -1,0 +1,86 @@
+"""`ddx distill --dry-run`: the recipe beside its source, and what the run would read, write and cost."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from ddx.cli.console import emit, emit_json, emit_origins
+from ddx.teachers.family_of import weights_are_here
+
+if TYPE_CHECKING:
+    from ddx.cli.options import Invocation
+    from ddx.training.recipe import Recipe
+
+WIDEST = 120
+GROUPS = ("published:", "yours:", "ddx:")  # the defaults come last
+
+
+def print_plan(invocation: Invocation, recipe: Recipe) -> None:
+    """Print the recipe and the plan; without the teacher's weights the recipe alone, for nothing is downloaded."""
+    teacher = recipe.config.teacher
+    here = weights_are_here(teacher)
+    if not invocation.as_json:
+        _print_recipe(recipe)
+    if here:
+        invocation.loading(f"the teacher {teacher}")
+    costs = _costs(invocation, recipe) if here else {}
+    if invocation.as_json:
+        emit_json(
+            {
+                "config": recipe.settings,
+                "from": recipe.origins,
+                "works": recipe.preset.cited,
+                **(
+                    costs or dict.fromkeys(("store", "student", "resumes", "num_parameters", "memory_bytes", "seconds"))
+                ),
+            }
+        )
+        return
+    emit("")
+    if not costs:
+        emit(f"The weights of {teacher} are not here: what the run would read, write and cost is not known yet.")
+        return
+    emit(f"reads     {costs['store']}")
+    emit(f"writes    {costs['student']}{' (unfinished: goes on with it)' if costs['resumes'] else ''}")
+    emit(f"estimate  {costs['estimate']}")
+
+
+def _print_recipe(recipe: Recipe) -> None:
+    settings, origins, preset = recipe.settings, recipe.origins, recipe.preset
+    emit(f"recipe    {preset.name or 'none: the defaults of the method'}{f': {preset.title}' if preset.title else ''}")
+    for number, work in enumerate(preset.cited, start=1):
+        emit(f"source    [{number}] {work}")
+    for trait, departure in preset.traits.items():
+        emit(f"differs   {trait}: {departure.ours}, published: {departure.published} ({departure.reason})")
+    emit("")
+    order = sorted(settings, key=lambda name: (_group(origins[name]), list(settings).index(name)))
+    width = min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
+    emit_origins({name: settings[name] for name in order}, origins, width=width)
+
+
+def _group(origin: str) -> int:
+    """Return where a setting is listed: published values first, plain defaults last."""
+    place = next(number for number, mark in enumerate(GROUPS) if origin.startswith(mark))
+    return place + origin.startswith("ddx: default") + (origin == "ddx: default")
+
+
+def _costs(invocation: Invocation, recipe: Recipe) -> dict[str, Any]:
+    from ddx.training.distill import plan
+
+    folder, store, estimate = plan(
+        recipe.config,
+        recipe.method_config,
+        recipe.discriminator,
+        workspace=invocation.workspace,
+        said=invocation.said,
+    )
+    return {
+        "store": str(store),
+        "student": str(folder.path),
+        "resumes": folder.resumed and not folder.finished,
+        "num_parameters": estimate.num_parameters,
+        "memory_bytes": estimate.memory_bytes,
+        "seconds": estimate.seconds,
+        "estimate": str(estimate),
+    }
