@@ -113,7 +113,8 @@ w-min cfg-min guidance-scale-min -> --guidance-min, which is w_min + 1: the scal
     (cond - uncond)
 w-max cfg-max guidance-scale-max -> --guidance-max, which is w_max + 1: the scale s here is that of uncond + s
     (cond - uncond)
-guidance guidance-scale cfg cfg-scale scm-cfg-scale real-guidance-scale guidance-embeds-scale lsg
+scm-cfg-scale -> --guidance-set
+guidance guidance-scale cfg cfg-scale real-guidance-scale guidance-embeds-scale lsg
 validation-guidance-scale -> --guidance-min and --guidance-max are the scales that are trained,
     --export-guidance the one of the student
 fake-guidance-scale cfg-train-fake -> --kappa1
@@ -134,7 +135,7 @@ flow-shift shift -> --time-shift
 adv-lambda adv-weight gan-loss-weight gen-cls-loss-weight lambda-adv -> --gan-weight
 guidance-cls-loss-weight cls-loss-weight -> --fake-gan-weight
 scm-lambda dm-loss-weight -> the method's own loss has weight 1; --gan-weight is that of the other one
-tangent-warmup-steps -> --tangent-warmup, a share of the run and not a number of steps
+tangent-warmup-steps -> --tangent-warmup, a share of the run, or above 1 a number of updates
 ladd-multi-scale head-block-ids -> the discriminator looks at the teacher's features after every fourth block
     and the last one
 misaligned-pairs-d -> --misaligned

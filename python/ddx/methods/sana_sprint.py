@@ -5,7 +5,14 @@ D        hinge on the frozen teacher's features at (1 - s) x0 + s eps; fakes are
 log tan  t ~ N(0.2 + log 2, 1.6) for sCM,  s ~ N(-0.6 + log 2, 1) for D      log 2: the paper's s_d is 0.5
 
 Discriminator and student take turns, one update each. The teacher may be taken as it is: its time stays on its own
-scale, in float64 (Zheng et al. 2025). The paper tunes its time embedding and norms first, which `ddx prepare` does.
+scale, in float64 (Zheng et al. 2025). The paper tunes its time embedding and norms first, which `ddx prepare` does; the
+authors' own tuned teachers are `sana-sprint-600m-teacher` and `sana-sprint-1600m-teacher`.
+
+The defaults are the authors' (NVlabs/Sana at 3e449ba, in configs/sana_sprint_config/1024ms/
+SanaSprint_1600M_1024px_allqknorm_bf16_scm_ladd.yaml): CAME, a warm-up of 5000 steps, guidance from a set of three, the
+tangent's warm-up over 4000 updates of both networks together (at 0c07b19, train_scripts/train_scm_ladd.py,
+`global_step`). There the student's rate alone warms up, here that of both does. The number of steps is that of diffusers'
+example (at 58eb52c, examples/research_projects/sana/README.md).
 """
 
 from __future__ import annotations
@@ -18,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ddx.config import option
+from ddx.errors import UsageError
 from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
 from ddx.methods.parts.added_discriminator import AddedDiscriminator
 from ddx.methods.parts.adversarial import DISCRIMINATOR, JudgeConfig
@@ -34,6 +42,12 @@ class SanaSprintConfig(JudgeConfig, SCMConfig):
     """The published form; guidance ranges over 4 to 5 unless it is given."""
 
     student_times: tuple[float, ...] = changed(FlowConfig, "student_times", PUBLISHED_TIMES)
+    tangent_warmup: float = changed(SCMConfig, "tangent_warmup", 4000.0)
+    guidance_set: tuple[float, ...] | None = option(
+        (4.0, 4.5, 5.0),
+        "guidance scales to train, each as often (none, or --guidance-min given: a range)",
+        metavar="S,S,…",
+    )
     gan_weight: float = option(0.5, "weight of the adversarial loss of the student")
     noise_share: float = option(0.5, "share of rows whose adversarial branch starts at pure noise")
     misaligned: bool = option(True, "also count latents with another row's caption as fakes")
@@ -42,6 +56,8 @@ class SanaSprintConfig(JudgeConfig, SCMConfig):
         SCMConfig.__post_init__(self)
         JudgeConfig.__post_init__(self)
         at_least(self, 0.0, "gan_weight")
+        if self.guidance_set == ():
+            raise UsageError("guidance_set is empty", hint="--guidance-set 4,4.5,5; none for a range")
         within(self, 0.0, 1.0, "noise_share")
 
 
@@ -49,7 +65,14 @@ class SanaSprint(SCM):
     """Continuous-time consistency distillation with a discriminator."""
 
     config: SanaSprintConfig
-    defaults: ClassVar[Mapping[str, Any]] = {**SCM.defaults, "clip_norm": 0.1}
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "learning_rate": 2e-6,
+        "optimizer": "came",
+        "adam_beta2": 0.999,
+        "clip_norm": 0.1,
+        "warmup_steps": 5000,
+        "train_steps": 30_000,
+    }
 
     def __init__(self, config: SanaSprintConfig, teacher: Teacher) -> None:
         super().__init__(config, teacher)
@@ -61,8 +84,19 @@ class SanaSprint(SCM):
         return self.config.misaligned
 
     def usual_guidance(self) -> tuple[float, float]:
-        """Return the published range."""
-        return 4.0, 5.0
+        """Return the range of the published set."""
+        scales = self.config.guidance_set or (4.0, 5.0)
+        return min(scales), max(scales)
+
+    def draw_guidance(self, batch: Batch) -> Tensor | float:
+        """Return the guidance of each row, one of the set unless a range was given, or the one that is fixed."""
+        config, drawn = self.config, super().draw_guidance(batch)
+        given = config.guidance_min is not None or config.guidance_max is not None
+        if given or config.guidance_set is None or not isinstance(drawn, Tensor):
+            return drawn
+        scales = drawn.new_tensor(config.guidance_set)
+        share = (drawn - self.guidance_min) / (self.guidance_max - self.guidance_min)
+        return scales[(share * len(scales)).long().clamp(max=len(scales) - 1)]
 
     def networks(self) -> tuple[NetworkSpec, ...]:
         """Return sCM's networks, and the heads on the teacher's features."""

@@ -26,9 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from ddx.config import option
+from ddx.errors import UsageError
 from ddx.kernels.scm_tangent import guarded_scm_loss
 from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
-from ddx.methods.parts.config import FlowConfig, VelocityConfig, above_zero, changed, within
+from ddx.methods.parts.config import FlowConfig, VelocityConfig, above_zero, at_least, changed
 from ddx.methods.parts.flow_method import FlowMethod
 from ddx.methods.parts.flow_view import mean_square, rows
 from ddx.methods.parts.path import DerivativeConfig, path_velocity, velocity_derivative
@@ -44,7 +45,9 @@ class SCMConfig(VelocityConfig, DerivativeConfig):
     time_sampling: str = changed(FlowConfig, "time_sampling", "log-normal")
     time_mean: float = changed(FlowConfig, "time_mean", 0.2 + math.log(2.0))
     time_std: float = changed(FlowConfig, "time_std", 1.6)
-    tangent_warmup: float = option(0.1, "share of the run in which the tangent's second half rises from 0 to 1")
+    tangent_warmup: float = option(
+        0.1, "share of the run in which the tangent's second half rises from 0 to 1; above 1: number of updates"
+    )
     tangent_norm: str = option("l2", "norm for the normalisation of tangents", choices=("l2", "rms"))
     tangent_c: float = option(0.1, "constant added to that norm")
     sigma_data: float = option(0.5, "s_d, the standard deviation of latents in TrigFlow")
@@ -54,7 +57,12 @@ class SCMConfig(VelocityConfig, DerivativeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         above_zero(self, "tangent_c", "sigma_data", "weight_learning_rate_scale")
-        within(self, 0.0, 1.0, "tangent_warmup")
+        at_least(self, 0.0, "tangent_warmup")
+        if self.tangent_warmup > 1.0 and not self.tangent_warmup.is_integer():
+            raise UsageError(
+                f"tangent_warmup = {self.tangent_warmup} is neither a share of the run nor a number of updates",
+                hint="--tangent-warmup 0.1, or --tangent-warmup 4000",
+            )
 
 
 class LogWeight(nn.Module):
@@ -135,7 +143,7 @@ class SCM(FlowMethod):
             rows(scale * (angle.cos() + angle.sin()), x) * x,
             angle,
             u.detach(),
-            warmup=self.warmup(batch.progress),
+            warmup=self.warmup(batch.progress, batch.step),
             sigma_data=scale,
             normalise=_norm(config.tangent_norm),
             c=config.tangent_c,
@@ -164,12 +172,14 @@ class SCM(FlowMethod):
 
     def stretched(self, share: float) -> tuple[str, ...]:
         """Return the warm-up of the tangent, while it lasts."""
-        return ("tangent_warmup",) if share < self.config.tangent_warmup else ()
+        return ("tangent_warmup",) if share < self.config.tangent_warmup <= 1.0 else ()
 
-    def warmup(self, progress: float) -> float:
-        """Return r at this share of the run."""
-        share = self.config.tangent_warmup
-        return min(1.0, progress / share) if share > 0.0 else 1.0
+    def warmup(self, progress: float, step: int) -> float:
+        """Return r at this share of the run, and this step (from 0)."""
+        length = self.config.tangent_warmup
+        if length > 1.0:  # updates: the student's is the first of a step's, as where the authors count
+            return min(1.0, (step * len(self.turns(step)) + 1) / length)
+        return min(1.0, progress / length) if length > 0.0 else 1.0
 
 
 def _norm(name: str) -> Literal["l2", "rms"]:

@@ -78,7 +78,7 @@ PUBLISHED_STUDENTS = (
             "efficient-large-model/sana-sprint-0.6b-1024px-diffusers",
             "efficient-large-model/sana-sprint-0.6b-1024px",
         ),
-        pattern=r"sprint-?0\.6b",
+        pattern=r"sprint-?0\.6b(?!.*teacher)",
         teacher="sana-600m-1024",
         starts=True,
     ),
@@ -88,7 +88,7 @@ PUBLISHED_STUDENTS = (
             "efficient-large-model/sana-sprint-1.6b-1024px-diffusers",
             "efficient-large-model/sana-sprint-1.6b-1024px",
         ),
-        pattern="sprint",
+        pattern="sprint(?!.*teacher)",  # those that it was distilled from are teachers
         teacher="sana-1600m",
         starts=True,
     ),

@@ -19,6 +19,9 @@ RESUMABLE_CHANGES = frozenset(
 # What may differ if the command names it and the folder: it goes into the record's history.
 EXPLICIT_CHANGES = frozenset(("learning_rate", "train_steps"))
 
+# Settings that older runs do not have, and that train as before by default.
+ADDED_SINCE = frozenset(("student_times",))
+
 OPTIMIZERS = ("adamw", "radam", "adamw8bit", "came")
 
 

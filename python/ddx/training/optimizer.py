@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ddx.errors import DdxError
+from ddx.training.came import CAME
 from ddx.training.config import DistillConfig
 
 
@@ -41,10 +42,7 @@ def make_optimizer(parameters: list[nn.Parameter], learning_rate: float, config:
                 ),
             )
         case "came":
-            library = _library("came_pytorch", "came-pytorch")
-            return cast(
-                Optimizer, library.CAME(parameters, lr=learning_rate, betas=(*betas, 0.9999), weight_decay=decay)
-            )
+            return CAME(parameters, lr=learning_rate, betas=(*betas, 0.9999), weight_decay=decay)
     raise ValueError(f"unknown optimizer {config.optimizer!r}")
 
 

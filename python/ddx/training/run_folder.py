@@ -10,7 +10,7 @@ from typing import Any
 from ddx.errors import UsageError
 from ddx.run_record import read_run
 from ddx.training.checkpoint import latest_checkpoint
-from ddx.training.config import EXPLICIT_CHANGES, RESUMABLE_CHANGES
+from ddx.training.config import ADDED_SINCE, EXPLICIT_CHANGES, RESUMABLE_CHANGES
 from ddx.workspace import Workspace, is_vacant
 
 CHECKPOINTS = "checkpoints"
@@ -121,8 +121,7 @@ def _changes(
 ) -> dict[str, tuple[Any, Any]]:
     """Return what differs from the record and may; UsageError for the first that may not.
 
-    `named`: what the user set. A setting that the record does not have was added since, and what it does by default is
-    what was done before.
+    `named`: what the user set. A setting that was added since the run began is not asked of its record.
     """
     before, changes = record.get("config", {}), {}
     for key, value in settings.items():
@@ -130,7 +129,7 @@ def _changes(
             continue
         if key in before and before[key] == value:
             continue
-        if key not in before and key not in named:
+        if key in ADDED_SINCE and key not in before and key not in named:
             continue
         if key in EXPLICIT_CHANGES and key in may_change:
             changes[key] = (before.get(key), value)

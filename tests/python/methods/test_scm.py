@@ -15,6 +15,7 @@ from ddx.methods.scm import SCM, WEIGHT, LogWeight, SCMConfig, trig_prediction
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
 from distilling import make_batch, make_teacher
+from method_runs import make_method
 
 torch.set_num_threads(1)
 FIXED = {"guidance_min": 3.0, "guidance_max": 3.0}
@@ -211,8 +212,21 @@ def test_the_weight_learns_the_logarithm_of_the_error() -> None:
 def test_the_tangent_warms_up_over_its_share_of_the_run() -> None:
     teacher = MixtureTeacher(circle())
     method = SCM(SCMConfig(tangent_warmup=0.2), teacher)
-    assert [method.warmup(p) for p in (0.0, 0.1, 0.2, 0.9)] == [0.0, 0.5, 1.0, 1.0]
-    assert SCM(SCMConfig(tangent_warmup=0.0), teacher).warmup(0.0) == 1.0
+    assert [method.warmup(p, 7) for p in (0.0, 0.1, 0.2, 0.9)] == [0.0, 0.5, 1.0, 1.0]
+    assert SCM(SCMConfig(tangent_warmup=0.0), teacher).warmup(0.0, 0) == 1.0
+    assert SCM(SCMConfig(tangent_warmup=4.0), teacher).warmup(0.9, 1) == 0.5
+
+
+def test_sana_sprint_counts_the_updates_of_both_networks_and_draws_guidance_from_a_set(tmp_path: Path) -> None:
+    teacher = make_teacher("flow", tmp_path / "teacher")
+    method = make_method("sana-sprint", teacher, tangent_warmup=8.0)
+    assert [method.warmup(0.0, step) for step in (0, 1, 4)] == [1 / 8, 3 / 8, 1.0]  # as train_scm_ladd.py counts
+    assert method.stretched(0.0) == ()
+    drawn = torch.cat([method.draw_guidance(make_batch(teacher, step)) for step in range(16)])
+    assert {*drawn.tolist()} == {4.0, 4.5, 5.0} and (method.guidance_min, method.guidance_max) == (4.0, 5.0)
+    ranged = make_method("sana-sprint", teacher, guidance_min=4.0, guidance_max=5.0)
+    assert len({*ranged.draw_guidance(make_batch(teacher)).tolist()}) == 4
+    assert make_method("sana-sprint", teacher, guidance_set=None).usual_guidance() == (4.0, 5.0)
 
 
 @pytest.mark.parametrize(

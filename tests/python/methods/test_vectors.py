@@ -168,7 +168,10 @@ def test_sana_sprint(name: str) -> None:
     data, of_student = case.inputs, name == "student"
     student, heads = case.toy("student", takes=["guidance"]), Heads(case.raw("head"))
     teacher = ToyTeacher(case.toy("teacher"), FlowProcess(), "flow")
-    method = SanaSprint(SanaSprintConfig(head_condition=False, noise_share=0.5 if of_student else 0.0), teacher)
+    config = SanaSprintConfig(
+        head_condition=False, noise_share=0.5 if of_student else 0.0, tangent_warmup=0.1, guidance_set=None
+    )
+    method = SanaSprint(config, teacher)
     networks = {STUDENT: student, DISCRIMINATOR: heads}
     at = torch.special.ndtr(data["judge_normal"])
     if not of_student:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
+from ddx.training.came import CAME
 from ddx.training.optimizer import guarded_step, measure_clip
 
 
@@ -62,3 +66,31 @@ def test_measuring_leaves_the_gradients_alone() -> None:
     clip = measure_clip([parameter.grad for parameter in parameters], 1.0)
     assert clip.divisor > 1.0 and clip.found_inf == 0.0
     assert all(torch.equal(p.grad, then) for p, then in zip(parameters, before, strict=True) if p.grad is not None)
+
+
+@pytest.mark.parametrize("kernel", [(), (1, 1)], ids=["matrix", "1x1 convolution"])
+def test_came_takes_the_steps_of_the_published_optimiser(kernel: tuple[int, ...]) -> None:
+    found = json.loads((Path(__file__).parent / "vectors" / "came.json").read_text())
+
+    def tensors(values: dict[str, list[float]]) -> dict[str, Tensor]:
+        made = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+        return {**made, "matrix": made["matrix"].reshape(3, 4, *kernel)}
+
+    parameters = {name: value.requires_grad_() for name, value in tensors(found["start"]).items()}
+    optimizer = CAME(parameters.values(), **found["settings"])
+    for gradients, after in zip(found["gradients"], found["after"], strict=True):
+        for name, gradient in tensors(gradients).items():
+            parameters[name].grad = gradient
+        optimizer.step()
+        for name, expected in tensors(after).items():
+            torch.testing.assert_close(parameters[name].detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_came_keeps_whole_squares_of_what_is_no_matrix() -> None:
+    kernel, flat = (torch.arange(1.0, 19.0).reshape(shape).requires_grad_() for shape in ((2, 1, 3, 3), (18,)))
+    optimizer = CAME([kernel, flat], lr=0.1)
+    for parameter in (kernel, flat):
+        parameter.grad = parameter.detach().cos()
+    optimizer.step()
+    torch.testing.assert_close(kernel.detach().flatten(), flat.detach())
+    assert {*optimizer.state[kernel]} == {"exp_avg_sq", "exp_avg"}

@@ -137,7 +137,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     # as scm; one step: widths 19 to 28 % off
     "sana-sprint": Recipe(
-        settings={**SCM, "train_steps": 1500},
+        settings={**SCM, "train_steps": 1500, "tangent_warmup": 0.1},
         passes={"flow": (2, 4), "edm": (2, 4), "vp-v": (2, 4), "vp-eps-sd": (2,)},
         features=True,
     ),

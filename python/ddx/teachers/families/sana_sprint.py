@@ -53,7 +53,7 @@ def _require_same_network(teacher: SanaTeacher, source: Source) -> None:
         raise UsageError(
             f"{source.name} sees times from 0 to 1 and has norms on its queries and keys; {teacher.name} does not",
             hint=f"`ddx prepare --teacher {teacher.name}` makes a teacher that does; the one that SANA-Sprint was "
-            "distilled from is one too, Efficient-Large-Model/SANA_Sprint_1.6B_1024px_teacher_diffusers",
+            "distilled from is one too, --teacher sana-sprint-1600m-teacher",
         )
     vae = component_config(source, "vae")
     for key in ("latent_channels", "scaling_factor", "encoder_block_out_channels"):
