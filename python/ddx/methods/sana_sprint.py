@@ -11,8 +11,8 @@ authors' own tuned teachers are `sana-sprint-600m-teacher` and `sana-sprint-1600
 The defaults are the authors' (NVlabs/Sana at 3e449ba, in configs/sana_sprint_config/1024ms/
 SanaSprint_1600M_1024px_allqknorm_bf16_scm_ladd.yaml): CAME, a warm-up of 5000 steps, guidance from a set of three, the
 tangent's warm-up over 4000 updates of both networks together (at 0c07b19, train_scripts/train_scm_ladd.py,
-`global_step`). There the student's rate alone warms up, here that of both does. The number of steps is that of diffusers'
-example (at 58eb52c, examples/research_projects/sana/README.md).
+`global_step`). There the student's rate alone warms up, here that of both does. The number of steps is that of the
+example of diffusers (at 58eb52c, examples/research_projects/sana/README.md).
 """
 
 from __future__ import annotations
