@@ -22,6 +22,9 @@ def command(invocation: Invocation) -> int:
     By default the newest student of the workspace draws the standard prompts of its teacher. Each picture is a PNG
     file; grid.png and index.html show them together.
 
+    A student that was trained in buckets draws in their sizes in turns, the square first; --size or --resolution gives
+    all pictures one size.
+
     A picture equals the one that the code on the student's model card draws with diffusers alone, bit for bit. With
     --batch-size, or with the kernels of a GPU (DDX_KERNELS=torch turns them off), the two are equal up to rounding.
     """

@@ -69,7 +69,7 @@ def bucket_sizes(resolution: int, max_aspect: float, step: int) -> list[tuple[in
 
 
 def described(buckets: tuple[Bucket, ...]) -> dict[str, Any]:
-    """What a store's attributes say of its buckets; nothing of the square alone."""
+    """What a store's attributes, and the record of a student of it, say of its buckets; nothing of the square alone."""
     if len(buckets) == 1:
         return {}
     return {"buckets": [[bucket.width, bucket.height] for bucket in buckets]}

@@ -30,7 +30,9 @@ class EvaluateConfig:
     neighbours: int = option(3, "k of the nearest neighbours in precision and recall")
     page_prompts: int = option(12, "prompts shown side by side in the report")
     seed: int = option(0, "seed of the prompts and of the noise")
-    resolution: int | None = option(None, "side of a picture in pixels (none: the student's)", example=512)
+    resolution: int | None = option(
+        None, "side of a picture in pixels (none: the student's; of a training in buckets the square)", example=512
+    )
     size: str | None = option(None, "width and height of a picture in pixels", metavar="WxH", example="768x512")
     batch_size: int = option(50, "pictures per batch")
     out: Path | None = option(None, "folder of the report (none: in the workspace)", metavar="PATH")

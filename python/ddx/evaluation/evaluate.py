@@ -23,6 +23,8 @@ from ddx.metrics.table import METRICS, Against, Measured
 from ddx.progress import NullProgress, Progress
 from ddx.run_record import versions
 from ddx.sampling.prompts import read_prompts
+from ddx.sampling.sizes import shown_sizes, trained_sizes, unseen
+from ddx.teachers.size import shown_size
 from ddx.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -88,6 +90,8 @@ def evaluate(
     folder, teacher = open_both(config, workspace, progress)
     student = None if folder is None else StudentPipeline(folder, device=config.device, dtype=config.dtype)
     resolution = config.pixels or (student.files.resolution if student else teacher.default_resolution)
+    if student is not None:
+        _say_size(student.files.record, config.pixels, resolution, progress)
     tests = make_test_set(config, teacher, resolution)
     prompts = (*tests.prompts, *tests.diversity_prompts)
     unique = list(dict.fromkeys(prompts))
@@ -117,6 +121,7 @@ def evaluate(
     facts = {
         "teacher": config.teacher or teacher.name,
         "num_images": len(tests.prompts),
+        "size": shown_size(resolution),
         "reference": "rendered held-out scenes" if tests.scenes else f"the teacher's {_longest(teachers).steps} steps",
         "frechet_floor": floor,
         "feature_space": VERSION,
@@ -129,6 +134,14 @@ def evaluate(
     return write_report(
         config.out or workspace.report_path(name), name, result, tests, [*teachers, *students], config.page_prompts
     )
+
+
+def _say_size(record: Mapping[str, Any], asked: Size | None, size: Size, progress: Progress) -> None:
+    """Log a size that is new to the student, and which of the sizes of a training in buckets is scored."""
+    if (warning := unseen(record, asked)) is not None:
+        progress.log(warning)
+    elif len(trained_sizes(record)) > 1:
+        progress.log(f"scored at {shown_size(size)}; the student was trained at {shown_sizes(record)}")
 
 
 def open_both(config: EvaluateConfig, workspace: Workspace, progress: Progress) -> tuple[Path | None, Teacher]:

@@ -47,6 +47,7 @@ def write_report(
             table=_table(result),
             facts={
                 "pictures a row": str(facts["num_images"]),
+                "size": str(facts["size"]),
                 "reference": str(facts["reference"]),
                 "feature space": str(facts["feature_space"]),
                 "ddx": str(facts["versions"]["ddx"]),

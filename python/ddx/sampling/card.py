@@ -14,6 +14,7 @@ from typing import Any
 
 from ddx.metrics.table import shown_metrics
 from ddx.sampling.prompts import standard_prompts
+from ddx.sampling.sizes import shown_sizes, trained_sizes
 from ddx.sampling.snippet import SNIPPET_SEED, literal, lora_snippet, snippet
 from ddx.sampling.student import StudentFolder
 
@@ -172,6 +173,7 @@ def _facts(student: StudentFolder) -> str:
         ),
         ("draws at", ", ".join(f"{time:g}" for time in student.own_times)),
         ("resolution", f"{student.resolution} × {student.resolution} pixels"),
+        ("trained at", shown_sizes(record) if len(trained_sizes(record)) > 1 else None),
         ("data", record.get("source") or _data_name(record)),
         ("images seen", _thousands(record.get("images_seen"))),
         ("skipped steps", _skipped(record)),

@@ -25,7 +25,11 @@ class SampleConfig:
     guidance: float | None = option(
         None, "guidance scale to fold into the student (none: that of its export)", example=4.5
     )
-    resolution: int | None = option(None, "side of a picture in pixels (none: that of the training)", example=512)
+    resolution: int | None = option(
+        None,
+        "side of a picture in pixels (none: that of the training, or its buckets in turns)",
+        example=512,
+    )
     size: str | None = option(None, "width and height of a picture in pixels", metavar="WxH", example="768x512")
     batch_size: int | None = option(None, "pictures per batch (none: one by one, exactly as on the model card)")
     out: Path | None = option(None, "folder of the pictures (none: in the workspace)", metavar="PATH")

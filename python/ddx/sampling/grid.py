@@ -13,9 +13,10 @@ MAX_SIDE = 8192
 
 
 def make_grid(pictures: Sequence[Image], *, columns: int | None = None, gap: int = 2) -> Image:
-    """Return the pictures, equal in size, in rows of `columns` (None: nearly square) on white, row by row.
+    """Return the pictures in rows of `columns` (None: nearly square) on white, row by row.
 
-    Pictures are halved as often as it takes to keep the grid under 8192 pixels a side.
+    A cell has the largest width and the largest height; smaller pictures lie in its middle. Pictures are halved as
+    often as it takes to keep the grid under 8192 pixels a side.
     """
     from PIL import Image as images
 
@@ -24,14 +25,16 @@ def make_grid(pictures: Sequence[Image], *, columns: int | None = None, gap: int
     columns = columns or round(len(pictures) ** 0.5 + 0.49)
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
-    width, height = pictures[0].size
+    width, height = (max(sides) for sides in zip(*(picture.size for picture in pictures), strict=True))
+    halved = 1
     while max(columns * (width + gap), rows * (height + gap)) > MAX_SIDE and min(width, height) > 16:
-        width, height = width // 2, height // 2
+        width, height, halved = width // 2, height // 2, halved * 2
     canvas = images.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
     for number, picture in enumerate(pictures):
-        place = (number % columns * (width + gap), number // columns * (height + gap))
-        small = picture if picture.size == (width, height) else picture.resize((width, height))
-        canvas.paste(small.convert("RGB"), place)
+        small = picture if halved == 1 else picture.resize((picture.width // halved, picture.height // halved))
+        left = number % columns * (width + gap) + (width - small.width) // 2
+        top = number // columns * (height + gap) + (height - small.height) // 2
+        canvas.paste(small.convert("RGB"), (left, top))
     return canvas
 
 

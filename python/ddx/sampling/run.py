@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,8 @@ from ddx.progress import NullProgress, Progress
 from ddx.run_record import versions, write_run
 from ddx.sampling.config import SampleConfig
 from ddx.sampling.prompts import read_prompts, standard_prompts
-from ddx.teachers.size import shown_size
+from ddx.sampling.sizes import size_of_picture, unseen
+from ddx.teachers.size import Size, shown_size
 from ddx.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -82,17 +83,20 @@ def plan(config: SampleConfig, workspace: Workspace) -> dict[str, Any]:
     folder = choose_student(config.student, workspace)
     files = StudentFolder(folder)
     files.for_steps(config.steps)
+    asked = config.pixels
+    count = len(_prompts(config, files.record)) * config.num_images
+    drawn = dict.fromkeys(size_of_picture(files.record, n, asked) or files.resolution for n in range(count))
     weights = sum(file.stat().st_size for file in folder.glob("*/*.safetensors"))
     return {
         "student": str(folder),
         "out": str(config.out or workspace.sample_path(folder.resolve())),
-        "pictures": len(_prompts(config, files.record)) * config.num_images,
+        "pictures": count,
         "steps": config.steps,
         "guidance": config.guidance or files.guidance,
         "resolution": config.resolution or files.resolution,
-        "size": shown_size(config.pixels or files.resolution),
+        "size": ", ".join(map(shown_size, drawn)),
         "memory_bytes": weights,
-        "call": files.call_arguments(config.steps, resolution=config.pixels),
+        "call": files.call_arguments(config.steps, resolution=asked),
     }
 
 
@@ -120,6 +124,8 @@ def sample(config: SampleConfig, workspace: Workspace, progress: Progress | None
     student = StudentPipeline(folder, device=config.device, dtype=config.dtype)
     if config.guidance is not None:
         student.set_guidance(config.guidance)
+    if (warning := unseen(files.record, config.pixels)) is not None:
+        progress.log(warning)
     for number, prompt in enumerate(prompts, start=1):
         if not prompt.strip():
             progress.log(f"prompt {number} is empty: it is drawn without a text")
@@ -128,39 +134,50 @@ def sample(config: SampleConfig, workspace: Workspace, progress: Progress | None
 
     out = config.out or workspace.sample_path(folder.resolve())
     requests = [(prompt, config.seed + i) for prompt in prompts for i in range(config.num_images)]
-    pictures: list[Image] = []
-    drawn: list[DrawnPicture] = []
+    done: dict[int, tuple[DrawnPicture, Image]] = {}
     progress.start("sample", len(requests), "pictures")
-    size = config.batch_size or 1
-    for start in range(0, len(requests), size):
-        chunk = requests[start : start + size]
+    for size, numbers in _batches(config, files.record, len(requests)):
         new = student.draw(
-            [prompt for prompt, _ in chunk],
-            [seed for _, seed in chunk],
+            [requests[number][0] for number in numbers],
+            [requests[number][1] for number in numbers],
             config.steps,
-            resolution=config.pixels,
+            resolution=size,
             together=config.batch_size is not None,
         )
-        for (prompt, seed), picture in zip(chunk, new, strict=True):
-            path = out / _file_name(len(drawn), prompt, config.steps, seed)
+        for number, picture in zip(numbers, new, strict=True):
+            prompt, seed = requests[number]
+            path = out / _file_name(number, prompt, config.steps, seed)
             _save(picture, path)
-            drawn.append(DrawnPicture(prompt=prompt, seed=seed, path=path))
-        pictures += new
+            done[number] = DrawnPicture(prompt=prompt, seed=seed, path=path), picture
         progress.advance(len(new))
     progress.finish()
+    drawn, pictures = zip(*(done[number] for number in range(len(requests))), strict=True)
     grid, page = _present(out, files.name, config, student.guidance, drawn, pictures)
     result = SampleResult(
         student=folder,
         folder=out,
         steps=config.steps,
         guidance=student.guidance,
-        pictures=tuple(drawn),
+        pictures=drawn,
         grid=grid,
         page=page,
     )
     record = {"kind": "samples", **result.to_dict(), "config": to_dict(config), "versions": versions()}
     write_run(out, record, finished=True)
     return result
+
+
+def _batches(config: SampleConfig, record: Mapping[str, Any], count: int) -> Iterator[tuple[Size | None, list[int]]]:
+    """Yield the size and the numbers of the pictures that are drawn together, or alone where no batch is asked for."""
+    if config.batch_size is None:
+        yield from ((size_of_picture(record, number, config.pixels), [number]) for number in range(count))
+        return
+    by_size: dict[Size | None, list[int]] = {}
+    for number in range(count):
+        by_size.setdefault(size_of_picture(record, number, config.pixels), []).append(number)
+    for size, numbers in by_size.items():
+        for start in range(0, len(numbers), config.batch_size):
+            yield size, numbers[start : start + config.batch_size]
 
 
 def _present(

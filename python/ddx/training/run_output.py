@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ddx.data.buckets import described
 from ddx.progress import Progress
 from ddx.run_record import versions, write_run
 from ddx.training.ema import EMA, Swapped
@@ -27,6 +28,7 @@ def record_run(run: Run, step: int, *, finished: bool, **more: Any) -> None:
         **run.teacher.facts(config.resolution),
         "method": config.method,
         "store": str(run.store.path.resolve()),
+        **described(run.store.buckets),
         "synthetic_share": round(run.store.synthetic_share, 4),
         "images_seen": step * config.batch_size,
         "seed": config.seed,

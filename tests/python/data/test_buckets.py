@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -25,9 +26,13 @@ from ddx.data.precompute import precompute
 from ddx.data.store import Store
 from ddx.data.verify import verify_all
 from ddx.progress import NullProgress
+from ddx.sampling.config import SampleConfig
+from ddx.sampling.run import sample as draw
 from ddx.teachers.registry import load_teacher
+from ddx.workspace import Workspace
 from pipelines import make_stable_diffusion
 from stores import shard_bytes
+from students import make_student
 
 # Width and height; 0 is a picture that does not decode.
 SIZES = (
@@ -180,12 +185,41 @@ def test_sizes_are_symmetric_and_never_larger_than_the_square() -> None:
 
 
 def test_a_student_is_distilled_of_batches_of_many_shapes(
-    store: Store, config: PrecomputeConfig, tmp_path: Path
+    store: Store, config: PrecomputeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("distill", "--method", "lcm", "--teacher", config.teacher, "--resolution", 128, "--data", store.path)
     steps = ("--train-steps", 6, "--batch-size", 2, "--device", "cpu", "--workspace", tmp_path)
     assert main.run([str(word) for word in (*words, *steps, "--set", "sample_every=0")]) == 0
-    assert list((tmp_path / "students").glob("*/model_index.json"))
+    (index,) = (tmp_path / "students").glob("*/model_index.json")
+    record, card = json.loads((index.parent / "run.json").read_text()), (index.parent / "README.md").read_text()
+    assert [f"{width}x{height}" for width, height in record["buckets"]] == list(EXPECTED)
+    assert "| trained at | 128x128, 144x112, 112x144, 160x96, 96x160 |" in card
+    assert "height=128,\n    width=128," in card
+
+    capsys.readouterr()
+    drawn = ["sample", "--prompt", "a", "--prompt", "b", "--num-images", "2", "--json", "--workspace", str(tmp_path)]
+    assert main.run([*drawn, "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["size"] == "128x128, 144x112, 112x144, 160x96"
+    sizes = [(128, 128), (144, 112), (112, 144), (160, 96)]
+    for more, expected in (([], sizes), (["--batch-size", "4", "--size", "96x96"], [(96, 96)] * 4)):
+        assert main.run([*drawn, "--device", "cpu", *more]) == 0
+        out, err = capsys.readouterr()
+        assert [Image.open(picture["path"]).size for picture in json.loads(out)["images"]] == expected
+        assert err.count("and not at 96x96") == bool(more)
+
+
+def test_a_batch_of_pictures_has_one_size(tmp_path: Path) -> None:
+    student = make_student("eps", tmp_path / "student", buckets=[[64, 64], [96, 64]])
+    asked = SampleConfig(student=student, prompt=("a", "b", "c"), out=tmp_path / "alone", device="cpu")
+    alone = draw(asked, Workspace(tmp_path))
+    together = draw(replace(asked, batch_size=4, out=tmp_path / "together"), Workspace(tmp_path))
+    for one, other in zip(alone.pictures, together.pictures, strict=True):
+        assert one.path.name == other.path.name and one.prompt == other.prompt
+        pictures = [np.asarray(Image.open(path), int) for path in (one.path, other.path)]
+        assert np.abs(pictures[0] - pictures[1]).max() <= 2
+    grid = np.asarray(Image.open(alone.grid))
+    assert grid.shape == (2 * 66 - 2, 2 * 98 - 2, 3)
+    assert (grid[:64, :16] == 255).all() and np.array_equal(grid[:64, 16:80], Image.open(alone.pictures[0].path))
 
 
 @pytest.mark.parametrize(

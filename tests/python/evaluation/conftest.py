@@ -17,4 +17,4 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_student("flow", tmp_path_factory.mktemp("students") / "tiny-lcm")
+    return make_student("flow", tmp_path_factory.mktemp("students") / "tiny-lcm", buckets=[[64, 64], [96, 64]])
