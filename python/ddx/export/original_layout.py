@@ -1,4 +1,5 @@
-"""The names of weights in the original checkpoints of latent diffusion (Rombach et al. 2022), one file for all parts.
+"""The names of weights in the authors' checkpoints: a transformer's as its family declares them, and those of latent
+diffusion (Rombach et al. 2022), one file for all parts.
 
 `model.diffusion_model.`      the UNet: its blocks in one row, `input_blocks`, `middle_block`, `output_blocks`
 `first_stage_model.`          the autoencoder: levels of the decoder counted from the finest, attention as convolutions
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from ddx.errors import DdxError
+from ddx.teachers.parts.original_names import OriginalNames
+from ddx.teachers.parts.original_tensors import joined
 
 _PREFIX = "model.diffusion_model."
 _VAE_PREFIX = "first_stage_model."
@@ -96,6 +99,16 @@ def _unet_rest(part: str, rest: str) -> str:
     if rest not in _UNET_RESNET:
         raise _no_place("the UNet", rest)
     return _UNET_RESNET[rest]
+
+
+def original_transformer(weights: Mapping[str, Tensor], original: OriginalNames) -> Iterator[tuple[str, Tensor]]:
+    """Yield a transformer's tensors under its authors' names. DdxError for one that has none."""
+    try:
+        stacks = original.stacks(weights)
+    except KeyError as error:
+        raise _no_place("the transformer", str(error.args[0])) from None
+    for name, stack in stacks.items():
+        yield name, joined(stack, weights)
 
 
 def original_vae(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

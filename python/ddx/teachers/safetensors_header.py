@@ -14,10 +14,28 @@ def header_of(path: Path) -> dict[str, Any]:
     """Return the header of a safetensors file: dtype and shape by tensor. Raises DdxError for a file that is none."""
     try:
         with path.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
+            start = stream.read(8)
+            if not start:
+                raise DdxError(f"{path} is empty", hint="fetch or make it again")
+            (length,) = struct.unpack("<Q", start)
             header = json.loads(stream.read(length)) if length < 100_000_000 else None
-    except (OSError, ValueError, struct.error) as error:
+    except (ValueError, struct.error) as error:
+        raise DdxError(f"{path} is no safetensors file: {error}", hint="is the file whole?") from error
+    except OSError as error:
         raise DdxError(f"cannot read {path}: {error}", hint="is the file whole?") from error
     if not isinstance(header, dict):
         raise DdxError(f"{path} is no safetensors file", hint="is the file whole?")
     return header
+
+
+def tensors_of(path: Path) -> dict[str, Any]:
+    """Return dtype and shape by tensor. Raises DdxError for a file that is none, or that is cut short."""
+    tensors = {name: entry for name, entry in header_of(path).items() if name != "__metadata__"}
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+    expected = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+    if (found := path.stat().st_size) < expected:
+        raise DdxError(
+            f"{path} is cut short: it has {found:,} bytes of {expected:,}", hint="fetch it again; was a copy stopped?"
+        )
+    return tensors

@@ -1,7 +1,7 @@
 """A teacher in one file, in the layout of the original checkpoints: converted once into a diffusers folder.
 
-What it is, is read from its header. The configs and tokenizers are those of a base: a named teacher of its family, of
-which only these small files are needed, or a folder.
+What it is, is read from its header. The configs, the tokenizers and the parts that it does not hold are those of a
+base: a named teacher of its family, or a folder.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,20 +22,14 @@ from ddx.progress import Progress
 from ddx.run_record import read_run, versions, write_run
 from ddx.teachers.families.table import FAMILIES, Family, find_family, no_adapter
 from ddx.teachers.hub import read_json
+from ddx.teachers.parts.original_names import AS_DIFFUSERS
 from ddx.teachers.registry import TEACHERS
-from ddx.teachers.safetensors_header import header_of
-from ddx.teachers.unknown import holds_lora, unknown_teacher
+from ddx.teachers.safetensors_header import tensors_of
+from ddx.teachers.single_file_base import base_folder, missing_files
+from ddx.teachers.single_file_contents import UNET, VAE, Contents, contents_of
 
 KIND = "converted teacher"
-UNET, VAE = "model.diffusion_model.", "first_stage_model."
 _WIDTHS = {768: "sd15", 1024: "sd21", 2048: "sdxl"}  # of the text that the UNet attends to
-_OTHERS = {  # what other checkpoints have in their names
-    r"joint_blocks\.": "Stable Diffusion 3",
-    r"double_blocks\.": "FLUX",
-    r"conditioner\.embedders\.0\.model\.": "the refiner of Stable Diffusion XL",
-    r"control_model\.": "a ControlNet",
-}
-_FOLDER = "save it as a folder with diffusers (from_single_file, then save_pretrained), and give --teacher FOLDER"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +47,8 @@ def teacher_folder(file: Path, *, base: str | None, root: Path, progress: Progre
     `base` is the name of a teacher or a folder, None to tell it from the header. UsageError for a file that holds
     something else, DdxError where the base's configs are neither cached nor to be had.
     """
-    chosen = _choose_base(file, base)
+    contents = contents_of(file)
+    chosen = _choose_base(contents, base)
     stamp = {"file": str(file.resolve()), "bytes": file.stat().st_size, "modified": file.stat().st_mtime_ns}
     with _alone(root):
         known = next(
@@ -68,13 +63,12 @@ def teacher_folder(file: Path, *, base: str | None, root: Path, progress: Progre
         for folder, record in _converted(root):
             if record.get("sha256") == sha256 and record.get("base") == chosen:
                 return folder
-        found = _open_base(chosen)
-        _require_parts(file, found)
+        found = _open_base(contents, chosen)
         folder = root / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', file.stem).strip('-.') or 'teacher'}-{sha256[:12]}"
         if folder.exists():  # converted with another base
             folder = folder.with_name(f"{folder.name}-{re.sub(r'[^A-Za-z0-9._-]+', '-', chosen)}")
         progress.log(f"converting it to {folder}, with the configs of {chosen} …")
-        _convert(file, found, folder, {**stamp, "sha256": sha256, "base": chosen})
+        _convert(contents, found, folder, progress, {**stamp, "sha256": sha256, "base": chosen})
     return folder
 
 
@@ -97,110 +91,92 @@ def _alone(root: Path) -> Iterator[None]:
         raise cannot_write(error.filename or root, error) from error
 
 
-def _choose_base(file: Path, base: str | None) -> str:
+def _choose_base(contents: Contents, base: str | None) -> str:
     """Return the base's name, or its path; the header tells which where none is named."""
-    if not file.is_file() or file.suffix.lower() != ".safetensors":
-        if file.is_file():
-            raise UsageError(
-                f"{file} is no safetensors file, and pickled weights are never loaded",
-                hint="look for the .safetensors of the same model, or convert it where you trust it",
-            )
-        raise unknown_teacher(str(file), tuple(TEACHERS))
-    header = _tensors(file)
-    if holds_lora(header):
-        raise unknown_teacher(str(file), tuple(TEACHERS))  # says what to do with a LoRA
-    if not any(name.startswith(UNET) for name in header) and (file.parent / "config.json").is_file():
-        raise unknown_teacher(str(file), tuple(TEACHERS))  # a part of a folder
-    known = ", ".join(family.title for family in FAMILIES if family.original_text)
-    other = next((what for pattern, what in _OTHERS.items() if any(re.search(pattern, name) for name in header)), None)
-    if other is not None or f"{UNET}input_blocks.0.0.weight" not in header:
-        raise UsageError(f"{file} holds {other or 'no checkpoint that ddx knows'}; ddx converts {known}", hint=_FOLDER)
-    channels = header[f"{UNET}input_blocks.0.0.weight"]["shape"][1]
-    if channels != 4:
-        raise UsageError(
-            f"{file} takes {channels} channels: it paints into pictures or edits them", hint="give a text-to-image one"
-        )
     if base is not None:
         return str(Path(base).expanduser().resolve()) if Path(base).expanduser().is_dir() else base
-    widths = {entry["shape"][-1] for name, entry in header.items() if name.endswith("attn2.to_k.weight")}
-    found = _WIDTHS.get(widths.pop()) if len(widths) == 1 else None
-    if found is None:
+    hint = "name the teacher or the folder whose configs it takes: --teacher-base NAME|PATH"
+    tensors = contents.denoiser
+    if contents.is_unet:
+        widths = {entry["shape"][-1] for name, entry in tensors.items() if name.endswith("attn2.to_k.weight")}
+        known, found = list(_WIDTHS.values()), [_WIDTHS[width] for width in widths if width in _WIDTHS]
+    elif contents.family is None or contents.family.original is None:
+        raise UsageError(f"{contents.file} has diffusers' names, which do not say whose configs it takes", hint=hint)
+    else:
+        bases = contents.family.original.bases
+        known, found = list(bases), [name for name, signs in bases.items() if agree(signs, tensors)]
+    if len(found) > 1:
+        raise UsageError(f"{contents.file} has the shapes of {' and of '.join(found)}", hint=hint)
+    if not found:
+        title = "" if contents.family is None else f"holds {contents.family.title}, and "
+        raise UsageError(f"{contents.file} {title}has the shapes of none of {', '.join(known)}", hint=hint)
+    return found[0]
+
+
+def agree(signs: Mapping[str, Any], tensors: Mapping[str, Any]) -> bool:
+    """Whether the tensors have the shapes that a base's have, or are there or not as it says."""
+    found = {name: tuple(tensors[name]["shape"]) for name in signs if name in tensors}
+    return all(
+        (name in found) is sign if isinstance(sign, bool) else found.get(name) == sign for name, sign in signs.items()
+    )
+
+
+def _open_base(contents: Contents, name: str) -> Base:
+    """The base of a file, with the weights of the parts that the file does not hold."""
+    families = _families(contents)
+    known = [spec.name for spec in TEACHERS.values() if spec.family in {family.name for family in families}]
+    if Path(name).is_dir():
+        folder = Path(name)
+    elif name in known:
+        spec = TEACHERS[name]
+        folder = base_folder(spec, _lacking(contents, next(row for row in families if row.name == spec.family)))
+    else:
         raise UsageError(
-            f"{file} has the shapes of none of {', '.join(_WIDTHS.values())}",
-            hint="name the teacher or the folder whose configs it takes: --teacher-base NAME|PATH",
+            f"--teacher-base {name} is no folder, and none of {', '.join(known)}",
+            hint=f"{contents.file} takes the configs of one of those, or of a folder of that family",
         )
-    return found
-
-
-def _tensors(file: Path) -> dict[str, Any]:
-    """Dtype and shape by the tensor's name."""
-    return {name: entry for name, entry in header_of(file).items() if name != "__metadata__"}
-
-
-def _open_base(name: str) -> Base:
-    folder = Path(name) if Path(name).is_dir() else _configs(name)
     pipeline = str(read_json(folder / "model_index.json").get("_class_name"))
     family = find_family(pipeline)
     if family is None:
         raise no_adapter(name, pipeline)
-    if not family.original_text:
-        known = ", ".join(spec.name for spec in TEACHERS.values() if _is_base(spec.family))
+    if family not in families:
+        titles = " or ".join(row.title for row in families)
         raise UsageError(
-            f"{name} is of the family {family.name}, whose checkpoints ddx does not convert",
-            hint=f"--teacher-base is a folder, or one of {known}",
+            f"{contents.file} holds {titles}, and --teacher-base {name} is a {pipeline}",
+            hint=f"--teacher-base is a folder of that family, or one of {', '.join(known)}",
         )
-    return Base(name=name, folder=folder, family=family)
+    if not contents.is_unet and (lacking := missing_files(folder, family, _lacking(contents, family))):
+        raise DdxError(f"{folder} lacks {', '.join(lacking)}", hint="name a whole base: --teacher-base NAME|PATH")
+    found = Base(name=name, folder=folder, family=family)
+    if contents.is_unet:
+        _require_parts(contents.file, found)
+    return found
 
 
-def _is_base(family: str) -> bool:
-    return any(row.name == family and row.original_text for row in FAMILIES)
+def _families(contents: Contents) -> list[Family]:
+    """The families that a file may be of."""
+    if contents.family is not None:
+        return [contents.family]
+    return [row for row in FAMILIES if bool(row.original_text) is contents.is_unet]
 
 
-def _configs(name: str) -> Path:
-    """The folder of a named teacher in the hub's cache, for its configs and tokenizers; downloaded without weights."""
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    spec = TEACHERS.get(name)
-    if spec is None or not _is_base(spec.family):
-        known = ", ".join(spec.name for spec in TEACHERS.values() if _is_base(spec.family))
-        raise UsageError(f"--teacher-base {name} is no folder, and none of {known}", hint="--teacher-base NAME|PATH")
-    for revision in (spec.revision, "main"):
-        try:
-            folder = Path(snapshot_download(spec.source, revision=revision, local_files_only=True))
-        except LocalEntryNotFoundError:
-            continue
-        if not _missing(folder):
-            return folder
-    patterns = ("*.json", "*.txt")
-    command = f"hf download {spec.source} --revision {spec.revision} " + " ".join(f'--include "{p}"' for p in patterns)
-    problem = f"the configs and tokenizers of {name} ({spec.source}) are not cached"
-    if constants.HF_HUB_OFFLINE:
-        raise DdxError(f"{problem}, and HF_HUB_OFFLINE is set", hint=f"run `{command}` where there is a network")
-    try:
-        folder = Path(snapshot_download(spec.source, revision=spec.revision, allow_patterns=list(patterns)))
-    except Exception as error:  # no route, a proxy, TLS, a full disk: each transport raises its own
-        raise DdxError(
-            f"{problem}, and could not be downloaded: {error}", hint=f"run `{command}` where there is a network"
-        ) from error
-    return folder
-
-
-def _missing(folder: Path) -> Sequence[str]:
-    """What a base's folder lacks; an interrupted download leaves some."""
-    if not (folder / "model_index.json").is_file():
-        return ["model_index.json"]
-    index = read_json(folder / "model_index.json")
-    family = find_family(str(index.get("_class_name")))
-    parts = family.adapter_class.part_classes if family is not None else {}
-    configs = {part: "tokenizer_config.json" if part.startswith("tokenizer") else "config.json" for part in parts}
-    configs["scheduler"] = "scheduler_config.json"
-    return [f"{part}/{file}" for part, file in configs.items() if not (folder / part / file).is_file()]
+def _lacking(contents: Contents, family: Family) -> list[str]:
+    """The parts with weights that a file takes from its base: none of a UNet's, which holds all."""
+    if contents.is_unet:
+        return []
+    adapter, original = family.adapter_class, family.original or AS_DIFFUSERS
+    parts = (part for part in adapter.part_classes if part == "vae" or part.startswith("text_encoder"))
+    return [
+        part
+        for part in parts
+        if contents.prefix_of(part, original) is None
+        or (part == "vae" and adapter.part_classes[part] != ("AutoencoderKL",))
+    ]
 
 
 def _require_parts(file: Path, base: Base) -> None:
     """Raise UsageError for a checkpoint without an autoencoder or a text encoder: the base's would be another model."""
-    header, prefixes = _tensors(file), {"vae": (VAE, "vae."), **{p: (x,) for p, x in base.family.original_text.items()}}
+    header, prefixes = tensors_of(file), {"vae": VAE, **{p: (x,) for p, x in base.family.original_text.items()}}
     missing = [part for part, any_of in prefixes.items() if not any(name.startswith(any_of) for name in header)]
     if missing:
         raise UsageError(
@@ -209,7 +185,24 @@ def _require_parts(file: Path, base: Base) -> None:
         )
 
 
-def _convert(file: Path, base: Base, folder: Path, record: Mapping[str, Any]) -> None:
+def _convert(contents: Contents, base: Base, folder: Path, progress: Progress, record: Mapping[str, Any]) -> None:
+    """Write the folder whole or not at all."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        if contents.is_unet:
+            _convert_unet(contents.file, base, temporary)
+        else:
+            from ddx.teachers.single_file_original import write_folder
+
+            write_folder(contents, base.folder, base.family.adapter_class, temporary, progress)
+        write_run(temporary, {"kind": KIND, **record, "versions": versions()}, finished=True)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _convert_unet(file: Path, base: Base, folder: Path) -> None:
     import diffusers
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
@@ -217,19 +210,14 @@ def _convert(file: Path, base: Base, folder: Path, record: Mapping[str, Any]) ->
 
     pipeline: Any = getattr(diffusers, str(read_json(base.folder / "model_index.json")["_class_name"]))
     left_out: dict[str, Any] = dict.fromkeys(base.family.adapter_class.left_out)
-    temporary = folder.with_name(f".{folder.name}.tmp")
     try:
         with no_progress_bars():
             found: Any = pipeline.from_single_file(
                 str(file), config=str(base.folder), local_files_only=True, **left_out
             )
             _restore_dtypes(found, file, base)
-            shutil.rmtree(temporary, ignore_errors=True)
-            found.save_pretrained(temporary, safe_serialization=True)
-        write_run(temporary, {"kind": KIND, **record, "versions": versions()}, finished=True)
-        os.replace(temporary, folder)
+            found.save_pretrained(folder, safe_serialization=True)
     except (SingleFileComponentError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DdxError(
             f"diffusers does not open {file} with the configs of {base.name}: {reason}",
@@ -242,8 +230,8 @@ def _restore_dtypes(pipeline: Any, file: Path, base: Base) -> None:
     import torch
 
     names = {"F16": torch.float16, "BF16": torch.bfloat16}
-    header = _tensors(file)
-    prefixes = {"unet": UNET, "vae": VAE, **base.family.original_text}
+    header = tensors_of(file)
+    prefixes = {"unet": UNET, "vae": VAE[0], **base.family.original_text}
     for part, prefix in prefixes.items():
         stored = {e["dtype"] for n, e in header.items() if n.startswith(prefix) and e["dtype"] in ("F32", *names)}
         if len(stored) == 1 and (dtype := names.get(stored.pop())) is not None:

@@ -12,7 +12,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from ddx.errors import DdxError
 from ddx.teachers.components import parameter_dtype
 from ddx.teachers.condition import Condition
-from ddx.teachers.families.flux2_names import PUBLISHED, TIME, published_layer
+from ddx.teachers.families.flux2_names import ORIGINAL
 from ddx.teachers.hub import weight_files
 from ddx.teachers.parts.batches import in_batches
 from ddx.teachers.parts.chat_text import ChatText, hidden_states
@@ -134,12 +134,16 @@ class Flux2KleinTeacher(FlowTeacher):
     def _text_fingerprint(self) -> dict[str, str | int | float]:
         return {"max_sequence_length": LIMIT, "text_layers": ",".join(map(str, LAYERS))}
 
-    time_linear: ClassVar[str] = TIME
-    lora_targets = tuple(name.removeprefix("attn.") for name in PUBLISHED)
+    time_linear: ClassVar[str] = "time_guidance_embed.timestep_embedder.linear_2"
+    lora_targets = (
+        *("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "to_out.0", "to_add_out"),
+        *("ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.linear_out"),
+        *("to_qkv_mlp_proj", "to_out"),
+    )
 
     def comfyui_layer(self, name: str) -> tuple[str, int]:
         """See :meth:`Teacher.comfyui_layer`: the authors' layers, which ComfyUI's network has."""
-        return published_layer(name)
+        return ORIGINAL.comfyui_layer(name)
 
     feature_blocks: ClassVar[tuple[str, ...]] = ("transformer_blocks", "single_transformer_blocks")
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from ddx.teachers.components import parameter_dtype
 from ddx.teachers.condition import Condition
+from ddx.teachers.families.next_dit_names import LUMINA2
 from ddx.teachers.parts.batches import by_length
 from ddx.teachers.parts.chat_text import hidden_states
 from ddx.teachers.parts.flow import FlowTeacher
-from ddx.teachers.parts.next_dit import published_layer
 from ddx.teachers.truncation import Cut, cut
 
 # Lumina2Pipeline's default, and what it puts between it and a prompt
@@ -22,7 +22,6 @@ _BEFORE = (
     "on textual prompts or user prompts. <Prompt Start> "
 )
 _LENGTH = 256  # tokens, those included
-_TIME = "time_caption_embed.timestep_embedder.linear_2"
 
 
 class Lumina2Teacher(FlowTeacher):
@@ -86,12 +85,12 @@ class Lumina2Teacher(FlowTeacher):
     def _text_fingerprint(self) -> dict[str, str | int | float]:
         return {"max_sequence_length": _LENGTH, "system_prompt": "default"}
 
-    time_linear: ClassVar[str] = _TIME
+    time_linear: ClassVar[str] = "time_caption_embed.timestep_embedder.linear_2"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", *(f"feed_forward.linear_{number}" for number in (1, 2, 3)))
 
     def comfyui_layer(self, name: str) -> tuple[str, int]:
         """See :meth:`Teacher.comfyui_layer`."""
-        return published_layer(name, _TIME)
+        return LUMINA2.comfyui_layer(name)
 
     feature_blocks: ClassVar[tuple[str, ...]] = ("layers",)
 

@@ -14,7 +14,7 @@ from ddx.errors import UsageError
 from ddx.teachers.components import parameter_dtype
 from ddx.teachers.condition import Condition
 from ddx.teachers.families.sana_fused import fuse_if_faster
-from ddx.teachers.families.sana_names import published_layer
+from ddx.teachers.families.sana_names import ORIGINAL
 from ddx.teachers.families.sana_sprint import sprint_weights
 from ddx.teachers.families.sana_text import PromptEncoder, pipeline_defaults, preprocess
 from ddx.teachers.hub import Source
@@ -181,7 +181,7 @@ class SanaTeacher(FlowTeacher):
 
     def comfyui_layer(self, name: str) -> tuple[str, int]:
         """See :meth:`Teacher.comfyui_layer`: the published checkpoints' own layers, which ComfyUI's SANA nodes have."""
-        return published_layer(name)
+        return ORIGINAL.comfyui_layer(name)
 
 
 def _mean(output: Tensor, x_t: Tensor) -> Tensor:

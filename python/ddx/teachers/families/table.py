@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ddx.teachers.base import Teacher
     from ddx.teachers.hub import Source
+    from ddx.teachers.parts.original_names import OriginalNames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,9 @@ class Family:
     original_text: Mapping[str, str] = field(default_factory=dict)
     """Where its text encoders are in the original checkpoints, one file for all parts in the layout of latent
     diffusion: a prefix by part. Empty for a family that has none."""
+    original_names: str = ""
+    """The names of its denoiser's weights in the authors' checkpoints, `<file>.<constant>` beside this module. Empty
+    for a family that has `original_text`, or whose checkpoints ddx does not read."""
 
     @property
     def adapter_class(self) -> type[Teacher]:
@@ -44,6 +48,15 @@ class Family:
         module, _, name = self.adapter.partition(".")
         adapter: type[Teacher] = getattr(importlib.import_module(f"ddx.teachers.families.{module}"), name)
         return adapter
+
+    @property
+    def original(self) -> OriginalNames | None:
+        """What `original_names` names, None for a family without it; needs no torch."""
+        if not self.original_names:
+            return None
+        module, _, name = self.original_names.partition(".")
+        names: OriginalNames = getattr(importlib.import_module(f"ddx.teachers.families.{module}"), name)
+        return names
 
 
 _PIXART_CALL = PipelineCall(
@@ -56,6 +69,7 @@ FAMILIES: tuple[Family, ...] = (
         title="SANA and SANA-1.5",
         pipelines=("SanaPipeline",),
         adapter="sana.SanaTeacher",
+        original_names="sana_names.ORIGINAL",
         student_pipelines=("SanaSprintPipeline",),
         call=PipelineCall(always={"use_resolution_binning": False}, mask="prompt_attention_mask", half_alone=True),
         has_kernels=True,
@@ -81,6 +95,7 @@ FAMILIES: tuple[Family, ...] = (
         title="Stable Diffusion 3 and 3.5",
         pipelines=("StableDiffusion3Pipeline",),
         adapter="stable_diffusion_3.StableDiffusion3Teacher",
+        original_names="stable_diffusion_3_names.ORIGINAL",
         call=PipelineCall(pooled="pooled_prompt_embeds", seeds_steps=False),
         lora_programs="ComfyUI",
     ),
@@ -89,6 +104,7 @@ FAMILIES: tuple[Family, ...] = (
         title="FLUX.1",
         pipelines=("FluxPipeline",),
         adapter="flux1.Flux1Teacher",
+        original_names="flux1_names.ORIGINAL",
         resolution=1024,
         call=PipelineCall(
             guidance_off={"guidance_scale": 3.5},
@@ -121,6 +137,7 @@ FAMILIES: tuple[Family, ...] = (
         title="AuraFlow",
         pipelines=("AuraFlowPipeline",),
         adapter="auraflow.AuraFlowTeacher",
+        original_names="auraflow_names.ORIGINAL",
         call=PipelineCall(mask="prompt_attention_mask", seeds_steps=False),
         lora_programs="ComfyUI",
     ),
@@ -129,6 +146,7 @@ FAMILIES: tuple[Family, ...] = (
         title="Z-Image",
         pipelines=("ZImagePipeline",),
         adapter="z_image.ZImageTeacher",
+        original_names="next_dit_names.Z_IMAGE",
         resolution=1024,
         call=PipelineCall(guidance_off={"guidance_scale": 0.0}, token_lists=True, seeds_steps=False),
         lora_programs="ComfyUI",
@@ -138,6 +156,7 @@ FAMILIES: tuple[Family, ...] = (
         title="Lumina-Image 2.0",
         pipelines=("Lumina2Pipeline",),
         adapter="lumina2.Lumina2Teacher",
+        original_names="next_dit_names.LUMINA2",
         call=PipelineCall(mask="prompt_attention_mask", seeds_steps=False),
         lora_programs="ComfyUI",
     ),
@@ -146,6 +165,7 @@ FAMILIES: tuple[Family, ...] = (
         title="Qwen-Image",
         pipelines=("QwenImagePipeline",),
         adapter="qwen_image.QwenImageTeacher",
+        original_names="qwen_image_names.ORIGINAL",
         resolution=1024,
         call=PipelineCall(guidance_off={"true_cfg_scale": 1.0}, mask="prompt_embeds_mask", seeds_steps=False),
         lora_programs="ComfyUI",
@@ -155,6 +175,7 @@ FAMILIES: tuple[Family, ...] = (
         title="FLUX.2 klein",
         pipelines=("Flux2KleinPipeline",),
         adapter="flux2_klein.Flux2KleinTeacher",
+        original_names="flux2_names.ORIGINAL",
         resolution=1024,
         call=PipelineCall(seeds_steps=False),
         lora_programs="ComfyUI",

@@ -10,13 +10,11 @@ from torch import Tensor, nn
 
 from ddx.teachers.components import parameter_dtype
 from ddx.teachers.condition import Condition
+from ddx.teachers.families.next_dit_names import Z_IMAGE
 from ddx.teachers.parts.batches import by_length
 from ddx.teachers.parts.chat_text import ChatText, hidden_states
 from ddx.teachers.parts.flow import FlowTeacher
-from ddx.teachers.parts.next_dit import published_layer
 from ddx.teachers.truncation import Cut
-
-_TIME = "t_embedder.mlp.2"
 
 
 class ZImageTeacher(FlowTeacher):
@@ -82,12 +80,12 @@ class ZImageTeacher(FlowTeacher):
     def _text_fingerprint(self) -> dict[str, str | int | float]:
         return {"max_sequence_length": self._chat.limit}
 
-    time_linear: ClassVar[str] = _TIME
+    time_linear: ClassVar[str] = "t_embedder.mlp.2"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "w1", "w2", "w3")
 
     def comfyui_layer(self, name: str) -> tuple[str, int]:
         """See :meth:`Teacher.comfyui_layer`."""
-        return published_layer(name, _TIME)
+        return Z_IMAGE.comfyui_layer(name)
 
     feature_blocks: ClassVar[tuple[str, ...]] = ("layers",)
 

@@ -7,9 +7,13 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
 from ddx.networks.lora import target_layers
 from ddx.teachers.families.table import FAMILIES
+from ddx.teachers.parts.original_names import OriginalNames
+from ddx.teachers.parts.original_tensors import joined, split
+from ddx.teachers.single_file import agree
 
 # SANA-1.5: diffusers' scripts/convert_sana_to_diffusers.py
 SANA_1600M = {
@@ -70,7 +74,8 @@ MODELS: dict[str, tuple[str, dict[str, Any], int, int]] = {
 @pytest.mark.parametrize("name", MODELS)
 def test_the_adapter_finds_its_layers_in_the_published_network(name: str) -> None:
     family, config, num_parameters, num_tensors = MODELS[name]
-    adapter = next(row for row in FAMILIES if row.name == family).adapter_class
+    row = next(row for row in FAMILIES if row.name == family)
+    adapter = row.adapter_class
     teacher: Any = object.__new__(adapter)  # no folder: its weights are not here
     with torch.device("meta"):
         network = getattr(diffusers, adapter.part_classes[adapter.denoiser_part][0])(**config)
@@ -84,5 +89,30 @@ def test_the_adapter_finds_its_layers_in_the_published_network(name: str) -> Non
     assert layers[linear] not in targets and (linear.bias is not None) == adapter.folds_numbers
     places = {teacher.comfyui_layer(target) for target in (*targets, layers[linear])}
     assert len(places) == len(targets) + 1
+    check_original_names(name, row.original, adapter.part_classes[adapter.denoiser_part][0], network)
     features = teacher.feature_layers(network)
     assert len(features) >= 3 and all(layer in layers for layer in features)
+
+
+def check_original_names(name: str, original: OriginalNames | None, kind: str, network: torch.nn.Module) -> None:
+    """Diffusers' own reader of the authors' names gives what ours wrote, and the shapes tell the teacher.
+
+    Along the first dimension alone, where all that is joined or swapped is: so that real sizes cost nothing.
+    """
+    if original is None:
+        return
+    shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    weights = {key: 1000.0 * i + torch.arange(shape[0])[:, None] for i, (key, shape) in enumerate(shapes.items())}
+    stacks = original.stacks(weights)
+    written = {key: joined(stack, weights) for key, stack in stacks.items()}
+    back = {key: value for there, stack in stacks.items() for key, value in split(stack, written[there], shapes)}
+    header = {key: {"shape": list(stack.shape(shapes))} for key, stack in stacks.items()}
+    assert [base for base, signs in original.bases.items() if agree(signs, header)] == [name][: name in original.bases]
+    assert set(original.marks) <= written.keys() and original.needs.keys() <= written.keys()
+    checkpoint = {**written, **dict.fromkeys(original.unread, torch.zeros(1))}
+    read = SINGLE_FILE_LOADABLE_CLASSES[kind]["checkpoint_mapping_fn"](checkpoint=checkpoint, config={})
+    for key, value in weights.items():
+        assert torch.equal(back[key], value), key
+        if not (".norm_" in key and original.unwritable):  # diffusers does not read SANA-1.5's
+            assert torch.equal(read[key], value), key
+    assert read.keys() <= weights.keys()
