@@ -31,7 +31,7 @@ def command(invocation: Invocation, student: Path | None) -> int:
 
     \b
     diffusers    the pipeline's folder, without what the training left
-    single-file  one checkpoint in the layout of the original (Stable Diffusion 1 and 2, SDXL)
+    single-file  one checkpoint in the layout of the original; of a transformer, that alone
     lora         pytorch_lora_weights.safetensors, for diffusers and peft
     comfyui      the same for ComfyUI and A1111
 

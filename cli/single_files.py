@@ -22,7 +22,7 @@ base_option = click.option(
     "--teacher-base",
     BASE,
     metavar="NAME|PATH",
-    help="Of a --teacher in one file: whose configs and tokenizers it takes (none: told by its shapes).",
+    help="Of a --teacher in one file: whose configs, tokenizers and missing parts it takes (none: told by its shapes).",
     shell_complete=bases,
 )
 

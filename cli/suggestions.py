@@ -94,7 +94,7 @@ def _bases(_: Workspace) -> Iterable[str]:
     from ddx.teachers.families.table import FAMILIES
     from ddx.teachers.registry import TEACHERS
 
-    families = [family.name for family in FAMILIES if family.original_text]
+    families = [family.name for family in FAMILIES if family.original_text or family.original_names]
     return [spec.name for spec in TEACHERS.values() if spec.family in families]
 
 

@@ -104,8 +104,8 @@ def _single_file(path: Path) -> UsageError:
     if path.suffix.lower() == ".safetensors":
         return UsageError(
             what,
-            hint=f"--teacher {path} of `ddx precompute` and `ddx distill` converts one of Stable Diffusion 1, 2 or XL; "
-            "save others with diffusers, as a folder",
+            hint=f"--teacher {path} of `ddx precompute` and `ddx distill` converts a checkpoint; "
+            "save it with diffusers as a folder for other commands",
         )
     folder = path.stem if path.stem else "teacher"
     return UsageError(
