@@ -5,17 +5,25 @@ for a guidance in ddx's convention; `unpacked(latents, shape)`, the pipeline's l
 shape)`, the noise of a later step as ddx keeps it, which the scheduler draws in the layout of the pipeline's latents;
 `EXACT`, false where the two round differently, with the reason beside it; `SIZES`, (height, width) in pixels;
 `LENGTH_STEP`, 1 where the pipeline pads a text to no more than its length, since padding rounds differently.
+
+What its published network takes and gives, for the exact ground (`closed_form.Convention`): `TIMES`, what its sinusoids
+see at the picture and at noise, where those are not 0 and 1000 of a flow, or the whole timesteps of a table; `SIGN`, -1
+where it gives ``x0 - eps``; `layout(latents)`, latents as the network takes them. `VARIANTS`: further settings of
+`make`, by a name, under which the family's network is another one.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from closed_form import Convention
+from ddx.process import FlowProcess, Process
 from ddx.teachers.families.table import FAMILIES
 from ddx.teachers.parts.batches import LENGTH_STEP
 
@@ -32,10 +40,18 @@ class Tiny:
         self.exact: bool = getattr(self.module, "EXACT", True)
         self.sizes: tuple[tuple[int, int], ...] = getattr(self.module, "SIZES", ((64, 64), (64, 96)))
 
-    def make(self, folder: Path) -> Path:
+        self.variants: dict[str, dict[str, Any]] = getattr(self.module, "VARIANTS", {})
+
+    def make(self, folder: Path, variant: str = "") -> Path:
         torch.manual_seed(0)
-        path: Path = self.module.make(folder)
+        path: Path = self.module.make(folder, **(self.variants[variant] if variant else {}))
         return path
+
+    def convention(self, process: Process) -> Convention:
+        usual = (0.0, 1000.0) if isinstance(process, FlowProcess) else (0.0, process.t_max)
+        times: tuple[float, float] = getattr(self.module, "TIMES", usual)
+        layout: Callable[[Tensor], Tensor] = getattr(self.module, "layout", lambda latents: latents)
+        return Convention(times=times, sign=getattr(self.module, "SIGN", 1.0), layout=layout)
 
     def guided(self, scale: float) -> dict[str, Any]:
         arguments: dict[str, Any] = getattr(self.module, "guided", lambda s: {"guidance_scale": s})(scale)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
+from torch.nn.functional import pixel_unshuffle
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ddx.teachers.parts.packing import unpack
@@ -51,3 +52,7 @@ def unpacked(latents: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 fresh = unpacked
+
+
+def layout(latents: Tensor) -> Tensor:
+    return pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)

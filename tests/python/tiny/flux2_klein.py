@@ -60,3 +60,7 @@ def unpacked(latents: Tensor, shape: tuple[int, int, int]) -> Tensor:
 def fresh(noise: Tensor, shape: tuple[int, int, int]) -> Tensor:
     channels, height, width = shape
     return noise.reshape(1, height * width, channels).transpose(1, 2).reshape(1, channels, height, width)
+
+
+def layout(latents: Tensor) -> Tensor:
+    return latents.flatten(2).transpose(1, 2)

@@ -7,6 +7,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, Lumina2Pipeline, Lumina2T
 from pipelines import flux_autoencoder, gemma_encoder, gemma_tokenizer
 
 EXACT = False  # the pipeline refines each text padded to 256 tokens
+TIMES = (1.0, 0.0)
+SIGN = -1.0
 
 
 def make(folder: Path) -> Path:

@@ -10,6 +10,7 @@ from diffusers import (
     QwenImageTransformer2DModel,
 )
 from torch import Tensor
+from torch.nn.functional import pixel_unshuffle
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from ddx.teachers.parts.packing import unpack
@@ -66,3 +67,7 @@ def unpacked(latents: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 fresh = unpacked
+
+
+def layout(latents: Tensor) -> Tensor:
+    return pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)

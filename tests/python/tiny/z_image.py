@@ -9,6 +9,9 @@ from transformers import Qwen3Model
 
 from pipelines import flux_autoencoder, qwen3_config, qwen_tokenizer
 
+TIMES = (1000.0, 0.0)
+SIGN = -1.0
+
 
 def guided(scale: float) -> dict[str, Any]:
     return {"guidance_scale": scale - 1.0}
