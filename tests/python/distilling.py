@@ -23,6 +23,8 @@ from pipelines import make_sana, make_stable_diffusion
 
 CAPTIONS = ("a red circle", "a cat and a dog", "two small green squares", "a house below the light")
 KINDS = ("flow", "eps", "v")
+# a student that rests for the first steps of a run would be where it began
+AT_ONCE: dict[str, dict[str, Any]] = {"sida": {"warmup_share": 0.0}}
 
 
 def in_turns(names: Iterable[str], others: Sequence[str] = KINDS, *, first: int = 0) -> list[tuple[str, str]]:
@@ -79,7 +81,7 @@ def make_trainer(
     }
     spec = method_spec(method)
     config = DistillConfig(**{**spec.method.defaults, **values, **settings})
-    made = load_method(method, method_config or spec.config(), teacher, discriminator)
+    made = load_method(method, method_config or spec.config(**AT_ONCE.get(method, {})), teacher, discriminator)
     return Trainer(made, config, ranks or Ranks(), torch.float32)
 
 

@@ -38,6 +38,7 @@ class Toy(nn.Module):
         super().__init__()
         for name in WEIGHTS:
             self.register_parameter(name, nn.Parameter(torch.tensor(weights[name], dtype=torch.float64)))
+        self.squash = nn.Tanh()
         for name in takes:
             self.add_module(f"{name}_embedder", Fed(1).requires_grad_(False))
 
@@ -52,7 +53,7 @@ class Toy(nn.Module):
                 number = fed.current()
             if number is not None:
                 hidden = hidden + scale * (number.reshape(-1, 1) - none) * self.b1.detach().flip(0).sign()
-        self.hidden = torch.tanh(hidden)
+        self.hidden = self.squash(hidden)
         return (self.hidden @ self.w2.T + self.b2).reshape(x.shape)
 
     def gradients(self, loss: Tensor) -> dict[str, Tensor]:
@@ -109,6 +110,9 @@ class ToyTeacher(Teacher):
         assert isinstance(network, Toy)
         return [network.hidden[:, :, None, None]]
 
+    def feature_layers(self, network: nn.Module) -> list[nn.Module]:
+        return [network.get_submodule("squash")]
+
     def condition(self, classes: Tensor) -> Condition:
         return Condition(classes.double()[:, None, None], torch.ones(len(classes), 1, dtype=torch.bool))
 
@@ -132,9 +136,6 @@ class ToyTeacher(Teacher):
         return {}
 
     def time_embedding_linear(self, network: nn.Module) -> nn.Linear:
-        raise NotImplementedError
-
-    def feature_layers(self, network: nn.Module) -> list[nn.Module]:
         raise NotImplementedError
 
     def sampling_scheduler(self, num_steps: int, latent_shape: tuple[int, ...]) -> Any:

@@ -28,13 +28,14 @@ from ddx.teachers.registry import load_teacher
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks
 from ddx.training.trainer import Trainer
-from distilling import make_batch
+from distilling import AT_ONCE, make_batch
 
 BALANCES = ("none", "norm", "project")
-SECOND = ("dmd", "dmd2", "add", "sana-sprint", "freeflow")  # whose student has a second loss by itself
+SECOND = ("dmd", "dmd2", "sida", "add", "sana-sprint", "freeflow")  # whose student has a second loss by itself
 # so few rows must have a correction, and an interval: the last matrix is that of its embedder
 OWN: Mapping[str, Mapping[str, Any]] = {
     "dmd2": {"num_steps": 2},
+    "sida": AT_ONCE["sida"],
     "freeflow": {"correction_share": 0.5},
     "meanflow": {"same_time_share": 0.0},
 }

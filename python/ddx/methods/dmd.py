@@ -67,7 +67,7 @@ class DMD(ScoreDistillation):
         return guarded_dmd_loss(seen.y_teacher, seen.y_fake, x)
 
     def second_loss(
-        self, made: Generated, batch: Batch, networks: Mapping[str, nn.Module], guidance: Tensor | float
+        self, made: Generated, seen: Scores, batch: Batch, networks: Mapping[str, nn.Module], guidance: Tensor | float
     ) -> Tensor | None:
         """Return the weighted square distance from where the teacher's ODE takes the same noise."""
         if self.config.regression_weight == 0.0:

@@ -100,7 +100,7 @@ class DMD2(ScoreDistillation):
         return replace(losses, by_network={**losses.by_network, DISCRIMINATOR: loss})
 
     def second_loss(
-        self, made: Generated, batch: Batch, networks: Mapping[str, nn.Module], guidance: Tensor | float
+        self, made: Generated, seen: Scores, batch: Batch, networks: Mapping[str, nn.Module], guidance: Tensor | float
     ) -> Tensor | None:
         """Return the weighted adversarial loss of the student."""
         if self.judge is None:

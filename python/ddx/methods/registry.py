@@ -31,6 +31,7 @@ class MethodSpec:
     relative_cost: float  # forward passes of one network for one row of one step; a backward pass counts as two
     class_name: str
     config_name: str
+    judges: bool = False  # whether one of these networks is a discriminator too
 
     @property
     def memory(self) -> float:
@@ -57,7 +58,7 @@ class MethodSpec:
     @property
     def takes_discriminator(self) -> bool:
         """Whether a discriminator may be added (`--gan-weight`): to every method that has none of its own."""
-        return self.name in METHODS and "discriminator" not in self.networks
+        return self.name in METHODS and "discriminator" not in self.networks and not self.judges
 
     @property
     def configs(self) -> tuple[type[Any], ...]:
@@ -81,6 +82,8 @@ def _row(
     networks: str,
     title: str,
     paper: str,
+    *,
+    judges: bool = False,
 ) -> tuple[str, MethodSpec]:
     return name, MethodSpec(
         name=name,
@@ -91,6 +94,7 @@ def _row(
         relative_cost=cost,
         class_name=class_name,
         config_name=config_name,
+        judges=judges,
     )
 
 
@@ -135,6 +139,10 @@ METHODS: dict[str, MethodSpec] = dict(
              22.0, "captions", "student fake_score",
              "SiD whose fake score has guidance of its own",
              "Zhou et al. 2024, Long and Short Guidance in Score identity Distillation, arXiv:2406.01561"),
+        _row("sida", "sida.SiDA", "sida.SiDAConfig",
+             31.0, "images", "student fake_score",
+             "SiD whose fake score is a discriminator too",
+             "Zhou et al. 2024, Adversarial Score identity Distillation, arXiv:2410.14919", judges=True),
         _row("dmd2", "dmd2.DMD2", "dmd2.DMD2Config",
              59.0, "images", "student fake_score discriminator",
              "Distribution matching with a discriminator, in one step or several",

@@ -6,7 +6,8 @@
 Gradients flow through *both* scores into x; their weights are frozen meanwhile. In flow form, with e = eps - x,
 ``d = t (v_psi - v_phi)`` and ``u = t (e - v_phi)``. c1 = 1, alpha = 0 is the identity-transformed loss (Su 2024), which
 in eps form is ``(sigma / alpha)^2 <eps_phi - eps_psi, eps_phi - eps>``. Without the gradients of the scores the
-gradient on x is DMD's.
+gradient on x is DMD's. SiD-DiT (Zhou et al. 2025, arXiv:2509.25127) puts the weight 1 - t for 1 / w on SANA, Stable
+Diffusion 3 and FLUX.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ddx.config import option
@@ -25,6 +27,7 @@ from ddx.methods.parts.config import changed, within
 from ddx.methods.parts.score_distillation import ScoreConfig, ScoreDistillation, Scores
 
 SCORE_GRADIENTS = ("both", "fake", "none")
+SCORE_WEIGHTS = ("distance", "one-minus-t")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,12 @@ class SiDConfig(ScoreConfig):
         "scores that gradients flow through: both; fake: the teacher takes a straight-through copy of the fake "
         "score's, which saves its graph; none",
         choices=SCORE_GRADIENTS,
+    )
+    score_weight: str = option(
+        "distance",
+        "weight of the student's loss; distance: one over the mean distance of the teacher's x0 from the sample; "
+        "one-minus-t: 1 - t",
+        choices=SCORE_WEIGHTS,
     )
     stopped_share: float = option(0.0, "initial share of the run without gradients through the scores")
 
@@ -80,4 +89,18 @@ class SiD(ScoreDistillation):
         through_teacher, through_fake = self.looks_through(batch)
         if through_fake and not through_teacher:  # its value, with the derivative of the other one
             y_teacher = y_teacher + (seen.y_fake - seen.y_fake.detach())
-        return guarded_sid_loss(y_teacher, seen.y_fake, x, alpha=self.alpha_at(batch.progress), c1=self.config.c1)
+        alpha, c1 = self.alpha_at(batch.progress), self.config.c1
+        loss, dropped = guarded_sid_loss(y_teacher, seen.y_fake, x, alpha=alpha, c1=c1)
+        if self.config.score_weight == "one-minus-t":  # the kernel divides by the distance
+            loss = loss * (distance(x, seen) * self.weight(x, seen)).masked_fill(dropped, 0.0).to(loss.dtype)
+        return GuardedLoss(loss, dropped)
+
+    def weight(self, x: Tensor, seen: Scores) -> Tensor:
+        """Return the weight of each row's loss, `[B]`, a constant."""
+        return 1.0 / distance(x, seen) if self.config.score_weight == "distance" else 1.0 - seen.t
+
+
+@torch.no_grad()
+def distance(x: Tensor, seen: Scores) -> Tensor:
+    """Return ``w = max(mean|y_phi - x|, 1e-5)``, `[B]`."""
+    return (seen.y_teacher - x).abs().flatten(1).mean(1).clamp(min=1e-5)

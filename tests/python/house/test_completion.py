@@ -19,7 +19,7 @@ CASES = {
     "ddx dis": ["distill"],
     "ddx distill --meth": ["--method"],
     "ddx distill --method sh": ["shortcut"],
-    "ddx distill --method=sid": ["sid", "sid-lsg"],
+    "ddx distill --method=sid": ["sid", "sid-lsg", "sida"],
     "ddx distill --dtype=": ["auto", "float32", "bf16"],
     "ddx distill --teacher sana-6": ["sana-600m", "sana-600m-1024"],
     "ddx distill --teacher made": ["runs/teachers/made"],

@@ -122,7 +122,7 @@ def test_stopped_share_and_the_schedule_of_alpha_follow_the_run() -> None:
 
 @pytest.mark.parametrize("name", SCORE_METHODS)
 def test_both_scores_stay_as_they_are_while_gradients_flow_through_them_into_x(name: str) -> None:
-    trainer = make_trainer(MixtureTeacher(circle()).freeze_fitted(), method=name)
+    trainer = make_trainer(MixtureTeacher(circle()).freeze_fitted(), method_spec(name).config(num_steps=1), method=name)
     networks = {key: value.module for key, value in trainer.trained.items()}
     for key, value in trainer.trained.items():
         value.activate(key == STUDENT)

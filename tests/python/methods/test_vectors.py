@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from ddx.methods.sana_sprint import SanaSprint, SanaSprintConfig
 from ddx.methods.scm import SCM, WEIGHT, SCMConfig
 from ddx.methods.sid import SiD, SiDConfig
 from ddx.methods.sid_lsg import SiDLSG, SiDLSGConfig
+from ddx.methods.sida import SiDA, SiDAConfig
 from ddx.methods.twinflow import TwinFlow, TwinFlowConfig
 from ddx.process import EDMProcess, FlowProcess, VPProcess
 from toys import Heads, Recorded, Toy, ToyTeacher, toy_batch
@@ -223,6 +225,46 @@ def test_sid(name: str) -> None:
     of_x0 = t**2 * (sigma**2 + 0.25) / (0.5 * sigma) ** 2  # EDM's weight of the error of x0, which is t times that of v
     loss = (count * of_x0 * loss_of(FAKE, method, batch, networks)).mean()
     case.holds(loss, fake, of="fake_loss", gradient="fake_gradient")
+
+
+@cases("sida")
+def test_sida(name: str) -> None:
+    case = Case("sida", name)
+    data, settings = case.inputs, case.settings
+    student, fake = case.toy("student"), case.toy("fake")
+    first = settings["init_sigma"]
+    teacher = ToyTeacher(case.toy("teacher"), EDMProcess(), "x0", lambda t: t.log() / 4.0)
+    teacher.denoiser_part = "unet"  # logits are means over channels
+    even = {"time_sampling": "uniform", "score_weight": "distance", "alpha": settings["alpha"]}
+    config = SiDAConfig(num_steps=1, start_time=first / (1.0 + first), gan_weight=1.0, **even)
+    method = SiDA(config, teacher)
+    networks = {STUDENT: student, FAKE: fake}
+    count, zero = data["noise"][0].numel(), torch.zeros(1, dtype=torch.float64)
+    start = first / (1.0 + first**2) ** 0.5  # ddx starts at the spread of a noisy picture, the reference at sigma z
+
+    low, high = 0.002 ** (1 / 7), 80.0 ** (1 / 7)
+    sigma = (high + (1.0 - data["u"] * settings["t_max"] / 1000) * (low - high)) ** 7
+    uniform = quantile(sigma / (1.0 + sigma), method)
+    random = Recorded(uniforms=[zero, zero, uniform], normals=[start * data["z"], data["noise"]])
+    batch = toy_batch(teacher, data["real"], data["classes"], random)
+    losses = method.losses(Turn(trains=(STUDENT,)), batch, networks)
+    case.holds(count * losses.by_network[STUDENT].mean(), student)  # a sum over elements
+    case.holds(count * losses.secondary[STUDENT].mean(), student, of="gan_loss", gradient="gan_gradient")
+
+    sigma = (1.2 * data["fake_normal"] - 1.2).exp()
+    t = sigma / (1.0 + sigma)
+    of_x0 = (sigma**2 + 0.25) / (0.5 * sigma) ** 2  # EDM's weight of the error of x0, which is t times that of v
+    found = []
+    for weight in (0.0, 1.0):
+        method = SiDA(replace(config, fake_gan_weight=weight), teacher)
+        normals = [start * data["fake_z"], data["fake_noise"]]
+        random = Recorded(uniforms=[zero, zero, quantile(t, method)], normals=normals)
+        batch = toy_batch(teacher, data["real"], data["classes"], random)
+        found.append(loss_of(FAKE, method, batch, networks))
+    loss = (count * of_x0 * t**2 * found[0]).mean()
+    case.holds(loss, fake, of="fake_loss", gradient="fake_gradient")
+    judged = (of_x0 * (found[1] - found[0])).mean()
+    case.holds(judged, fake, of="judge_loss", gradient="judge_gradient")
 
 
 @cases("sid_lsg")

@@ -217,6 +217,12 @@ RECIPES: dict[str, Recipe] = {
             "guided": {"kappa1": None, "kappa2": None, "kappa4": None},
         },
     ),
+    # SiD's times and start, in one step; the discriminator follows the fake score
+    "sida": Recipe(
+        settings={**SID, "num_steps": 1, "time_sampling": "shifted"},
+        passes={},
+        on=dict.fromkeys(("vp-v", "vp-eps-sd", "vp-eps", "edm"), BELOW_NOISE),
+    ),
     # score distillation: a slow student and a fake score that keeps up, or modes lose their shares; averaged for long
     "diff-instruct": Recipe(
         settings={**SCORES, "train_steps": 2000},

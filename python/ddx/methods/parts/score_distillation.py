@@ -140,7 +140,7 @@ class ScoreDistillation(FlowMethod):
         made = self.generate(networks[STUDENT], batch, guidance)
         with interval_input(networks[FAKE], made.time):
             seen = self.look(made.x, batch, networks[FAKE], guidance)
-            second = self.second_loss(made, batch, networks, guidance)
+            second = self.second_loss(made, seen, batch, networks, guidance)
         loss, dropped = self.generator_loss(made.x, seen, batch)
         return Losses(
             by_network={STUDENT: loss / made.x[0].numel()},
@@ -154,7 +154,7 @@ class ScoreDistillation(FlowMethod):
         """Return the loss of each row, a sum over its elements, whose gradient by x moves the student."""
 
     def second_loss(
-        self, made: Generated, batch: Batch, networks: Mapping[str, nn.Module], guidance: Tensor | float
+        self, made: Generated, seen: Scores, batch: Batch, networks: Mapping[str, nn.Module], guidance: Tensor | float
     ) -> Tensor | None:
         """Return a further loss of each row of the student, weighted, if the method has one."""
         return None
