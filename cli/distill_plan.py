@@ -39,7 +39,7 @@ def print_plan(invocation: Invocation, recipe: Recipe) -> None:
         return
     emit("")
     if not costs:
-        emit(f"The weights of {teacher} are not here: what the run would read, write and cost is not known yet.")
+        emit(f"The weights of {teacher} are not here: no store, folder or cost is known yet.")
         return
     emit(f"reads     {costs['store']}")
     emit(f"writes    {costs['student']}{' (unfinished: goes on with it)' if costs['resumes'] else ''}")
@@ -48,7 +48,7 @@ def print_plan(invocation: Invocation, recipe: Recipe) -> None:
 
 def _print_recipe(recipe: Recipe) -> None:
     settings, origins, preset = recipe.settings, recipe.origins, recipe.preset
-    emit(f"recipe    {preset.name or 'none: the defaults of the method'}{f': {preset.title}' if preset.title else ''}")
+    emit(f"recipe    {_name(recipe)}")
     for number, work in enumerate(preset.cited, start=1):
         emit(f"source    [{number}] {work}")
     for trait, departure in preset.traits.items():
@@ -57,6 +57,16 @@ def _print_recipe(recipe: Recipe) -> None:
     order = sorted(settings, key=lambda name: (_group(origins[name]), list(settings).index(name)))
     width = min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
     emit_origins({name: settings[name] for name in order}, origins, width=width)
+
+
+def _name(recipe: Recipe) -> str:
+    """Return the preset and what it is; without one, what the method's recipes were published for."""
+    from ddx.training.presets import published_for
+
+    preset = recipe.preset
+    if preset.name is not None:
+        return f"{preset.name}: {preset.title}" if preset.title else preset.name
+    return f"none: the method's defaults; published for {', '.join(published_for(recipe.config.method)) or 'no family'}"
 
 
 def _group(origin: str) -> int:

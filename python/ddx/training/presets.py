@@ -7,7 +7,10 @@ from pathlib import Path
 
 from ddx.config import Settings
 from ddx.errors import UsageError, nearest
+from ddx.methods.registry import METHODS
+from ddx.teachers.families.table import FAMILIES
 from ddx.teachers.family_of import family_of, name_of, origin_of
+from ddx.teachers.registry import TEACHERS
 from ddx.training.preset_file import Preset, read_preset
 
 
@@ -19,6 +22,26 @@ def preset_folder() -> Path:
 def preset_names() -> tuple[str, ...]:
     """Return the names of the presets, such as `sana-tiny-lcm` and `sana-tiny-lcm-full`."""
     return tuple(sorted(path.stem for path in preset_folder().glob("*.yaml")))
+
+
+def preset_parts(name: str) -> tuple[str, str, str]:
+    """Return a preset's teacher or family, its method ("" where several share it), and its ending, such as `lora`."""
+    subjects = sorted({*TEACHERS, *(family.name for family in FAMILIES)}, key=len, reverse=True)
+    for subject in subjects:
+        if name == subject:
+            return subject, "", ""
+        rest = name.removeprefix(f"{subject}-")
+        for method in sorted(METHODS, key=len, reverse=True):
+            if rest != name and (rest == method or rest.startswith(f"{method}-")):
+                return subject, method, rest.removeprefix(method).removeprefix("-")
+    raise ValueError(f"{name} is no <teacher or family>-<method>")
+
+
+def published_for(method: str) -> tuple[str, ...]:
+    """Return the families, or teachers, that a method has a published recipe for: a preset that cites works."""
+    names = [name for name in preset_names() if preset_parts(name)[1] == method]
+    presets = [read_preset(preset_folder() / f"{name}.yaml", method) for name in names]
+    return tuple(dict.fromkeys(preset_parts(str(preset.name))[0] for preset in presets if preset.works))
 
 
 def no_preset() -> Preset:

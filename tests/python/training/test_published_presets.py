@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ddx.cli import main
 from ddx.config import Settings, read_yaml, to_dict
 from ddx.methods.registry import METHODS
 from ddx.run_record import write_run
-from ddx.teachers.families.table import FAMILIES
 from ddx.teachers.family_of import family_of, weights_are_here
 from ddx.teachers.registry import TEACHERS
 from ddx.training.preset_file import Preset, is_work, link, read_preset, short
-from ddx.training.presets import preset_folder, preset_names
+from ddx.training.presets import preset_folder, preset_names, preset_parts, published_for
 from ddx.training.recipe import Recipe
 from ddx.training.resolve import resolve, resolve_recipe
 from ddx.workspace import Workspace
 
-SUBJECTS = {*TEACHERS, *(family.name for family in FAMILIES)}
 LATER = frozenset(("works", "source", "departures", "title", "methods"))
-
-
-def parts(name: str) -> tuple[str, str, str]:
-    """Return a preset's teacher or family, its method ("" where several share it), and its ending."""
-    for subject in sorted(SUBJECTS, key=len, reverse=True):
-        rest = name.removeprefix(f"{subject}-")
-        if name == subject:
-            return subject, "", ""
-        for method in sorted(METHODS, key=len, reverse=True):
-            if name.startswith(f"{subject}-") and (rest == method or rest.startswith(f"{method}-")):
-                return subject, method, rest.removeprefix(method).removeprefix("-")
-    raise AssertionError(f"{name} is no <teacher or family>-<method>")
 
 
 def a_teacher_of(subject: str) -> str:
@@ -49,7 +37,7 @@ def file_of(name: str, method: str) -> Preset:
 
 @pytest.mark.parametrize("name", preset_names())
 def test_it_is_found_by_its_name_and_every_value_passes(name: str) -> None:
-    subject, method, ending = parts(name)
+    subject, method, ending = preset_parts(name)
     for each in [method] if method else METHODS:
         asked = {"teacher": a_teacher_of(subject), "method": each, "preset": ending or name}
         assert recipe(**asked).config.preset == name
@@ -57,7 +45,7 @@ def test_it_is_found_by_its_name_and_every_value_passes(name: str) -> None:
 
 @pytest.mark.parametrize("name", preset_names())
 def test_it_cites_works_and_gives_reasons(name: str) -> None:
-    _, method, _ = parts(name)
+    _, method, _ = preset_parts(name)
     content = read_yaml(preset_folder() / f"{name}.yaml")
     preset = file_of(name, method)
     assert all(is_work(work) for work in preset.works.values()), preset.works
@@ -66,7 +54,7 @@ def test_it_cites_works_and_gives_reasons(name: str) -> None:
     assert set(preset.source) <= set(preset.settings) | set(preset.departures)
     assert not preset.works or preset.title
     assert set(content) & LATER <= {"title", "works", "source", "departures", "methods"}
-    settings = recipe(teacher=a_teacher_of(parts(name)[0]), method=method or "lcm", preset=name).settings
+    settings = recipe(teacher=a_teacher_of(preset_parts(name)[0]), method=method or "lcm", preset=name).settings
     for key, departure in preset.departures.items():
         assert len(departure.reason) > 10 and departure.published != departure.ours
         assert " " in key or settings[key] == departure.ours, f"{key} is another value in the file"
@@ -86,6 +74,11 @@ def test_the_order_in_which_a_preset_is_looked_for(tmp_path: Path, monkeypatch: 
     for teacher in ("sdxl", "stabilityai/stable-diffusion-xl-base-1.0", str(tmp_path / "prepared")):
         assert recipe(teacher=teacher, method="dmd2").config.preset == "sdxl-dmd2"
         assert recipe(teacher=teacher, method="dmd2", preset="lora").config.preset == "sdxl-dmd2-lora"
+
+
+def test_what_a_method_was_published_for() -> None:
+    assert {"sdxl", "stable-diffusion", "pixart-alpha"} == set(published_for("lcm"))
+    assert published_for("dde") == ()
 
 
 def test_a_value_names_where_it_is_from() -> None:
@@ -127,6 +120,28 @@ def test_a_work_is_cited_in_short_and_linked() -> None:
     assert link(file) == "https://github.com/NVlabs/Sana/blob/50008948/configs/a/b.yaml"
     assert is_work("arXiv:2310.04378") and link("arXiv:2310.04378").endswith("/abs/2310.04378")
     assert not is_work("NVlabs/Sana:configs/a/b.yaml") and not is_work("a blog")
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_dry_run_prints_the_recipe_of_a_teacher_that_is_not_here(
+    width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", str(width))
+    line = ["distill", "--method", "dmd2", "--teacher", "sdxl", "--batch-size", "4", "--dry-run"]
+    assert main.run([*line, "--workspace", str(tmp_path / "runs")]) == 0
+    printed = capsys.readouterr().out
+    table = printed[printed.index("setting") :].splitlines()
+    assert all(len(row) <= width for row in table)
+    rows = {row.split()[0]: " ".join(row.split()[1:]) for row in table if row.strip()}
+    assert (
+        rows["learning_rate"] == "5e-07 published: tianweiy/DMD2 [1]" and rows["batch_size"] == "4 yours: --batch-size"
+    )
+    assert "weights of sdxl are not here" in printed and "experiments/sdxl/" in printed
+    assert main.run([*line, "--json", "--workspace", str(tmp_path / "runs")]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["from"]["batch_size"] == "yours: --batch-size" and plan["seconds"] is None
+    assert not (tmp_path / "runs").exists()
 
 
 def test_whether_a_teachers_weights_are_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
