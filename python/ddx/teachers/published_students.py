@@ -161,10 +161,16 @@ def refuse_published(repo: str) -> None:
     known = next((student for student in PUBLISHED_STUDENTS if key in student.ids), None)
     if known is not None:
         raise _already(repo, known, f"hf download {repo} --local-dir FOLDER")
-    if _FEW_STEPS.search(key.partition("/")[2]) and "teacher" not in key:
+    warn_of_name(repo)
+
+
+def warn_of_name(name: str) -> None:
+    """Warn of a hub id, or of the path of a file, that looks like a student's."""
+    key = _key(name)
+    if _FEW_STEPS.search(key.rpartition("/")[2]) and "teacher" not in key:
         near = next((student for student in PUBLISHED_STUDENTS if re.search(student.pattern, key)), None)
         instead = f", perhaps as that of {near.title}, whose teacher is {near.teacher}" if near else ""
-        log.warning("the name of %s is that of a few-step student%s: a teacher draws in many steps", repo, instead)
+        log.warning("the name of %s is that of a few-step student%s: a teacher draws in many steps", name, instead)
 
 
 def published_name(text: str) -> UsageError | None:

@@ -23,6 +23,7 @@ from ddx.run_record import read_run, versions, write_run
 from ddx.teachers.families.table import FAMILIES, Family, find_family, no_adapter
 from ddx.teachers.hub import read_json
 from ddx.teachers.parts.original_names import AS_DIFFUSERS
+from ddx.teachers.published_students import warn_of_name
 from ddx.teachers.registry import TEACHERS
 from ddx.teachers.safetensors_header import tensors_of
 from ddx.teachers.single_file_base import base_folder, missing_files
@@ -48,6 +49,7 @@ def teacher_folder(file: Path, *, base: str | None, root: Path, progress: Progre
     something else, DdxError where the base's configs are neither cached nor to be had.
     """
     contents = contents_of(file)
+    warn_of_name(f"./{file.name}")
     chosen = _choose_base(contents, base)
     stamp = {"file": str(file.resolve()), "bytes": file.stat().st_size, "modified": file.stat().st_mtime_ns}
     with _alone(root):

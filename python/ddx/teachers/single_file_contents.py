@@ -33,7 +33,7 @@ _PARTS = {  # what there is beside a denoiser
         "a text encoder"
     ),
 }
-_FOLDER = "save it as a folder with diffusers (from_single_file, then save_pretrained), and give --teacher FOLDER"
+_FOLDER = "save a folder with diffusers (from_single_file, then save_pretrained), and give --teacher FOLDER"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +71,6 @@ class Contents:
         return any(name.startswith(prefix) for name in self.tensors)
 
 
-def convertible() -> str:
-    """The families whose checkpoints are converted, in words."""
-    return ", ".join(family.title for family in FAMILIES if family.original_text or family.original_names)
-
-
 def contents_of(file: Path) -> Contents:
     """Return what the file holds. UsageError for anything but a checkpoint, DdxError for one that is not whole."""
     if not file.is_file() or file.suffix.lower() != ".safetensors":
@@ -102,9 +97,9 @@ def contents_of(file: Path) -> Contents:
         return Contents(file=file, tensors=tensors, prefix=UNET, is_unet=True)
     if (file.parent / "config.json").is_file():
         raise unknown_teacher(str(file), tuple(TEACHERS))  # a part of a folder
-    prefix = next((p for p in _PREFIXES if any(name.startswith(f"{p}transformer_blocks.0.") for name in tensors)), None)
-    if prefix is not None:
-        return Contents(file=file, tensors=tensors, prefix=prefix)
+    for prefix in _PREFIXES:
+        if any(name.startswith(f"{prefix}transformer_blocks.0.") for name in tensors):
+            return Contents(file=file, tensors=tensors, prefix=prefix)
     raise _unknown(file, tensors)
 
 
@@ -133,7 +128,7 @@ def _refuse_others(file: Path, tensors: Mapping[str, Any]) -> None:
         )
     other = next((what for pattern, what in _OTHERS.items() if _any(pattern, tensors)), None)
     if other is not None:
-        raise UsageError(f"{file} holds {other}, and ddx converts {convertible()}", hint="give a text-to-image one")
+        raise UsageError(f"{file} holds {other} and no teacher", hint="give a text-to-image checkpoint")
 
 
 def _refuse_variants(found: Contents, original: OriginalNames) -> None:
@@ -157,9 +152,16 @@ def _unknown(file: Path, tensors: Mapping[str, Any]) -> DdxError:
             f"{file} holds {' and '.join(parts)} and no denoiser",
             hint="give the checkpoint of the denoiser; the other parts come from --teacher-base",
         )
+    if _any(r"^(unet\.)?down_blocks\.0\.", tensors):
+        return UsageError(
+            f"{file} holds a UNet under diffusers' names, without the other parts",
+            hint="copy its base's folder, put the file there as unet/diffusion_pytorch_model.safetensors, and give "
+            "--teacher FOLDER",
+        )
+    known = ", ".join(family.title for family in FAMILIES if family.original_text or family.original_names)
     return UsageError(
-        f"{file} holds no checkpoint that ddx knows (its first tensor is {min(tensors)}); ddx converts {convertible()}",
-        hint=_FOLDER,
+        f"{file} holds no checkpoint that ddx knows: its first tensor is {min(tensors)}",
+        hint=f"ddx converts those of {known}; of others {_FOLDER}",
     )
 
 

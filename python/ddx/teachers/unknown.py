@@ -117,7 +117,7 @@ def _single_file(path: Path) -> UsageError:
 
 def holds_lora(names: Iterable[str]) -> bool:
     """Whether tensors of these names are low-rank matrices, of any program."""
-    marks = (".lora_", "_lora.down", "lora_A")
+    marks = (".lora_", "_lora.down", "lora_A", ".lokr_", ".hada_")
     return any(name.startswith("lora_") or any(mark in name for mark in marks) for name in names)
 
 

@@ -159,17 +159,18 @@ def test_what_a_file_holds_beside_the_denoiser_is_the_files(sd3: Path, tmp_path:
 
 
 def test_large_weights_are_written_in_pieces(
-    sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(part_weights, "SHARD", 50_000)
     plain = load_file(sd3 / "transformer/diffusion_pytorch_model.safetensors")
-    save_file(plain, tmp_path / "names.safetensors")  # diffusers' own names are read too
-    folder = convert(tmp_path / "names.safetensors", tmp_path / "teachers", sd3)
+    save_file(plain, tmp_path / "names_turbo.safetensors")  # diffusers' own names are read too
+    folder = convert(tmp_path / "names_turbo.safetensors", tmp_path / "teachers", sd3)
     assert len(list((folder / "transformer").glob("*.safetensors"))) > 2
+    assert "names_turbo.safetensors is that of a few-step student" in caplog.text
     found = load_teacher(folder).network().state_dict()
     assert all(torch.equal(found[name], value) for name, value in plain.items())
     with pytest.raises(UsageError, match="which do not say whose configs") as error:
-        convert(tmp_path / "names.safetensors", tmp_path / "teachers")
+        convert(tmp_path / "names_turbo.safetensors", tmp_path / "teachers")
     assert "--teacher-base NAME|PATH" in str(error.value.hint)
 
 
@@ -277,7 +278,9 @@ def test_a_base_in_the_cache_needs_no_weights(
         ({"first_stage_model.decoder.conv_in.weight": (1,)}, "holds an autoencoder and no denoiser", "--teacher-base"),
         ({"encoder.block.0.layer.0.layer_norm.weight": (1,)}, "holds a text encoder and no denoiser", "--teacher-base"),
         ({**FIRST, f"{UNET}scaled_fp8": (1,)}, "holds quantised weights .*scaled_fp8", "bf16 or fp16"),
-        ({"something": (1,)}, "holds no checkpoint that ddx knows", "--teacher FOLDER"),
+        ({"something": (1,)}, "holds no checkpoint that ddx knows: its first tensor is some", "--teacher FOLDER"),
+        ({"down_blocks.0.resnets.0.conv1.weight": (1,)}, "holds a UNet under diffusers' names", "put the file there"),
+        ({"diffusion_model.double_blocks.0.img_attn.proj.lokr_w1": (1,)}, "holds a LoRA", "pipe.fuse_lora()"),
         ({}, "holds no tensors", "the right file"),
         ({f"{UNET}input_blocks.0.0.weight": (320, 9, 3, 3)}, "takes 9 channels", "text-to-image"),
         ({**FIRST, TEXT: (320, 77)}, "has the shapes of none of sd15, sd21, sdxl", "--teacher-base NAME|PATH"),
@@ -299,6 +302,9 @@ def test_parts_pickles_and_other_bases_are_refused(plain: Path, checkpoint: Path
     (tmp_path / "model.Q4.gguf").write_bytes(b"GGUF")
     (tmp_path / "empty.safetensors").touch()
     (tmp_path / "page.safetensors").write_bytes(b"<!DOCTYPE html><html>")
+    (tmp_path / "lfs.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    (tmp_path / "text.safetensors").write_bytes(b"some notes, no weights")
+    (tmp_path / "start.safetensors").write_bytes(checkpoint.read_bytes()[:1000])
     (tmp_path / "half.safetensors").write_bytes(checkpoint.read_bytes()[:-1000])
     cases: list[tuple[Path, str | Path, str]] = [
         (plain / "unet/diffusion_pytorch_model.safetensors", plain, "is a single file"),
@@ -306,7 +312,10 @@ def test_parts_pickles_and_other_bases_are_refused(plain: Path, checkpoint: Path
         (tmp_path / "old.ckpt", plain, "pickled weights are never loaded"),
         (tmp_path / "model.Q4.gguf", plain, "holds quantised weights"),
         (tmp_path / "empty.safetensors", plain, "empty.safetensors is empty"),
-        (tmp_path / "page.safetensors", plain, "is no safetensors file"),
+        (tmp_path / "page.safetensors", plain, "is a web page"),
+        (tmp_path / "lfs.safetensors", plain, "is a pointer of git-lfs"),
+        (tmp_path / "text.safetensors", plain, "is no safetensors file"),
+        (tmp_path / "start.safetensors", plain, "is cut short, within its header"),
         (tmp_path / "half.safetensors", plain, "is cut short: it has"),
         (tmp_path / "none.safetensors", plain, "no such file"),
         (checkpoint, "sana-tiny", "--teacher-base sana-tiny is no folder, and none of sd15, sd21, sdxl"),
