@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from ddx.teachers.components import parameter_dtype
 from ddx.teachers.condition import Condition
-from ddx.teachers.parts.batches import in_batches
+from ddx.teachers.parts.batches import of_batches, whole_rows
 from ddx.teachers.parts.flow import FlowTeacher
 from ddx.teachers.parts.t5_text import t5_states
 from ddx.teachers.truncation import Cut, cut
@@ -41,18 +39,13 @@ class AuraFlowTeacher(FlowTeacher):
             )[0]
         return output.float()
 
-    @torch.no_grad()
-    def encode_text(self, prompts: Sequence[str]) -> list[Condition]:
+    @of_batches
+    def encode_text(self, texts: list[str]) -> list[Condition]:
         """See :meth:`Teacher.encode_text`. All positions are kept."""
-        return in_batches(prompts, self._encode)
-
-    def _encode(self, texts: list[str]) -> list[Condition]:
-        with self._products(self.text_dtype):
-            states, mask = t5_states(
-                self.tokenizer(), self.text_encoder(), texts, self.max_length, self.device, masked=True
-            )
-        states = states * mask[:, :, None]
-        return [Condition(row[None].clone(), mask.new_ones(1, self.max_length)) for row in states]
+        states, mask = t5_states(
+            self.tokenizer(), self.text_encoder(), texts, self.max_length, self.device, masked=True
+        )
+        return whole_rows(states * mask[:, :, None])
 
     def cut(self, text: str) -> Cut | None:
         """See :meth:`Teacher.cut`."""

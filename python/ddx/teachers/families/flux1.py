@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +12,7 @@ from ddx.teachers.condition import Condition
 from ddx.teachers.extra_input import GUIDANCE, FedNumber, find_number
 from ddx.teachers.features import every_fourth
 from ddx.teachers.parts import t5_text
-from ddx.teachers.parts.batches import in_batches
+from ddx.teachers.parts.batches import of_batches, whole_rows
 from ddx.teachers.parts.clip_text import pooled
 from ddx.teachers.parts.exact_time import exact_time
 from ddx.teachers.parts.flow import FlowTeacher
@@ -88,18 +87,13 @@ class Flux1Teacher(FlowTeacher):
             return torch.full((len(x_t),), self.default_guidance, dtype=torch.float32, device=x_t.device)
         return number.to(x_t.device).expand(len(x_t))
 
-    @torch.no_grad()
-    def encode_text(self, prompts: Sequence[str]) -> list[Condition]:
+    @of_batches
+    def encode_text(self, texts: list[str]) -> list[Condition]:
         """See :meth:`Teacher.encode_text`: T5's tokens, padding included, and CLIP's pooled state."""
-        return in_batches(prompts, self._encode)
-
-    def _encode(self, texts: list[str]) -> list[Condition]:
-        with self._products(self.text_dtype):
-            vectors = pooled(self.tokenizer(), self.text_encoder(), texts, self.device)
-            tokenizer, encoder = self.tokenizer("tokenizer_2"), self.text_encoder("text_encoder_2")
-            tokens, _ = t5_text.t5_states(tokenizer, encoder, texts, T5_LENGTH, self.device, masked=False)
-        real = torch.ones(1, T5_LENGTH, dtype=torch.bool, device=tokens.device)
-        return [Condition(row[None], real, vector[None]) for row, vector in zip(tokens, vectors, strict=True)]
+        vectors = pooled(self.tokenizer(), self.text_encoder(), texts, self.device)
+        tokenizer, encoder = self.tokenizer("tokenizer_2"), self.text_encoder("text_encoder_2")
+        tokens, _ = t5_text.t5_states(tokenizer, encoder, texts, T5_LENGTH, self.device, masked=False)
+        return whole_rows(tokens, vectors)
 
     def cut(self, text: str) -> Cut | None:
         """See :meth:`Teacher.cut`: what T5 does not read, for CLIP reads less."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from ddx.teachers.components import parameter_dtype
 from ddx.teachers.condition import Condition
 from ddx.teachers.families.flux2_names import ORIGINAL
 from ddx.teachers.hub import weight_files
-from ddx.teachers.parts.batches import in_batches
+from ddx.teachers.parts.batches import of_batches, whole_rows
 from ddx.teachers.parts.chat_text import ChatText, hidden_states
 from ddx.teachers.parts.exact_time import exact_time
 from ddx.teachers.parts.flow import FlowTeacher
@@ -116,16 +116,10 @@ class Flux2KleinTeacher(FlowTeacher):
         chat: ChatText = self._once("chat", lambda: ChatText(tokenizer=self.tokenizer(), thinking=False, limit=LIMIT))
         return chat
 
-    @torch.no_grad()
-    def encode_text(self, prompts: Sequence[str]) -> list[Condition]:
+    @of_batches
+    def encode_text(self, texts: list[str]) -> list[Condition]:
         """See :meth:`Teacher.encode_text`: all 512 rows, since those of the padding differ and are attended to."""
-        return in_batches(prompts, self._encode)
-
-    def _encode(self, texts: list[str]) -> list[Condition]:
-        with self._products(self.text_dtype):
-            tokens = hidden_states(self.text_encoder(), *self._chat.padded(texts), LAYERS)
-        real = torch.ones(1, tokens.shape[1], dtype=torch.bool, device=tokens.device)
-        return [Condition(row[None].clone(), real) for row in tokens]
+        return whole_rows(hidden_states(self.text_encoder(), *self._chat.padded(texts), LAYERS))
 
     def cut(self, text: str) -> Cut | None:
         """See :meth:`Teacher.cut`."""

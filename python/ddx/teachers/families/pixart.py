@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -12,7 +11,7 @@ from ddx.device import send
 from ddx.teachers.components import parameter_dtype
 from ddx.teachers.condition import Condition
 from ddx.teachers.parts import t5_text
-from ddx.teachers.parts.batches import in_batches
+from ddx.teachers.parts.batches import of_batches
 from ddx.teachers.parts.vp import VPTeacher
 from ddx.teachers.truncation import Cut, cut
 
@@ -46,17 +45,13 @@ class PixArtSigmaTeacher(VPTeacher):
             )[0]
         return output[:, : x_t.shape[1]].float()
 
-    @torch.no_grad()
-    def encode_text(self, prompts: Sequence[str]) -> list[Condition]:
+    @of_batches
+    def encode_text(self, texts: list[str]) -> list[Condition]:
         """See :meth:`Teacher.encode_text`: lower-cased, without the padding, which neither network attends to."""
-        return in_batches(prompts, self._encode)
-
-    def _encode(self, texts: list[str]) -> list[Condition]:
         given = [prepared(text) for text in texts]
-        with self._products(self.text_dtype):
-            states, mask = t5_text.t5_states(
-                self.tokenizer(), self.text_encoder(), given, self.max_length, self.device, masked=True
-            )
+        states, mask = t5_text.t5_states(
+            self.tokenizer(), self.text_encoder(), given, self.max_length, self.device, masked=True
+        )
         rows = zip(states, mask.sum(dim=1).tolist(), strict=True)
         return [Condition(row[None, :length].clone(), mask.new_ones(1, length)) for row, length in rows]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -12,7 +11,7 @@ from ddx.device import send
 from ddx.teachers.components import parameter_dtype
 from ddx.teachers.condition import Condition
 from ddx.teachers.families.stable_diffusion import StableDiffusionTeacher
-from ddx.teachers.parts.batches import in_batches
+from ddx.teachers.parts.batches import of_batches, whole_rows
 from ddx.teachers.parts.clip_text import penultimate
 
 
@@ -53,19 +52,13 @@ class SDXLTeacher(StableDiffusionTeacher):
             )[0]
         return output.float()
 
-    @torch.no_grad()
-    def encode_text(self, prompts: Sequence[str]) -> list[Condition]:
+    @of_batches
+    def encode_text(self, texts: list[str]) -> list[Condition]:
         """See :meth:`Teacher.encode_text`: both encoders' tokens side by side, and the second one's pooled output."""
-        return in_batches(prompts, self._encode)
-
-    def _encode(self, texts: list[str]) -> list[Condition]:
-        with self._products(self.text_dtype):
-            first, _ = penultimate(self.tokenizer(), self.text_encoder(), texts, self.device)
-            encoder = self.text_encoder("text_encoder_2")
-            second, pooled = penultimate(self.tokenizer("tokenizer_2"), encoder, texts, self.device)
-        tokens = torch.cat([first, second], dim=-1)
-        real = torch.ones(1, tokens.shape[1], dtype=torch.bool, device=tokens.device)
-        return [Condition(row[None], real, vector[None]) for row, vector in zip(tokens, pooled, strict=True)]
+        first, _ = penultimate(self.tokenizer(), self.text_encoder(), texts, self.device)
+        encoder = self.text_encoder("text_encoder_2")
+        second, pooled = penultimate(self.tokenizer("tokenizer_2"), encoder, texts, self.device)
+        return whole_rows(torch.cat([first, second], dim=-1), pooled)
 
     def null_condition(self) -> Condition:
         """Zeros where the pipeline's config says so, as that of the published models does; else the empty prompt."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from ddx.teachers.components import parameter_dtype
 from ddx.teachers.condition import Condition
-from ddx.teachers.parts.batches import in_batches
+from ddx.teachers.parts.batches import of_batches, whole_rows
 from ddx.teachers.parts.vp import VPTeacher
 
 
@@ -45,22 +43,16 @@ class StableDiffusionTeacher(VPTeacher):
             )[0]
         return output.float()
 
-    @torch.no_grad()
-    def encode_text(self, prompts: Sequence[str]) -> list[Condition]:
+    @of_batches
+    def encode_text(self, texts: list[str]) -> list[Condition]:
         """See :meth:`Teacher.encode_text`. All 77 positions are kept: the UNet attends to the padding too."""
-        return in_batches(prompts, self._encode)
-
-    def _encode(self, texts: list[str]) -> list[Condition]:
         tokenizer, encoder = self.tokenizer(), self.text_encoder()
         inputs = tokenizer(
             texts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
         )
         masked = self.part_config("text_encoder").get("use_attention_mask")
         mask = inputs.attention_mask.to(self.device) if masked else None
-        with self._products(self.text_dtype):
-            tokens = encoder(inputs.input_ids.to(self.device), attention_mask=mask)[0]
-        real = torch.ones(1, tokens.shape[1], dtype=torch.bool, device=tokens.device)
-        return [Condition(row[None].clone(), real) for row in tokens]
+        return whole_rows(encoder(inputs.input_ids.to(self.device), attention_mask=mask)[0])
 
     def _text_fingerprint(self) -> dict[str, str | int | float]:
         positions = self.part_config("text_encoder").get("max_position_embeddings", 77)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from ddx.teachers.components import parameter_dtype
 from ddx.teachers.condition import Condition
 from ddx.teachers.parts import t5_text
-from ddx.teachers.parts.batches import in_batches
+from ddx.teachers.parts.batches import of_batches, whole_rows
 from ddx.teachers.parts.clip_text import penultimate
 from ddx.teachers.parts.flow import FlowTeacher
 from ddx.teachers.truncation import Cut, cut
@@ -50,21 +49,16 @@ class StableDiffusion3Teacher(FlowTeacher):
             )[0]
         return output.float()
 
-    @torch.no_grad()
-    def encode_text(self, prompts: Sequence[str]) -> list[Condition]:
+    @of_batches
+    def encode_text(self, texts: list[str]) -> list[Condition]:
         """See :meth:`Teacher.encode_text`: the CLIPs' tokens side by side, filled up to T5's width, and T5's behind."""
-        return in_batches(prompts, self._encode)
-
-    def _encode(self, texts: list[str]) -> list[Condition]:
         pairs = [(self.tokenizer(f"tokenizer{n}"), self.text_encoder(f"text_encoder{n}")) for n in ("", "_2", "_3")]
-        with self._products(self.text_dtype):
-            (first, pooled), (second, pooled_2) = (penultimate(*pair, texts, self.device) for pair in pairs[:2])
-            states, _ = t5_text.t5_states(*pairs[2], texts, T5_LENGTH, self.device, masked=False)
+        (first, pooled), (second, pooled_2) = (penultimate(*pair, texts, self.device) for pair in pairs[:2])
+        states, _ = t5_text.t5_states(*pairs[2], texts, T5_LENGTH, self.device, masked=False)
         clip = torch.cat([first, second], dim=-1)
         clip = nn.functional.pad(clip, (0, states.shape[-1] - clip.shape[-1]))
         tokens, vectors = torch.cat([clip, states], dim=1), torch.cat([pooled, pooled_2], dim=-1)
-        real = torch.ones(1, tokens.shape[1], dtype=torch.bool, device=tokens.device)
-        return [Condition(row[None], real, vector[None]) for row, vector in zip(tokens, vectors, strict=True)]
+        return whole_rows(tokens, vectors)
 
     def cut(self, text: str) -> Cut | None:
         """See :meth:`Teacher.cut`: what T5 does not read, for the CLIPs read less."""

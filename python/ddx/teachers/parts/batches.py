@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
+from ddx.teachers.condition import Condition
+
+if TYPE_CHECKING:
+    from ddx.teachers.base import Teacher
+
 Row = TypeVar("Row")
+Encoder = TypeVar("Encoder", bound="Teacher")
 ROWS = 8
 LENGTH_STEP = 32  # attention over rows of other lengths would round differently
 
@@ -20,6 +27,27 @@ def in_batches(texts: Sequence[str], encode: Callable[[list[str]], Sequence[Row]
         chunk = list(texts[start : start + ROWS])
         rows += list(encode(chunk + [chunk[-1]] * (ROWS - len(chunk))))[: len(chunk)]
     return rows
+
+
+def of_batches(
+    encode: Callable[[Encoder, list[str]], list[Condition]],
+) -> Callable[[Encoder, Sequence[str]], list[Condition]]:
+    """The method :meth:`Teacher.encode_text`, of one that encodes :data:`ROWS` texts with networks of `text_dtype`."""
+
+    @wraps(encode)
+    @torch.no_grad()
+    def encode_text(self: Encoder, prompts: Sequence[str]) -> list[Condition]:
+        with self._products(self.text_dtype):
+            return in_batches(prompts, lambda texts: encode(self, texts))
+
+    return encode_text
+
+
+def whole_rows(tokens: Tensor, pooled: Tensor | None = None) -> list[Condition]:
+    """One condition of one row for each of ``[B, L, D]``, whose positions are all kept, and of ``[B, P]``."""
+    real = torch.ones(1, tokens.shape[1], dtype=torch.bool, device=tokens.device)
+    vectors = [None] * len(tokens) if pooled is None else [vector[None].clone() for vector in pooled]
+    return [Condition(row[None].clone(), real, vector) for row, vector in zip(tokens, vectors, strict=True)]
 
 
 def by_length(
