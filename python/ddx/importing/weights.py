@@ -1,6 +1,7 @@
 """From a published file to the state dict of the teacher's denoiser.
 
-a denoiser's state dict       DMD2, SDXL-Lightning: in diffusers' names, or as a whole checkpoint in the original ones
+a denoiser's state dict       DMD2, SDXL-Lightning: in diffusers' names, or as a whole checkpoint in the original ones;
+                              a transformer also alone, in its authors' names
 a pickled module              SiD, SiD-LSG: read as data (:mod:`ddx.importing.pickles`)
 guidance as an input          latent consistency models: one scale is folded into the first layer of the time embedding
 a LoRA                        LCM-LoRA, Hyper-SD and other turbo files, in diffusers' or in kohya's names
@@ -20,6 +21,10 @@ from ddx.errors import DdxError, UsageError
 from ddx.importing.config import ImportConfig
 from ddx.importing.pickles import read_pickle, tensors_of
 from ddx.sampling.pipeline import dtype_keyword
+from ddx.teachers.families.table import find_family
+from ddx.teachers.parts.original_names import OriginalNames
+from ddx.teachers.parts.original_tensors import renamed
+from ddx.teachers.single_file_contents import PREFIXES
 from ddx.teachers.unknown import holds_lora
 
 if TYPE_CHECKING:
@@ -76,16 +81,28 @@ def student_network(teacher: Teacher, path: Path, state: dict[str, Tensor], conf
     """Return the teacher's denoiser with the student's weights, float32. UsageError where they do not fit it."""
     if holds_lora(state):
         return _with_lora(teacher, state, config.lora_scale)
-    if any(name.startswith(ORIGINAL) for name in state):
+    family = find_family(teacher.source_info.pipeline)
+    original = None if family is None else family.original
+    if original is None and any(name.startswith(ORIGINAL) for name in state):
         return _from_original(teacher, path)
     network = teacher.new_student_network(torch.float32)
     own = network.state_dict()
-    state = _named_as(own, state)
+    state = _named_as(own, state) if original is None else _from_authors(original, own, state)
     if COND_PROJ in state and COND_PROJ not in own:
         state = fold_guidance_input(state, config.guidance)
     _refuse_misfits(teacher, path, own, state)
     network.load_state_dict({name: value.float() for name, value in state.items()})
     return network
+
+
+def _from_authors(original: OriginalNames, own: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a transformer in diffusers' names, where the file has its authors' or a wrapper's."""
+    shapes = {name: tuple(value.shape) for name, value in own.items()}
+    for prefix in PREFIXES:
+        names = {name.removeprefix(prefix) for name in state if name.startswith(prefix)}
+        if set(original.marks) <= names and not shapes.keys() <= names:
+            return renamed(original, state, shapes, prefix)
+    return _named_as(own, state)
 
 
 def fold_guidance_input(state: Mapping[str, Tensor], guidance: float | None) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from ddx.teachers.unknown import holds_lora, unknown_teacher
 
 UNET, VAE = "model.diffusion_model.", ("first_stage_model.", "vae.")
 _FIRST = "input_blocks.0.0.weight"  # of a UNet
-_PREFIXES = (UNET, "diffusion_model.", "model.", "transformer.", "")  # before the names of a denoiser
+PREFIXES = (UNET, "diffusion_model.", "model.", "transformer.", "")  # before the names of a denoiser
 _BESIDE = (*VAE, "text_encoders.", "cond_stage_model.", "conditioner.")  # where the other parts are
 _QUANTISED = ("F8_", "F4", "F6_", "U8", "I8")
 _QUANTISED_NAMES = ("scaled_fp8", ".scale_weight", ".weight_scale", ".absmax", ".quant_state")
@@ -82,7 +82,7 @@ def contents_of(file: Path) -> Contents:
     for family in FAMILIES:
         if (original := family.original) is None:
             continue
-        for prefix in _PREFIXES:
+        for prefix in PREFIXES:
             if all(prefix + mark in tensors for mark in original.marks):
                 found = Contents(file=file, tensors=tensors, family=family, prefix=prefix)
                 _refuse_variants(found, original)
@@ -97,7 +97,7 @@ def contents_of(file: Path) -> Contents:
         return Contents(file=file, tensors=tensors, prefix=UNET, is_unet=True)
     if (file.parent / "config.json").is_file():
         raise unknown_teacher(str(file), tuple(TEACHERS))  # a part of a folder
-    for prefix in _PREFIXES:
+    for prefix in PREFIXES:
         if any(name.startswith(f"{prefix}transformer_blocks.0.") for name in tensors):
             return Contents(file=file, tensors=tensors, prefix=prefix)
     raise _unknown(file, tensors)

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ddx.cli.main import run
 from ddx.errors import DdxError, UsageError
+from ddx.export.single_file import write_single_file
 from ddx.importing.config import ImportConfig
 from ddx.importing.pickles import read_pickle, tensors_of
 from ddx.importing.run import import_student
@@ -25,6 +26,7 @@ from ddx.sampling.student import StudentFolder
 from ddx.teachers.base import Teacher
 from ddx.teachers.registry import load_teacher
 from pipelines import make_stable_diffusion
+from tiny import Tiny
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,25 @@ def test_a_state_dict_in_the_wrappers_that_people_use(
     save_file({name: value.half() for name, value in changed.items()}, tmp_path / "half.safetensors")
     student = imported(teacher, tmp_path / "half.safetensors")
     assert_holds(student, {name: value.half() for name, value in changed.items()})
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_a_transformer_in_its_authors_names(prefix: str, tmp_path: Path) -> None:
+    """What `ddx export --format single-file` writes, and with the prefix of ComfyUI's checkpoints."""
+    teacher = load_teacher(Tiny("flux1").make(tmp_path / "teacher"))
+    network = teacher.new_student_network()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    teacher.save_student(tmp_path / "student", network)
+    write_single_file(StudentFolder(tmp_path / "student"), tmp_path / "plain.safetensors")
+    state = {prefix + name: value for name, value in load_file(tmp_path / "plain.safetensors").items()}
+    save_file(state, tmp_path / "file.safetensors")
+    assert_holds(imported(teacher, tmp_path / "file.safetensors"), StudentFolder(tmp_path / "student").weights())
+    state.pop(f"{prefix}img_in.bias")
+    save_file(state, tmp_path / "fewer.safetensors")
+    with pytest.raises(UsageError, match=r"it lacks x_embedder\.bias"):
+        imported(teacher, tmp_path / "fewer.safetensors")
 
 
 class Fragile(nn.Module):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from ddx.teachers.parts.original_names import Shape, Stack
+from ddx.teachers.parts.original_names import OriginalNames, Shape, Stack
 
 
 def joined(stack: Stack, weights: Mapping[str, Tensor]) -> Tensor:
@@ -24,6 +24,21 @@ def split(stack: Stack, tensor: Tensor, shapes: Mapping[str, Shape]) -> Iterator
         return
     for name, part in zip(stack.parts, tensor.split([shapes[name][0] for name in stack.parts]), strict=True):
         yield name, part.clone()
+
+
+def renamed(
+    original: OriginalNames, state: Mapping[str, Tensor], shapes: Mapping[str, Shape], prefix: str
+) -> dict[str, Tensor]:
+    """Return the tensors behind a prefix under diffusers' names; those that do not fit keep the names that they have.
+
+    `shapes` are those of diffusers' network.
+    """
+    left = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    found: dict[str, Tensor] = {}
+    for name, stack in original.stacks(shapes).items():
+        if name in left and tuple(left[name].shape) == stack.shape(shapes):
+            found.update(split(stack, left.pop(name), shapes))
+    return {**found, **{name: value for name, value in left.items() if name not in original.unread}}
 
 
 def _swap(tensor: Tensor) -> Tensor:
