@@ -27,8 +27,7 @@ from _environment import RESULTS, machine, write_result
 from triton.runtime.driver import driver
 
 from ddx.bench.ahead import NoGpu
-from ddx.bench.calls import as_tuple
-from ddx.bench.case import Case, Size
+from ddx.bench.case import Case, Size, as_tuple
 from ddx.bench.operations import all_cases
 from ddx.cli.console import emit, emit_table
 from ddx.kernels import dispatch

@@ -16,12 +16,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
+from _activations import activation_bytes, block_activations
 from _environment import RESULTS, machine, write_result
 from torch import nn
 
-from ddx.bench.activations import activation_bytes, block_activations
+from ddx.bench.ahead import compile_table
 from ddx.bench.case import Size
-from ddx.bench.compile_table import compile_table
 from ddx.bench.config import KernelsConfig
 from ddx.bench.kernels import ON_A_GPU, run
 from ddx.cli.bench_table import print_result

@@ -128,7 +128,7 @@ def _step_line(row: dict[str, Any]) -> list[Any]:
 
 def _ahead(invocation: Invocation, config: KernelsConfig) -> int:
     invocation.loading("torch and the kernels")
-    from ddx.bench.compile_table import compile_table
+    from ddx.bench.ahead import compile_table
     from ddx.cli.console import emit_json, emit_table
     from ddx.run_record import write_json
 
@@ -153,7 +153,8 @@ def _tune(invocation: Invocation, config: KernelsConfig) -> int:
         raise DdxError(
             "--tune needs a CUDA device, and there is none", hint="--ahead 90 compiles the kernels without one"
         )
-    from ddx.bench.kernels import ON_A_GPU, chosen_cases
+    from ddx.bench.kernels import ON_A_GPU
+    from ddx.bench.operations import chosen_cases
     from ddx.bench.tuning import in_words, tune, writable_table, write_table
     from ddx.device import find_device
     from ddx.kernels.launch import TABLE

@@ -1,13 +1,18 @@
 """Compiles every kernel for a GPU that need not be there, and tells registers, shared memory and spills.
 
+    python -m ddx.bench.ahead 90 bfloat16 rms_norm      # a row a kernel as JSON; all operations when none is named
+
 The operations themselves are called, at real widths and on this machine's memory, with Triton's launch replaced by its
 compilation: what is compiled is what a GPU would run, specialised as it would be.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,10 +24,14 @@ from unittest import mock
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddx.bench.calls import launches_asked
-from ddx.bench.case import Case
+from ddx.bench.calls import launches_asked, prepare
+from ddx.bench.case import Case, Size
+from ddx.bench.operations import chosen_cases
+from ddx.errors import DdxError
 from ddx.kernels import dispatch
 from ddx.kernels.launch import LAUNCHES, Constants, Kernel
+
+SIZE = Size(batch=2)  # the widths of the real model, which decide what is compiled; the batch does not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +103,8 @@ def compile_cases(
 
 def _compile(case: Case, capability: int, dtype: torch.dtype) -> list[Compiled]:
     inputs = case.inputs(torch.device("cpu"), dtype)
-    with _compiling_only(capability) as kernels, _NoProducts():
-        case.run(case.ours, inputs)
+    with _compiling_only(capability) as kernels, _NoProducts(), torch.no_grad():
+        prepare(case, case.ours, inputs, both_passes=True)()
     return [_describe(case, kernel, options, capability, dtype) for kernel, options in kernels]
 
 
@@ -194,3 +203,39 @@ def _resource_usage(cubin: bytes) -> dict[str, int]:
         file.flush()
         text = subprocess.check_output([tool, "--dump-resource-usage", file.name], text=True)
     return {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", text)}
+
+
+def compile_table(
+    capability: int, operations: Sequence[str] = (), dtype: torch.dtype = torch.bfloat16
+) -> list[dict[str, Any]]:
+    """Return a row a kernel of the operations (all, when none is named) with its options, registers and memory.
+
+    Raises UsageError for an unknown operation and DdxError when something does not compile.
+    """
+    chosen = chosen_cases(SIZE, operations)
+    if dispatch.interpreted():  # kernels are so for good once they were imported so
+        return _in_a_new_process(capability, operations, dtype)
+    try:
+        return [asdict(entry) for entry in compile_cases(chosen, capability=capability, dtype=dtype)]
+    except Exception as error:
+        raise DdxError(f"a kernel does not compile for sm_{capability}: {error}", hint="--debug shows where") from error
+
+
+def _in_a_new_process(capability: int, operations: Sequence[str], dtype: torch.dtype) -> list[dict[str, Any]]:
+    arguments = [str(capability), str(dtype).removeprefix("torch."), *operations]
+    done = subprocess.run(
+        [sys.executable, "-m", "ddx.bench.ahead", *arguments],
+        env={**os.environ, "TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        raise DdxError(f"a kernel does not compile for sm_{capability}: {last}", hint="unset TRITON_INTERPRET, --debug")
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(compile_table(int(sys.argv[1]), sys.argv[3:], getattr(torch, sys.argv[2]))))

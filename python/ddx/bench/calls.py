@@ -1,4 +1,4 @@
-"""What is called when a case is checked or timed: ours, or what stands in its place without ddx."""
+"""What is called when a case is timed, compiled or tuned, and which launches it asks for."""
 
 from __future__ import annotations
 
@@ -16,15 +16,10 @@ from ddx.kernels.launch import Launch
 Function = Callable[..., Any]
 
 
-def eager(case: Case) -> Function:
-    """Return what runs without ddx in the case's mode and takes its inputs; tangents by `torch.func.jvp`."""
-    return case.stock_dual if case.mode == "dual" else case.stock
-
-
 def compiled(case: Case) -> Function:
-    """Return the same through `torch.compile`, for one set of shapes; it compiles when it is first called."""
+    """Return eager through `torch.compile`, for one set of shapes; it compiles when it is first called."""
     torch._dynamo.reset()  # or the shapes of an earlier case make these dynamic ones, or it gives up after eight
-    function: Function = torch.compile(eager(case), dynamic=False)
+    function: Function = torch.compile(case.eager, dynamic=False)
     return function
 
 
@@ -38,26 +33,22 @@ def prepare(
     """
     if case.mode != "backward":
         return lambda: function(**inputs)
-    leaves, outputs = differentiable_outputs(case, function, inputs)
-    cotangents = [torch.empty_like(output).normal_() for output in outputs]
+    cotangents: list[Tensor] = []
+
+    def forward() -> tuple[list[Tensor], list[Tensor]]:
+        leaves, outputs = case.differentiable_outputs(function, inputs)
+        cotangents[:] = cotangents or [torch.empty_like(output).normal_() for output in outputs]
+        return leaves, outputs
+
     if not both_passes:
+        leaves, outputs = forward()
         return lambda: torch.autograd.grad(outputs, leaves, cotangents, retain_graph=True)
 
     def train() -> tuple[Tensor, ...]:
-        leaves, outputs = differentiable_outputs(case, function, inputs)
+        leaves, outputs = forward()
         return torch.autograd.grad(outputs, leaves, cotangents)
 
     return train
-
-
-def differentiable_outputs(
-    case: Case, function: Function, inputs: Mapping[str, Tensor]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Return fresh leaves for the inputs that are varied, and the outputs that depend on them."""
-    leaves = {name: inputs[name].detach().requires_grad_() for name in case.varied}
-    with torch.enable_grad():
-        outputs = as_tuple(function(**{**inputs, **leaves}))
-    return list(leaves.values()), [output for output in outputs if output.requires_grad]
 
 
 @contextmanager
@@ -73,14 +64,3 @@ def launches_asked() -> Iterator[list[str]]:
 
     with mock.patch.object(Launch, "options", note):
         yield asked
-
-
-def without_tangents(case: Case, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the inputs that `stock` takes."""
-    tangents = {"d" + name for name in case.varied} if case.mode == "dual" else set[str]()
-    return {name: value for name, value in inputs.items() if name not in tangents}
-
-
-def as_tuple(value: Any) -> tuple[Tensor, ...]:
-    """Return one output or several as a tuple."""
-    return tuple(value) if isinstance(value, tuple | list) else (value,)

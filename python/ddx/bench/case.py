@@ -75,22 +75,28 @@ class Case:
             made = self.make(torch.Generator(device=device).manual_seed(seed))
             return {name: _cast(value, dtype).to(device) for name, value in made.items()}
 
-    def run(self, function: Callable[..., Any], inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Return what one call gives: outputs; outputs and gradients; or outputs and tangents, `function` being ours.
+    @property
+    def eager(self) -> Callable[..., Any]:
+        """What runs without ddx in this mode and takes its inputs; tangents by `torch.func.jvp`."""
+        return self.stock_dual if self.mode == "dual" else self.stock
 
-        A backward pass is asked with ones as its cotangents.
-        """
-        if self.mode != "backward":
-            with torch.no_grad():
-                return _tuple(function(**inputs))
+    def differentiable_outputs(
+        self, function: Callable[..., Any], inputs: Mapping[str, Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return fresh leaves for the inputs that are varied, and the outputs that depend on them."""
         leaves = {name: inputs[name].detach().requires_grad_() for name in self.varied}
-        outputs = _tuple(function(**{**inputs, **leaves}))
-        cotangents = [torch.ones_like(output) for output in outputs]
-        return (*outputs, *torch.autograd.grad(outputs, list(leaves.values()), cotangents))
+        with torch.enable_grad():
+            outputs = as_tuple(function(**{**inputs, **leaves}))
+        return list(leaves.values()), [output for output in outputs if output.requires_grad]
+
+    def without_tangents(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the inputs that `stock` takes."""
+        tangents = {"d" + name for name in self.varied} if self.mode == "dual" else set[str]()
+        return {name: value for name, value in inputs.items() if name not in tangents}
 
     def stock_dual(self, **inputs: Tensor) -> tuple[Tensor, ...]:
         """Return outputs and tangents of `stock` by `torch.func.jvp`."""
-        constant = {name: value for name, value in inputs.items() if not self._is_tangent(name)}
+        constant = self.without_tangents(inputs)
 
         def of_varied(*values: Tensor) -> Any:
             return self.stock(**{**constant, **dict(zip(self.varied, values, strict=True))})
@@ -98,10 +104,17 @@ class Case:
         primals = tuple(inputs[name] for name in self.varied)
         tangents = tuple(inputs["d" + name] for name in self.varied)
         outputs, derivatives = torch.func.jvp(of_varied, primals, tangents)  # type: ignore[misc]  # no auxiliary
-        return (*_tuple(outputs), *_tuple(derivatives))
+        return (*as_tuple(outputs), *as_tuple(derivatives))
 
-    def _is_tangent(self, name: str) -> bool:
-        return name.startswith("d") and name[1:] in self.varied
+
+def randn(generator: torch.Generator, *shape: int) -> Tensor:
+    """Return unit noise on the generator's device."""
+    return torch.randn(shape, generator=generator, device=generator.device)
+
+
+def as_tuple(value: Any) -> tuple[Tensor, ...]:
+    """Return one output or several as a tuple."""
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
 def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -110,7 +123,3 @@ def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
     if 0 in value.stride():  # expanded: several elements in one place, which nothing can be copied to
         return value.to(dtype)
     return torch.empty_strided(value.shape, value.stride(), dtype=dtype, device=value.device).copy_(value)
-
-
-def _tuple(value: Any) -> tuple[Tensor, ...]:
-    return tuple(value) if isinstance(value, (tuple, list)) else (value,)

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddx.bench.calls import Function, as_tuple, differentiable_outputs, eager
-from ddx.bench.case import Case
+from ddx.bench.calls import Function
+from ddx.bench.case import Case, as_tuple
 from ddx.bench.timing import check_alive, in_a_line
 
 TIMES_EAGER = 2.0
@@ -72,10 +72,10 @@ def _gate(case: Case, device: torch.device, dtype: torch.dtype, seed: int, funct
             found, again = (answers(case, case.ours, inputs, seed) for _ in range(2))
     else:  # something to compare with, of which only the answer matters
         found = again = answers(case, function, inputs, seed)
-    plain = answers(case, eager(case), inputs, seed)
+    plain = answers(case, case.eager, inputs, seed)
     exact_inputs = {name: _wide(value) for name, value in inputs.items()}
     exact = answers(case, case.ours, exact_inputs, seed, dtype)
-    stock = answers(case, eager(case), exact_inputs, seed, dtype)
+    stock = answers(case, case.eager, exact_inputs, seed, dtype)
     refused = _not_comparable(found, again, plain, exact, stock)
     if refused:
         return Verdict(passed=False, seed=seed, reason=refused)
@@ -96,7 +96,7 @@ def answers(
     `rounded_to` is the dtype of the run that this one is compared with: cotangents are rounded to it first.
     """
     if case.mode == "backward":
-        leaves, outputs = differentiable_outputs(case, function, inputs)
+        leaves, outputs = case.differentiable_outputs(function, inputs)
         cotangents = [_cotangent(output, seed + 1000 + number, rounded_to) for number, output in enumerate(outputs)]
         gradients = torch.autograd.grad(outputs, leaves, cotangents)
         named = {f"output {number}": output.detach() for number, output in enumerate(outputs)}

@@ -17,16 +17,16 @@ from typing import Any
 import torch
 
 from ddx.bench import timing
-from ddx.bench.calls import compiled, eager, prepare, without_tangents
+from ddx.bench.calls import compiled, prepare
 from ddx.bench.case import Case, Size
 from ddx.bench.config import KernelsConfig
 from ddx.bench.environment import clocks, environment
 from ddx.bench.gates import gate
-from ddx.bench.operations import all_cases
+from ddx.bench.operations import chosen_cases
 from ddx.bench.roofline import Roofline, measure_roofline
 from ddx.bench.row import BOTH, Row
 from ddx.device import find_device
-from ddx.errors import UsageError, nearest
+from ddx.errors import UsageError
 from ddx.kernels import dispatch
 from ddx.progress import NullProgress, Progress
 
@@ -84,18 +84,6 @@ def run(config: KernelsConfig, progress: Progress | None = None, save: Save | No
     return result
 
 
-def chosen_cases(size: Size, operations: Sequence[str]) -> list[Case]:
-    """Return the cases of these operations at this size, of all when none is named."""
-    cases = all_cases(size)
-    known = tuple(dict.fromkeys(case.operation for case in cases))
-    for name in operations:
-        if name not in known:
-            near = nearest(name, known)
-            hint = f"did you mean `--operation {near}`?" if near else f"there are {', '.join(known)}"
-            raise UsageError(f"there is no operation `{name}`", hint=hint)
-    return [case for case in cases if not operations or case.operation in operations]
-
-
 def notes(device: torch.device) -> list[str]:
     """Return what a reader must know before any number."""
     if device.type != "cuda":
@@ -117,7 +105,7 @@ def measure(case: Case, size: Size, device: torch.device, dtype: torch.dtype, ro
     if not verdict.passed:
         return row
     sets = timing.sets_of_inputs(case, device, dtype, seed)
-    contenders = {"ours": case.ours, "eager": eager(case)}
+    contenders = {"ours": case.ours, "eager": case.eager}
     passes = (False, True) if case.mode == "backward" else (False,)
     if device.type == "cuda":
         for both in passes:
@@ -139,7 +127,7 @@ def measure(case: Case, size: Size, device: torch.device, dtype: torch.dtype, ro
         again = row.times.pop("again")
     row.spread = _spread(row.times["ours"], again)
     if case.mode == "dual":
-        bare = [without_tangents(case, inputs) for inputs in sets]
+        bare = [case.without_tangents(inputs) for inputs in sets]
         row.times["forward"] = timing.time_function(case, case.forward or case.stock, bare, device)
     return row
 
@@ -182,7 +170,7 @@ def count_launches(rows: Sequence[Row], device: torch.device, deadline: float) -
     for row in rows:
         if row.verdict.passed and time.monotonic() < deadline:
             inputs = row.case.inputs(device, row.dtype)
-            for name, function in (("ours", row.case.ours), ("eager", eager(row.case))):
+            for name, function in (("ours", row.case.ours), ("eager", row.case.eager)):
                 try:
                     with torch.no_grad():
                         call = prepare(row.case, function, inputs, both_passes=bool(row.passes))

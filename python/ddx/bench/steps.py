@@ -7,7 +7,7 @@ Students are trained in float32 under bfloat16 autocast, frozen teachers are bfl
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,9 +33,7 @@ class Setting:
     ours: bool
     layers: int = 28
     text_width: int = 2304
-    checkpointing: bool = False
     compiled: bool = False
-    config: dict[str, Any] = field(default_factory=dict)
 
     @property
     def narrow(self) -> torch.dtype:
@@ -44,29 +42,11 @@ class Setting:
 
     def network(self, *, trained: bool) -> nn.Module:
         """Return a transformer with random weights, the same ones each time."""
-        from diffusers import SanaTransformer2DModel
-
-        size = self.size
         torch.manual_seed(0)
-        network: Any = SanaTransformer2DModel(
-            in_channels=size.latent_channels,
-            out_channels=size.latent_channels,
-            num_attention_heads=size.heads,
-            attention_head_dim=32,
-            num_layers=self.layers,
-            num_cross_attention_heads=size.cross_heads,
-            cross_attention_head_dim=size.cross_head_dim,
-            cross_attention_dim=size.width,
-            caption_channels=self.text_width,
-            sample_size=size.side,
-            mlp_ratio=size.mlp_ratio,
-            **self.config,
-        )
+        network: Any = sana_transformer(self.size, layers=self.layers, text_width=self.text_width)
         # diffusers' own `to` warns of modules that must stay in float32, and names none
         nn.Module.to(network, self.device, torch.float32 if trained else self.narrow)
         network.train(trained).requires_grad_(trained)
-        if trained and self.checkpointing:
-            network.enable_gradient_checkpointing()
         if self.ours:
             fuse(network)
         if self.compiled:
@@ -89,7 +69,6 @@ class Step(ABC):
         self.mask = torch.arange(size.text_tokens, device=device) < lengths[:, None]
         self.null_mask = (torch.arange(size.text_tokens, device=device) < 1).expand(size.batch, -1)
         self.t = torch.linspace(0.1, 0.9, size.batch, device=device)
-        self.optimizers: list[torch.optim.Optimizer] = []
 
     @abstractmethod
     def run(self) -> Tensor:
@@ -105,7 +84,6 @@ class Step(ABC):
         network = self.setting.network(trained=True)
         capturable = self.setting.device.type == "cuda"  # it keeps its step counter on the device either way
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6, fused=True, capturable=capturable)
-        self.optimizers.append(optimizer)
         return network, optimizer
 
     def velocity(self, network: nn.Module, x: Tensor, t: Tensor, text: Tensor, mask: Tensor) -> Tensor:
@@ -242,6 +220,25 @@ class SCMStep(Step):
         )
         found = torch.func.jvp(from_flow, (x_flow, time, velocity.float()), (dx_flow, dtime, dvelocity.float()))
         return found[0], found[1]
+
+
+def sana_transformer(size: Size, *, layers: int, text_width: int) -> Any:
+    """Return diffusers' transformer of this width, on the default device and of the default dtype."""
+    from diffusers import SanaTransformer2DModel
+
+    return SanaTransformer2DModel(
+        in_channels=size.latent_channels,
+        out_channels=size.latent_channels,
+        num_attention_heads=size.heads,
+        attention_head_dim=32,
+        num_layers=layers,
+        num_cross_attention_heads=size.cross_heads,
+        cross_attention_head_dim=size.cross_head_dim,
+        cross_attention_dim=size.width,
+        caption_channels=text_width,
+        mlp_ratio=size.mlp_ratio,
+        sample_size=size.side,
+    )
 
 
 STEPS: dict[str, type[Any]] = {"lcm": LCMStep, "sid": SiDStep, "scm": SCMStep}

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ddx.bench.activations import activation_bytes, block_activations, fake_tensors, saved_for_backward
 from ddx.bench.case import Size
+
+with pytest.MonkeyPatch.context() as patch:  # not for good: benchmarks/ has modules with names of packages
+    patch.syspath_prepend(str(Path(__file__).resolve().parents[3] / "benchmarks"))
+    from _activations import activation_bytes, block_activations, fake_tensors, saved_for_backward
 
 TINY = Size(batch=2, side=4, heads=3, cross_heads=2, cross_head_dim=48, text_tokens=7)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bench_cases import stock, tanh_case
-from ddx.bench import kernels
+from ddx.bench import operations
 from ddx.cli import main
 from ddx.kernels.launch import TABLE
 
@@ -50,7 +50,7 @@ def test_the_table_says_what_is_timed(capsys: pytest.CaptureFixture[str], tmp_pa
 
 def test_a_wrong_kernel_is_an_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     wrong = tanh_case("forward", lambda x, w: stock(x, w) * (1 if x.dtype == torch.float64 else 2))
-    monkeypatch.setattr(kernels, "all_cases", lambda size: [wrong])
+    monkeypatch.setattr(operations, "all_cases", lambda size: [wrong])
     assert main.run(["bench", "kernels", "--quiet"]) == 1
     shown = capsys.readouterr().out
     assert "wrong: not timed" in shown

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from bench_cases import stock, tanh_case
-from ddx.bench import kernels
+from ddx.bench import kernels, operations
 from ddx.bench.config import KernelsConfig
 from ddx.bench.gates import Verdict
-from ddx.bench.kernels import ON_A_CPU, chosen_cases, measure, run
+from ddx.bench.kernels import ON_A_CPU, measure, run
+from ddx.bench.operations import chosen_cases
 from ddx.bench.roofline import Roofline
 from ddx.bench.row import Row
 from ddx.bench.targets import TARGETS, target_of
@@ -45,7 +46,7 @@ def test_a_wrong_case_says_so_and_has_no_time() -> None:
 
 def test_results_are_saved_after_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [tanh_case("forward"), tanh_case("forward", wrong), tanh_case("backward"), tanh_case("dual")]
-    monkeypatch.setattr(kernels, "all_cases", lambda size: cases)
+    monkeypatch.setattr(operations, "all_cases", lambda size: cases)
     saved: list[dict[str, Any]] = []
     result = run(KernelsConfig(), save=lambda result: saved.append(json.loads(json.dumps(result))))
     assert [len(each["rows"]) for each in saved] == [0, 1, 2, 3, 4, 4]
@@ -59,7 +60,7 @@ def test_results_are_saved_after_every_row(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_stock_is_compiled_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a compiler that only calls: what is tested is that its answer and its time stand in the row."""
-    monkeypatch.setattr(kernels, "all_cases", lambda size: [tanh_case("backward")])
+    monkeypatch.setattr(operations, "all_cases", lambda size: [tanh_case("backward")])
     monkeypatch.setattr(kernels, "compiled", lambda case: case.stock)
     (row,) = run(KernelsConfig(compile=True))["rows"]
     assert row["times_as_fast"]["compile"]["stream"] > 0
@@ -70,7 +71,7 @@ def test_stock_is_compiled_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_no_time_is_left_for_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "all_cases", lambda size: [tanh_case(), tanh_case()])
+    monkeypatch.setattr(operations, "all_cases", lambda size: [tanh_case(), tanh_case()])
     result = run(KernelsConfig(minutes=1e-9))
     assert result["rows"] == []
     assert result["notes"][-1].startswith("2 cases were left out")

@@ -11,7 +11,8 @@ import torch
 from ddx.bench import kernels, timing
 from ddx.bench.case import Size
 from ddx.bench.config import KernelsConfig
-from ddx.bench.kernels import chosen_cases, run
+from ddx.bench.kernels import run
+from ddx.bench.operations import chosen_cases
 from ddx.bench.tuning import launched_by, tune, write_table
 
 pytestmark = pytest.mark.gpu

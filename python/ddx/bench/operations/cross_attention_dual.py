@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ddx.bench.case import Case, Size
+from ddx.bench.case import Case, Size, randn
 from ddx.kernels.cross_attention_dual import cross_attention_dual
 
 
@@ -16,14 +16,11 @@ def cases(size: Size) -> list[Case]:
     heads, width = size.cross_heads, size.cross_head_dim
 
     def make(generator: torch.Generator) -> dict[str, Tensor]:
-        def draw(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator, device=generator.device)
-
-        text = draw(size.batch, size.text_tokens, 2, heads, width)  # as one product gives keys and values
+        text = randn(generator, size.batch, size.text_tokens, 2, heads, width)  # as one product gives keys and values
         lengths = torch.linspace(1, size.text_tokens, size.batch, device=generator.device).long()
         return {
-            "q": draw(size.batch, size.tokens, heads, width),
-            "dq": draw(size.batch, size.tokens, heads, width),
+            "q": randn(generator, size.batch, size.tokens, heads, width),
+            "dq": randn(generator, size.batch, size.tokens, heads, width),
             "k": text[:, :, 0],
             "v": text[:, :, 1],
             "mask": torch.arange(size.text_tokens, device=generator.device) < lengths[:, None],

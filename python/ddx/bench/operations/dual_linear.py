@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddx.bench.case import Case, Size
+from ddx.bench.case import Case, Size, randn
 from ddx.kernels.dual_linear import dual_linear
 
 
@@ -16,12 +16,9 @@ def cases(size: Size) -> list[Case]:
     """Return dual: as it is, and as "dual_linear cat"."""
 
     def make(generator: torch.Generator) -> dict[str, Tensor]:
-        def draw(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator, device=generator.device)
-
-        weight = draw(3 * size.width, size.width) * size.width**-0.5
+        weight = randn(generator, 3 * size.width, size.width) * size.width**-0.5
         tokens = (size.batch, size.tokens, size.width)
-        return {"x": draw(*tokens), "dx": draw(*tokens), "weight": weight}
+        return {"x": randn(generator, *tokens), "dx": randn(generator, *tokens), "weight": weight}
 
     def stock(x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight)

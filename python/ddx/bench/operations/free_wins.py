@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddx.bench.case import Case, Mode, Size
+from ddx.bench.case import Case, Mode, Size, randn
 
 
 def cases(size: Size) -> list[Case]:
@@ -22,7 +22,7 @@ def _qkv(size: Size) -> list[Case]:
 
     def make(generator: torch.Generator) -> dict[str, Tensor]:
         weights = {name: _weight(generator, size.width, size.width) for name in ("wq", "wk", "wv")}
-        return {"x": _randn(generator, size.batch, size.tokens, size.width), **weights}
+        return {"x": randn(generator, size.batch, size.tokens, size.width), **weights}
 
     def ours(x: Tensor, wq: Tensor, wk: Tensor, wv: Tensor) -> Tensor:
         return F.linear(x, torch.cat([wq, wk, wv]))
@@ -38,7 +38,7 @@ def _pointwise(size: Size) -> list[Case]:
     hidden = int(2 * size.mlp_ratio * size.width)
 
     def make(generator: torch.Generator) -> dict[str, Tensor]:
-        tokens = _randn(generator, size.batch, size.tokens, size.width)
+        tokens = randn(generator, size.batch, size.tokens, size.width)
         return {"x": tokens, "weight": _weight(generator, hidden, size.width)}
 
     def ours(x: Tensor, weight: Tensor) -> Tensor:
@@ -58,9 +58,9 @@ def _key_mask(size: Size) -> Case:
     text = (size.batch, size.cross_heads, size.text_tokens, size.cross_head_dim)
 
     def make(generator: torch.Generator) -> dict[str, Tensor]:
-        bias = torch.where(_randn(generator, size.batch, 1, size.text_tokens) > 1.0, -10000.0, 0.0)
+        bias = torch.where(randn(generator, size.batch, 1, size.text_tokens) > 1.0, -10000.0, 0.0)
         return {
-            "q": _randn(generator, *shape), "k": _randn(generator, *text), "v": _randn(generator, *text), "bias": bias
+            "q": randn(generator, *shape), "k": randn(generator, *text), "v": randn(generator, *text), "bias": bias
         }  # fmt: skip
 
     def ours(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def _division(size: Size) -> Case:
     """No division where the divisor is one: a whole pass over an activation."""
 
     def make(generator: torch.Generator) -> dict[str, Tensor]:
-        return {"x": _randn(generator, size.batch, size.tokens, size.width)}
+        return {"x": randn(generator, size.batch, size.tokens, size.width)}
 
     return Case(
         operation="no division by one",
@@ -112,9 +112,5 @@ def _both(
     ]  # fmt: skip
 
 
-def _randn(generator: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=generator, device=generator.device)
-
-
 def _weight(generator: torch.Generator, rows: int, columns: int) -> Tensor:
-    return _randn(generator, rows, columns) / math.sqrt(columns)
+    return randn(generator, rows, columns) / math.sqrt(columns)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddx.bench.case import Case, Size
+from ddx.bench.case import Case, Size, randn
 from ddx.kernels.gated_residual_norm_modulate import gated_residual, gated_residual_norm_modulate
 from ddx.kernels.gated_residual_norm_modulate_dual import (
     gated_residual_dual,
@@ -123,13 +123,10 @@ def _modes(
 
 def _inputs(size: Size, names: tuple[str, ...]) -> Callable[[torch.Generator], dict[str, Tensor]]:
     def make(generator: torch.Generator) -> dict[str, Tensor]:
-        device = generator.device
-        modulation = torch.randn(size.batch, len(names), size.width, generator=generator, device=device)
+        modulation = randn(generator, size.batch, len(names), size.width)
         activation = size.batch, size.tokens, size.width
         return {
-            name: part
-            if name.endswith(("gate", "scale", "shift"))
-            else torch.randn(activation, generator=generator, device=device)
+            name: part if name.endswith(("gate", "scale", "shift")) else randn(generator, *activation)
             for name, part in zip(names, modulation.chunk(len(names), dim=1), strict=True)
         }
 

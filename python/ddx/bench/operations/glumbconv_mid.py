@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddx.bench.case import Case, Size
+from ddx.bench.case import Case, Size, randn
 from ddx.kernels.glumbconv_mid import glumbconv_mid, glumbconv_mid_dual
 
 
@@ -16,19 +16,16 @@ def cases(size: Size) -> list[Case]:
     """Return forward; backward, also with frozen weights; and dual."""
     half = int(size.mlp_ratio * size.width)
 
-    def draw(generator: torch.Generator, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=generator.device)
-
     def make(generator: torch.Generator) -> dict[str, Tensor]:
         return {
-            "x": draw(generator, size.batch, size.side, size.side, 2 * half),
-            "weight": draw(generator, 2 * half, 1, 3, 3) / 3,
-            "bias": 0.1 * draw(generator, 2 * half),
+            "x": randn(generator, size.batch, size.side, size.side, 2 * half),
+            "weight": randn(generator, 2 * half, 1, 3, 3) / 3,
+            "bias": 0.1 * randn(generator, 2 * half),
         }
 
     def make_dual(generator: torch.Generator) -> dict[str, Tensor]:
         given = make(generator)
-        return {**given, "dx": draw(generator, *given["x"].shape)}
+        return {**given, "dx": randn(generator, *given["x"].shape)}
 
     def stock(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         # The block hands `[B, C, H, W]` views of `[B, N, C]` to conv_inverted, whose output then is channels_last too:

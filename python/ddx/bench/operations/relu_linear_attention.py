@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddx.bench.case import Case, Mode, Size
+from ddx.bench.case import Case, Mode, Size, randn
 from ddx.kernels.relu_linear_attention import relu_linear_attention
 from ddx.kernels.relu_linear_attention_dual import relu_linear_attention_dual
 
@@ -25,13 +25,13 @@ def _cases(operation: str, size: Size, *, norm: bool) -> list[Case]:
     shape = (size.batch, size.tokens, 3, size.heads, 32)
 
     def make(generator: torch.Generator) -> dict[str, Tensor]:
-        found = {"qkv": torch.randn(shape, generator=generator, device=generator.device)}
+        found = {"qkv": randn(generator, *shape)}
         for name in ("q_weight", "k_weight") if norm else ():
-            found[name] = 1 + 0.1 * torch.randn(size.width, generator=generator, device=generator.device)
+            found[name] = 1 + 0.1 * randn(generator, size.width)
         return found
 
     def make_dual(generator: torch.Generator) -> dict[str, Tensor]:
-        return {**make(generator), "dqkv": torch.randn(shape, generator=generator, device=generator.device)}
+        return {**make(generator), "dqkv": randn(generator, *shape)}
 
     def stock(qkv: Tensor, q_weight: Tensor | None = None, k_weight: Tensor | None = None) -> Tensor:
         query, key, value = qkv.flatten(3).unbind(2)  # [B, N, D] each, as three projections give them

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddx.bench.case import Case, Size
+from ddx.bench.case import Case, Size, randn
 from ddx.kernels.rms_norm import rms_norm, rms_norm_dual
 
 
@@ -15,11 +15,11 @@ def cases(size: Size) -> list[Case]:
     """Return forward, backward and dual."""
 
     def make(generator: torch.Generator) -> dict[str, Tensor]:
-        packed = torch.randn(size.batch, size.tokens, 3, size.width, generator=generator, device=generator.device)
+        packed = randn(generator, size.batch, size.tokens, 3, size.width)
         return {"x": packed[:, :, 0], "weight": 1 + 0.1 * packed[0, 0, 1]}
 
     def make_dual(generator: torch.Generator) -> dict[str, Tensor]:
-        return {**make(generator), "dx": torch.randn(size.batch, size.tokens, size.width, generator=generator)}
+        return {**make(generator), "dx": randn(generator, size.batch, size.tokens, size.width)}
 
     def stock(x: Tensor, weight: Tensor) -> Tensor:
         y = x * torch.rsqrt(x.to(torch.float32).pow(2).mean(-1, keepdim=True) + 1e-5)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from ddx.bench.case import Size
+from ddx.bench.steps import sana_transformer
 from ddx.kernels import dispatch
 
 
@@ -79,7 +80,7 @@ def block_activations(
     path. With `trained` false, nothing but the block's input gets a gradient, as in a frozen teacher.
     """
     with fake_tensors(dtype):
-        model = sana_model(size)
+        model = sana_transformer(size, layers=1, text_width=64)
         model.requires_grad_(trained)
         if prepare is not None:
             prepare(model)
@@ -92,25 +93,6 @@ def block_activations(
 def activation_bytes(size: Size, dtype: torch.dtype = torch.bfloat16) -> int:
     """The unit X: the bytes of one activation `[B, N, D]`."""
     return size.activation * dtype.itemsize
-
-
-def sana_model(size: Size) -> Any:
-    """Return diffusers' transformer with one block of this width, on the default device and of the default dtype."""
-    from diffusers import SanaTransformer2DModel
-
-    return SanaTransformer2DModel(
-        in_channels=size.latent_channels,
-        out_channels=size.latent_channels,
-        num_attention_heads=size.heads,
-        attention_head_dim=32,
-        num_layers=1,
-        num_cross_attention_heads=size.cross_heads,
-        cross_attention_head_dim=size.cross_head_dim,
-        cross_attention_dim=size.width,
-        caption_channels=64,
-        mlp_ratio=size.mlp_ratio,
-        sample_size=size.side,
-    )
 
 
 def block_inputs(size: Size, *, trained: bool = True) -> dict[str, Any]:
