@@ -13,33 +13,19 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddx.errors import DdxError, UsageError, cannot_write
+from ddx.errors import DdxError, cannot_write
 from ddx.progress import Progress
 from ddx.run_record import read_run, versions, write_run
-from ddx.teachers.families.table import FAMILIES, Family, find_family, no_adapter
 from ddx.teachers.hub import read_json
-from ddx.teachers.parts.original_names import AS_DIFFUSERS
 from ddx.teachers.published_students import warn_of_name
-from ddx.teachers.registry import TEACHERS
 from ddx.teachers.safetensors_header import tensors_of
-from ddx.teachers.single_file_base import base_folder, missing_files
+from ddx.teachers.single_file_base import Base, choose_base, open_base
 from ddx.teachers.single_file_contents import UNET, VAE, Contents, contents_of
 
 KIND = "converted teacher"
-_WIDTHS = {768: "sd15", 1024: "sd21", 2048: "sdxl"}  # of the text that the UNet attends to
-
-
-@dataclass(frozen=True, kw_only=True)
-class Base:
-    """Whose configs and tokenizers a file takes: a folder, and the name that it was asked for by."""
-
-    name: str
-    folder: Path
-    family: Family
 
 
 def teacher_folder(file: Path, *, base: str | None, root: Path, progress: Progress) -> Path:
@@ -50,7 +36,7 @@ def teacher_folder(file: Path, *, base: str | None, root: Path, progress: Progre
     """
     contents = contents_of(file)
     warn_of_name(f"./{file.name}")
-    chosen = _choose_base(contents, base)
+    chosen = choose_base(contents, base)
     stamp = {"file": str(file.resolve()), "bytes": file.stat().st_size, "modified": file.stat().st_mtime_ns}
     with _alone(root):
         known = next(
@@ -65,7 +51,7 @@ def teacher_folder(file: Path, *, base: str | None, root: Path, progress: Progre
         for folder, record in _converted(root):
             if record.get("sha256") == sha256 and record.get("base") == chosen:
                 return folder
-        found = _open_base(contents, chosen)
+        found = open_base(contents, chosen)
         folder = root / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', file.stem).strip('-.') or 'teacher'}-{sha256[:12]}"
         if folder.exists():  # converted with another base
             folder = folder.with_name(f"{folder.name}-{re.sub(r'[^A-Za-z0-9._-]+', '-', chosen)}")
@@ -93,100 +79,6 @@ def _alone(root: Path) -> Iterator[None]:
         raise cannot_write(error.filename or root, error) from error
 
 
-def _choose_base(contents: Contents, base: str | None) -> str:
-    """Return the base's name, or its path; the header tells which where none is named."""
-    if base is not None:
-        return str(Path(base).expanduser().resolve()) if Path(base).expanduser().is_dir() else base
-    hint = "name the teacher or the folder whose configs it takes: --teacher-base NAME|PATH"
-    tensors = contents.denoiser
-    if contents.is_unet:
-        widths = {entry["shape"][-1] for name, entry in tensors.items() if name.endswith("attn2.to_k.weight")}
-        known, found = list(_WIDTHS.values()), [_WIDTHS[width] for width in widths if width in _WIDTHS]
-    elif contents.family is None or contents.family.original is None:
-        raise UsageError(f"{contents.file} has diffusers' names, which do not say whose configs it takes", hint=hint)
-    else:
-        bases = contents.family.original.bases
-        known, found = list(bases), [name for name, signs in bases.items() if agree(signs, tensors)]
-    if len(found) > 1:
-        raise UsageError(f"{contents.file} has the shapes of {' and of '.join(found)}", hint=hint)
-    if not found:
-        title = "" if contents.family is None else f"holds {contents.family.title}, and "
-        raise UsageError(f"{contents.file} {title}has the shapes of none of {', '.join(known)}", hint=hint)
-    return found[0]
-
-
-def agree(signs: Mapping[str, Any], tensors: Mapping[str, Any]) -> bool:
-    """Whether the tensors have the shapes that a base's have, or are there or not as it says."""
-    found = {name: tuple(tensors[name]["shape"]) for name in signs if name in tensors}
-    return all(
-        (name in found) is sign if isinstance(sign, bool) else found.get(name) == sign for name, sign in signs.items()
-    )
-
-
-def _open_base(contents: Contents, name: str) -> Base:
-    """The base of a file, with the weights of the parts that the file does not hold."""
-    families = _families(contents)
-    known = [spec.name for spec in TEACHERS.values() if spec.family in {family.name for family in families}]
-    if Path(name).is_dir():
-        folder = Path(name)
-    elif name in known:
-        spec = TEACHERS[name]
-        folder = base_folder(spec, _lacking(contents, next(row for row in families if row.name == spec.family)))
-    else:
-        raise UsageError(
-            f"--teacher-base {name} is no folder, and none of {', '.join(known)}",
-            hint=f"{contents.file} takes the configs of one of those, or of a folder of that family",
-        )
-    pipeline = str(read_json(folder / "model_index.json").get("_class_name"))
-    family = find_family(pipeline)
-    if family is None:
-        raise no_adapter(name, pipeline)
-    if family not in families:
-        titles = " or ".join(row.title for row in families)
-        raise UsageError(
-            f"{contents.file} holds {titles}, and --teacher-base {name} is a {pipeline}",
-            hint=f"--teacher-base is a folder of that family, or one of {', '.join(known)}",
-        )
-    if not contents.is_unet and (lacking := missing_files(folder, family, _lacking(contents, family))):
-        raise DdxError(f"{folder} lacks {', '.join(lacking)}", hint="name a whole base: --teacher-base NAME|PATH")
-    found = Base(name=name, folder=folder, family=family)
-    if contents.is_unet:
-        _require_parts(contents.file, found)
-    return found
-
-
-def _families(contents: Contents) -> list[Family]:
-    """The families that a file may be of."""
-    if contents.family is not None:
-        return [contents.family]
-    return [row for row in FAMILIES if bool(row.original_text) is contents.is_unet]
-
-
-def _lacking(contents: Contents, family: Family) -> list[str]:
-    """The parts with weights that a file takes from its base: none of a UNet's, which holds all."""
-    if contents.is_unet:
-        return []
-    adapter, original = family.adapter_class, family.original or AS_DIFFUSERS
-    parts = (part for part in adapter.part_classes if part == "vae" or part.startswith("text_encoder"))
-    return [
-        part
-        for part in parts
-        if contents.prefix_of(part, original) is None
-        or (part == "vae" and adapter.part_classes[part] != ("AutoencoderKL",))
-    ]
-
-
-def _require_parts(file: Path, base: Base) -> None:
-    """Raise UsageError for a checkpoint without an autoencoder or a text encoder: the base's would be another model."""
-    header, prefixes = tensors_of(file), {"vae": VAE, **{p: (x,) for p, x in base.family.original_text.items()}}
-    missing = [part for part, any_of in prefixes.items() if not any(name.startswith(any_of) for name in header)]
-    if missing:
-        raise UsageError(
-            f"{file} has no {', '.join(missing)}: it is no whole {base.family.title} checkpoint",
-            hint=f"give the whole one, or name its base: --teacher-base is {base.name} now",
-        )
-
-
 def _convert(contents: Contents, base: Base, folder: Path, progress: Progress, record: Mapping[str, Any]) -> None:
     """Write the folder whole or not at all."""
     temporary = folder.with_name(f".{folder.name}.tmp")
@@ -197,7 +89,7 @@ def _convert(contents: Contents, base: Base, folder: Path, progress: Progress, r
         else:
             from ddx.teachers.single_file_original import write_folder
 
-            write_folder(contents, base.folder, base.family.adapter_class, temporary, progress)
+            write_folder(contents, base, temporary, progress)
         write_run(temporary, {"kind": KIND, **record, "versions": versions()}, finished=True)
         os.replace(temporary, folder)
     finally:

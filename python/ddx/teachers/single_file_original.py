@@ -21,19 +21,20 @@ from ddx.teachers.hub import TEXT_SUFFIXES, local_source, read_json
 from ddx.teachers.part_weights import link_weights, write_weights
 from ddx.teachers.parts.original_names import AS_DIFFUSERS, OriginalNames
 from ddx.teachers.parts.original_tensors import split
+from ddx.teachers.single_file_base import Base
 from ddx.teachers.single_file_contents import Contents
 
 _WEIGHTS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 
 
-def write_folder(found: Contents, base: Path, adapter: Any, folder: Path, progress: Progress) -> None:
-    """Write the pipeline of a file into `folder`, with the configs and the other parts of the pipeline in `base`.
+def write_folder(found: Contents, base: Base, folder: Path, progress: Progress) -> None:
+    """Write the pipeline of a file into `folder`, with the configs and the other parts of its base.
 
-    `adapter` is the family's class. UsageError where the file's tensors are not those of the base's networks.
+    UsageError where the file's tensors are not those of the base's networks.
     """
     from safetensors import safe_open
 
-    source = local_source(base)
+    adapter, source = base.family.adapter_class, local_source(base.folder)
     index = source.index
     for part in adapter.left_out:
         if part in index:
@@ -44,7 +45,7 @@ def write_folder(found: Contents, base: Path, adapter: Any, folder: Path, progre
     with safe_open(found.file, framework="pt") as file:
         for part in (*adapter.part_classes, "scheduler"):
             (folder / part).mkdir()
-            for path in (base / part).iterdir():
+            for path in (base.folder / part).iterdir():
                 if path.suffix in TEXT_SUFFIXES and not path.name.endswith(".index.json"):
                     shutil.copyfile(path, folder / part / path.name)
             if part.startswith("tokenizer") or part == "scheduler":
@@ -53,34 +54,35 @@ def write_folder(found: Contents, base: Path, adapter: Any, folder: Path, progre
             prefix = found.prefix_of(part, original)
             if part == adapter.denoiser_part:
                 kind = component_class(source, part, adapter.part_classes[part])
-                tensors = _denoiser(found, original, kind, read_json(base / part / "config.json"), base.name, file)
+                tensors = _denoiser(found, original, kind, base, file)
                 write_weights(folder / part, _WEIGHTS[library], tensors)
             elif part == "vae" and prefix is not None and index[part][1] == "AutoencoderKL":
                 used.add(prefix)
-                _write_vae(found, base, prefix, folder / part, file)
+                _write_vae(found, base.folder, prefix, folder / part, file)
             elif part.startswith("text_encoder") and prefix is not None:
                 used.add(prefix)
                 kind = component_class(source, part, adapter.part_classes[part])
                 tensors = _text_encoder(found, kind, component_config(source, part), part, prefix, file)
                 write_weights(folder / part, _WEIGHTS[library], tensors)
             else:
-                link_weights(base / part, folder / part)
+                link_weights(base.folder / part, folder / part)
     if not_read := found.beside(used):
         progress.log(f"not read, for the base has its own: {', '.join(not_read)}")
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _denoiser(
-    found: Contents, original: OriginalNames, kind: Any, config: Mapping[str, Any], base: str, file: Any
+    found: Contents, original: OriginalNames, kind: Any, base: Base, file: Any
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield diffusers' tensors of the denoiser, after all names and shapes are found to be right."""
+    config = read_json(base.folder / base.family.adapter_class.denoiser_part / "config.json")
     with torch.device("meta"):
         network: nn.Module = kind.from_config(config)
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     there = {name: tuple(entry["shape"]) for name, entry in found.denoiser.items()}
     stacks = (AS_DIFFUSERS if shapes.keys() <= there.keys() else original).stacks(shapes)
     wanted = {name: stack.shape(shapes) for name, stack in stacks.items()}
-    _refuse_misfits(found, base, wanted, there, original.unread)
+    _refuse_misfits(found, Path(base.name).name, wanted, there, original.unread)
     for name, stack in stacks.items():
         yield from split(stack, file.get_tensor(found.prefix + name), shapes)
 

@@ -196,6 +196,8 @@ def test_another_base_is_refused(sd3: Path, plain: Path, tmp_path: Path, offline
             convert(file, tmp_path / "teachers", base)
         assert found.value.hint
     assert '--include "text_encoder_3/*.safetensors"' in str(found.value.hint)
+    with pytest.raises(UsageError, match="with the config of sana-tiny: it lacks"):
+        convert(header(tmp_path / "sana.safetensors", SANA), tmp_path / "teachers", "sana-tiny")
     assert [path.name for path in (tmp_path / "teachers").iterdir()] == [".converting"]
 
 

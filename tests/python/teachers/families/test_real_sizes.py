@@ -13,7 +13,7 @@ from ddx.networks.lora import target_layers
 from ddx.teachers.families.table import FAMILIES
 from ddx.teachers.parts.original_names import OriginalNames
 from ddx.teachers.parts.original_tensors import joined, split
-from ddx.teachers.single_file import agree
+from ddx.teachers.single_file_base import agree
 
 # SANA-1.5: diffusers' scripts/convert_sana_to_diffusers.py
 SANA_1600M = {
