@@ -60,9 +60,9 @@ class Preset:
 
     @property
     def cited(self) -> tuple[str, ...]:
-        """The works that the settings' sources name, each once."""
-        named = dict.fromkeys(text.partition(",")[0] for text in self.source.values())
-        return tuple(self.works[work] for work in named)
+        """The works that the settings' sources name, in the file's order."""
+        named = {text.partition(",")[0] for text in self.source.values()}
+        return tuple(work for name, work in self.works.items() if name in named)
 
     @property
     def traits(self) -> dict[str, Departure]:

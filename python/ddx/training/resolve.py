@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ddx.methods.parts.added_discriminator import AddedDiscriminatorConfig
     from ddx.workspace import Workspace
 
+FORMER_KEYS = ("resolution",)  # that presets no longer have: a family's teachers are of several sizes
+
 
 def resolve(
     layers: Sequence[Settings], workspace: Workspace | None = None
@@ -97,7 +99,7 @@ def _preset_of_run(values: Mapping[str, Any], method: str, workspace: Workspace 
     if recorded is None:  # of a version that recorded the preset's name alone
         if now is None:
             return None
-        recorded = {key: value for key, value in record["config"].items() if key in now.settings}
+        recorded = {key: value for key, value in record["config"].items() if key in (*now.settings, *FORMER_KEYS)}
     then = Settings(recorded, f"preset {name}")
     if now is None:
         return Preset(name=name, settings=then)

@@ -76,6 +76,11 @@ def test_the_order_in_which_a_preset_is_looked_for(tmp_path: Path, monkeypatch: 
         assert recipe(teacher=teacher, method="dmd2", preset="lora").config.preset == "sdxl-dmd2-lora"
 
 
+def test_a_familys_recipe_leaves_the_size_to_the_teacher() -> None:
+    """Its teachers are of several sizes."""
+    assert not [name for name in preset_names() if "resolution" in file_of(name, preset_parts(name)[1]).settings]
+
+
 def test_what_a_method_was_published_for() -> None:
     assert {"sdxl", "stable-diffusion", "pixart-alpha"} == set(published_for("lcm"))
     assert published_for("dde") == ()
@@ -103,9 +108,9 @@ def test_a_run_keeps_the_preset_that_it_began_with(tmp_path: Path) -> None:
     record = {"kind": "student", "teacher": "sdxl", "method": "lcm", "config": to_dict(plain)}
     write_run(started, record, finished=False)
     assert resolve(layers)[0] != plain and resolve(layers, workspace)[0] == plain
-    older = {**to_dict(plain), "preset": "sdxl-lcm", "batch_size": 7}  # the preset's value has changed since
+    older = {**to_dict(plain), "preset": "sdxl-lcm", "batch_size": 7, "resolution": 1024}  # another value, a key less
     write_run(started, {**record, "config": older}, finished=False)
-    assert resolve(layers, workspace)[0].batch_size == 7
+    assert to_dict(resolve(layers, workspace)[0]) == older
     write_run(started, {**record, "preset_settings": {"batch_size": 5}}, finished=False)
     assert resolve(layers, workspace)[0].batch_size == 5
     elsewhere = [*layers, Settings({"out": str(tmp_path / "new")}, "the flags")]
