@@ -13,7 +13,7 @@ from ddx.methods.base import FAKE, STUDENT, Batch, Losses, Method, Turn
 from ddx.methods.registry import load_method, method_spec
 from ddx.teachers.base import Teacher
 
-SCORE_METHODS = ("sid", "sid-lsg", "sida", "dmd2", "dmd", "diff-instruct", "dde")
+SCORE_METHODS = ("sid", "sid-lsg", "sida", "dmd2", "dmd", "decoupled-dmd", "diff-instruct", "dde")
 STUDENTS_TURN, FAKES_TURN = Turn(trains=(STUDENT,)), Turn(trains=(FAKE,))
 
 

@@ -105,10 +105,12 @@ class SiDA(FakeGuidance, SiD):
         weighed = times.weigh(loss + self.config.fake_gan_weight * judged.masked_fill(dropped, 0.0))
         return Losses(by_network={FAKE: weighed}, dropped={FAKE: dropped}, tracked={"discriminator": judged})
 
-    def look(self, x: Tensor, batch: Batch, fake: nn.Module, guidance: Tensor | float) -> Judged:
+    def look(
+        self, x: Tensor, batch: Batch, fake: nn.Module, guidance: Tensor | float, time: Tensor | None = None
+    ) -> Judged:
         """Return what both scores see behind x, and the logits."""
         with self.judge.watch(fake) as found:
-            seen = super().look(x, batch, fake, guidance)
+            seen = super().look(x, batch, fake, guidance, time)
         return Judged(**vars(seen), logits=self.judge.logits(found[0], seen.x_t, batch.condition))
 
     def second_loss(

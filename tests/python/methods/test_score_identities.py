@@ -101,6 +101,63 @@ def test_dmd_without_normaliser_and_discriminator_is_diff_instruct() -> None:
     assert torch.equal(loss, other) and torch.equal(gradient(loss, x), gradient(other, other_x))
 
 
+@pytest.mark.parametrize("process", ["flow", "vp-eps", "edm"])
+def test_decoupled_dmd_is_two_terms_at_times_and_noises_of_their_own(process: str) -> None:
+    teacher = MixtureTeacher(circle(num_classes=2), process, guidance=3.0)
+    method, batch = make_method("decoupled-dmd", teacher, ca_weight=0.7), mixture_batch(teacher)
+    batch = dataclasses.replace(batch, condition=teacher.condition(torch.arange(NUM) % 2))
+    x, fake, random = (0.7 * batch.x0).requires_grad_(), mlp(teacher, 3), mixture_batch(teacher).random
+    time = torch.linspace(0.3, method.view.t_max, NUM, dtype=torch.float64)
+    seen = method.look(x, batch, fake, 3.0, time)
+    t, dm_noise = method.times_at(random.uniform()), random.normal(2, 1, 1)
+    share, ca_noise = random.uniform(), random.normal(2, 1, 1)
+    t_ca = method.view.time_of_position(share * method.view.position(time)).clamp(min=method.view.t_min)
+    torch.testing.assert_close((seen.t, seen.t_ca), (t, t_ca))
+
+    def x0(network: nn.Module, t: Tensor, noise: Tensor, condition: Any) -> Tensor:
+        t4 = t[:, None, None, None]
+        x_t = (1 - t4) * x.detach() + t4 * noise
+        return x_t - t4 * method.view.velocity(network, x_t, t, condition)
+
+    def distance(y: Tensor) -> Tensor:
+        return (y - x.detach()).abs().flatten(1).mean(1)[:, None, None, None]
+
+    null = batch.null.expand(NUM)
+    y_phi, y_psi = (x0(network, t, dm_noise, batch.condition) for network in (teacher.exact, fake))
+    cond, uncond = (x0(teacher.exact, t_ca, ca_noise, condition) for condition in (batch.condition, null))
+    expected = (y_psi - y_phi) / distance(y_phi) - 0.7 * 2.0 * (cond - uncond) / distance(cond + 2.0 * (cond - uncond))
+    found = gradient(method.generator_loss(x, seen, batch).loss, x)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_decoupled_dmd_at_one_time_is_dmd_with_guidance() -> None:
+    teacher = MixtureTeacher(circle(num_classes=2), guidance=3.0)
+    method, x, seen, _ = looked("decoupled-dmd", teacher, normalise=False, guidance_min=3.0, guidance_max=3.0)
+    guided = seen.y_teacher + 2.0 * (seen.y_teacher - 0.5 * seen.y_fake)  # of some prediction without the caption
+    together = dataclasses.replace(seen, y_guided=guided, y_unguided=seen.y_teacher)
+    found = gradient(method.generator_loss(x, together, mixture_batch(teacher)).loss, x)
+    torch.testing.assert_close(found, seen.y_fake - guided)
+
+
+@pytest.mark.parametrize("process", ["flow", "vp-eps-sd"])
+def test_guidance_acts_below_the_step_that_a_sample_comes_from(process: str) -> None:
+    teacher = MixtureTeacher(circle(), process)
+    method, num = make_method("decoupled-dmd", teacher), 4096
+    classes = torch.full((num,), teacher.mixture.num_classes)
+    batch = Batch(
+        x0=torch.zeros(num, 2, 1, 1),
+        condition=teacher.condition(classes),
+        null=teacher.null_condition(),
+        random=FastRandomNumbers(1, num),
+    )
+    time = method.view.times(2)[1].expand(num)
+    t = method.look(batch.x0, batch, teacher.fitted, 1.0, time).t_ca
+    assert float((t - time).max()) <= 0.0
+    position = method.view.position(t) / method.view.position(time)  # of timesteps, where the process has them
+    found = torch.histc(position.float(), 4, 0.0, 1.0) / num
+    torch.testing.assert_close(found, torch.full((4,), 0.25), rtol=0, atol=0.03)
+
+
 def test_the_straight_through_copy_has_the_teacher_s_value_and_the_fake_score_s_derivative() -> None:
     teacher = MixtureTeacher(circle())
     _, x, seen, loss = looked("sid", teacher, score_gradients="fake")

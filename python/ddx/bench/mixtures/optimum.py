@@ -18,6 +18,7 @@ from ddx.bench.mixtures.gate import Modes
 from ddx.bench.mixtures.mixture import Mixture
 from ddx.bench.mixtures.networks import Formula
 from ddx.methods.base import Batch
+from ddx.methods.parts.fake_guidance import FakeGuidance
 from ddx.methods.parts.score_distillation import ScoreDistillation
 from ddx.methods.sid_lsg import SiDLSG
 
@@ -80,7 +81,7 @@ def score_optimum(
 
     What a method has beside its scores, a discriminator or a regression, is left out.
     """
-    if isinstance(method, SiDLSG):  # what is known of its fake score is how it looks at the guidance of its training
+    if isinstance(method, FakeGuidance):  # its fake score is known as it looks at the guidance of its training
         method = SiDLSG(replace(method.config, kappa2=1.0), method.teacher)
     modes = FreeModes(mixture)
     generator, fake = Drawing(modes, seed=0), copy.deepcopy(modes).requires_grad_(False)
@@ -91,7 +92,7 @@ def score_optimum(
         guidance = method.draw_guidance(batch)
         fake.load_state_dict(modes.state_dict())
         made = method.generate(generator, batch, guidance)
-        loss, _ = method.generator_loss(made.x, method.look(made.x, batch, fake, guidance), batch)
+        loss, _ = method.generator_loss(made.x, method.look(made.x, batch, fake, guidance, made.time), batch)
         optimizer.zero_grad()
         loss.mean().backward()
         optimizer.step()

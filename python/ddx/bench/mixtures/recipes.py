@@ -253,6 +253,18 @@ RECIPES: dict[str, Recipe] = {
         passes={"flow": (2,), "guided": (2,)},
         features=True,
     ),
+    # without guidance one of its terms is left: DMD's
+    "decoupled-dmd": Recipe(
+        settings={
+            **SCORES,
+            "train_steps": 1500,
+            "num_steps": 1,
+            "fake_updates": 1,
+            "time_low": 0.02,
+            "time_high": 0.98,
+        },
+        passes={},
+    ),
     # widths 12 % off; 14 and 15 % where the discriminator looked through more noise, in fewer steps
     "ladd": Recipe(
         settings={**GAN, "train_steps": 3000, "time_mean": -4.5},

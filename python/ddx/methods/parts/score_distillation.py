@@ -139,7 +139,7 @@ class ScoreDistillation(FlowMethod):
         """Return the generator's loss, a mean over the elements of a row, and how far the scores are apart."""
         made = self.generate(networks[STUDENT], batch, guidance)
         with interval_input(networks[FAKE], made.time):
-            seen = self.look(made.x, batch, networks[FAKE], guidance)
+            seen = self.look(made.x, batch, networks[FAKE], guidance, made.time)
             second = self.second_loss(made, seen, batch, networks, guidance)
         loss, dropped = self.generator_loss(made.x, seen, batch)
         return Losses(
@@ -191,8 +191,10 @@ class ScoreDistillation(FlowMethod):
         """Return whether gradients flow through the teacher, and through the fake score, into x."""
         return False, False
 
-    def look(self, x: Tensor, batch: Batch, fake: nn.Module, guidance: Tensor | float) -> Scores:
-        """Return what both scores see behind x at drawn times."""
+    def look(
+        self, x: Tensor, batch: Batch, fake: nn.Module, guidance: Tensor | float, time: Tensor | None = None
+    ) -> Scores:
+        """Return what both scores see behind x at drawn times; `time`: the flow times that x was generated from."""
         t, noise = self.score_times(batch), self.draw_noise(batch)
         x_t = self.noisy(x, noise, t)
         known = torch.is_grad_enabled()
