@@ -101,7 +101,7 @@ class SiDA(FakeGuidance, SiD):
             self.velocity(fake, real_t, times.t, batch.condition, guidance)
         logits = [self.judge.logits(found[0], x_t, batch.condition) for found in (of_real, seen)]
         judged = 0.5 * discriminator_loss("softplus", *logits)
-        loss, dropped = denoising_loss(self.config, velocity, noise - x, times.t)
+        loss, dropped = denoising_loss(self.config, velocity, noise - x, times.t, self.fake_weight)
         weighed = times.weigh(loss + self.config.fake_gan_weight * judged.masked_fill(dropped, 0.0))
         return Losses(by_network={FAKE: weighed}, dropped={FAKE: dropped}, tracked={"discriminator": judged})
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ddx.errors import UsageError
 from ddx.methods.base import FAKE, STUDENT
+from ddx.methods.parts.weighting import denoising_loss
 from ddx.methods.registry import method_spec
 from ddx.teachers.base import Teacher
 from distilling import AT_ONCE, assert_gradients_reach_their_networks, in_turns, make_batch, make_teacher, make_trainer
@@ -23,7 +24,13 @@ def test_losses_equal_the_formulas_by_hand(teacher: Teacher) -> None:
     """Every prediction kind through its own algebra; the same draws for each method, so one calculation serves all."""
     batch, guidance = make_batch(teacher), 3.0
     shape = batch.x0.shape[1:]
-    both = {"guidance_min": guidance, "guidance_max": guidance, "start_time": 0.714, "time_shift": 2.0}
+    both = {
+        "guidance_min": guidance,
+        "guidance_max": guidance,
+        "start_time": 0.714,
+        "time_shift": 2.0,
+        "denoising_weight": "none",
+    }
     student, fake = (teacher.new_student_network() for _ in range(2))
     with torch.no_grad():
         for p in student.parameters():
@@ -90,6 +97,37 @@ def test_losses_equal_the_formulas_by_hand(teacher: Teacher) -> None:
         velocity = (x_t - y_psi) / tau4
         expected = (velocity - (noise - x)).square().flatten(1).mean(1)
         torch.testing.assert_close(of_fake.double(), expected, rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sid", "sid-lsg", "dmd", "dmd2", "diff-instruct"])
+def test_times_and_the_fake_score_s_weight_are_those_of_the_teacher_s_process(name: str, teacher: Teacher) -> None:
+    method = make_method(name, teacher)
+    u = (torch.arange(9600, dtype=torch.float64) + 0.5) / 9600
+    t = method.times_at(u)
+    if teacher.prediction == "flow":
+        torch.testing.assert_close(t, 0.02 + 0.96 * u)
+    else:
+        steps = method.view.process.time_at(torch.atan2(t, 1.0 - t))
+        torch.testing.assert_close(steps, 20.0 + (960.0 * u).floor(), rtol=0, atol=1e-6)
+        shares = torch.histc(steps.round().float(), 4, 0.0, 1000.0) / 9600
+        torch.testing.assert_close(shares, torch.tensor([230.0, 250.0, 250.0, 230.0]) / 960.0)
+    # by quarter of the times, what the same error of eps counts
+    error = (torch.ones_like(t) / (1.0 - t))[:, None, None, None]  # of the flow velocity
+    loss = denoising_loss(method.config, error, torch.zeros_like(error), t, method.fake_weight).loss
+    counts = loss.reshape(4, -1).mean(1)
+    assert (float(counts.max() / counts.min()) < 1.001) is (teacher.prediction != "flow")
+
+
+def test_a_shift_and_a_named_distribution_outrank_the_teacher_s_timesteps(teacher: Teacher) -> None:
+    u = torch.tensor([0.25], dtype=torch.float64)
+    shift, named = (make_method("sid", teacher, **one) for one in ({"time_shift": 2.0}, {"time_sampling": "uniform"}))
+    low, length, share = shift.view.t_min, shift.view.t_max - shift.view.t_min, 0.02 + 0.96 * u
+    torch.testing.assert_close(named.times_at(u), low + length * share)
+    torch.testing.assert_close(shift.times_at(u), low + length * 2 * share / (1 + share))
+    if teacher.prediction == "flow":
+        with pytest.raises(UsageError, match="timesteps") as error:
+            make_method("sid", teacher, time_sampling="timesteps")
+        assert error.value.hint
 
 
 @pytest.mark.parametrize(("name", "teacher"), in_turns(SCORE_METHODS), indirect=["teacher"])

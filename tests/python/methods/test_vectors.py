@@ -94,6 +94,9 @@ def loss_of(name: str, method: Method, batch: Batch, networks: dict[str, Any]) -
 def quantile(t: Tensor, method: ScoreDistillation) -> Tensor:
     """The uniform number that a method of score distillation makes the flow time t of."""
     config, view = method.config, method.view
+    if method.draws_timesteps:
+        step = view.process.time_at(torch.atan2(t, 1.0 - t)).round()
+        return ((step + 0.5) / (view.process.t_max + 1.0) - config.time_low) / (config.time_high - config.time_low)
     return ((t - view.t_min) / (view.t_max - view.t_min) - config.time_low) / (config.time_high - config.time_low)
 
 
@@ -289,9 +292,7 @@ def test_sid_lsg(name: str) -> None:
     uniform = quantile(process.flow_time(times), method)
     random = Recorded(uniforms=[zero, zero, uniform], normals=[sigma * data["fake_z"], data["fake_noise"]])
     batch = toy_batch(teacher, data["noise"], data["classes"], random)
-    alpha = process.alpha(times)
-    of_eps = (alpha / (alpha + process.sigma(times))) ** 2  # the error of eps over that of the flow velocity
-    loss = (count * of_eps * loss_of(FAKE, method, batch, networks)).mean()
+    loss = (count * loss_of(FAKE, method, batch, networks)).mean()
     case.holds(loss, fake, of="fake_loss", gradient="fake_gradient")
 
 
@@ -325,9 +326,7 @@ def test_dmd2(name: str) -> None:
     )
     batch = toy_batch(teacher, data["latents"], data["classes"], random)
     losses = method.losses(Turn(trains=(FAKE, DISCRIMINATOR)), batch, networks)
-    alpha, sigma = process.alpha(data["fake_timesteps"]), process.sigma(data["fake_timesteps"])
-    of_eps = (alpha / (alpha + sigma)) ** 2  # the error of eps over that of the flow velocity
-    case.holds((of_eps * losses.by_network[FAKE]).mean(), fake, of="fake_loss", gradient="fake_own_gradient")
+    case.holds(losses.by_network[FAKE].mean(), fake, of="fake_loss", gradient="fake_own_gradient")
     judged = losses.by_network[DISCRIMINATOR].mean()
     case.agrees(judged, "judge_loss")
     case.agrees(torch.autograd.grad(judged, heads.weight, retain_graph=True)[0], "head_gradient")

@@ -25,7 +25,10 @@ class Recipe:
 
 # What most of them share: Adam that forgets soon, at the rate that the small network bears.
 FAST: dict[str, Any] = {"optimizer": "adamw", "adam_beta2": 0.99, "learning_rate": 3e-3}
+# Their times and the fake score's weight are those of flow on all grounds.
 SCORES: dict[str, Any] = {
+    "time_sampling": "shifted",
+    "denoising_weight": "none",
     "adam_beta1": 0.0,
     "adam_beta2": 0.99,
     "learning_rate": 4e-4,
@@ -219,7 +222,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     # SiD's times and start, in one step; the discriminator follows the fake score
     "sida": Recipe(
-        settings={**SID, "num_steps": 1, "time_sampling": "shifted"},
+        settings={**SID, "num_steps": 1},
         passes={},
         on=dict.fromkeys(("vp-v", "vp-eps-sd", "vp-eps", "edm"), BELOW_NOISE),
     ),
@@ -231,7 +234,14 @@ RECIPES: dict[str, Recipe] = {
     ),
     # one noise level, two thirds of the default one: the more noise, the less of the widths is seen through it
     "dde": Recipe(
-        settings={**SCORES, "train_steps": 4000, "learning_rate": 2e-4, "fake_rate": 5.0, "time_set": (0.2,)},
+        settings={
+            **SCORES,
+            "train_steps": 4000,
+            "learning_rate": 2e-4,
+            "fake_rate": 5.0,
+            "time_sampling": "set",
+            "time_set": (0.2,),
+        },
         passes={"flow": (1,), "edm": (1,), "vp-v": (1,), "vp-eps-sd": (1,), "vp-eps": (1,)},
         on=dict.fromkeys(("vp-eps-sd", "vp-eps"), BELOW_NOISE),
     ),

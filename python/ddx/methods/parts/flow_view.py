@@ -157,6 +157,11 @@ class FlowView:
         """Return the process's own time of flow time t."""
         return t.double() if self.is_flow else self.process.time_at(FLOW.angle(t))
 
+    def step_times(self, share: Tensor) -> Tensor:
+        """Return the flow times of whole timesteps, float64, at shares in [0, 1) of them; VP alone has some."""
+        steps = (share.double() * (self.process.t_max + 1.0)).floor().clamp(0.0, self.process.t_max)
+        return self.process.flow_time(steps)
+
     def _scaled(self, x: Tensor, time: Tensor) -> Tensor:
         return x if self.is_flow else rows(self.process.alpha(time) + self.process.sigma(time), x) * x
 

@@ -10,6 +10,10 @@ alone is read. A generator of several steps is trained at the states that its ow
 simulated without gradients (Yin et al. 2024b, backward simulation). There the fake score takes the time that x was
 generated from as an input: of the mixture over all steps, which is what it learns otherwise, the last steps make up for
 what the first ones cannot, and what is drawn in the end is off.
+
+A teacher that was trained at timesteps (VP) is looked at uniformly in them, 20 to 979 of 1000, and its fake score
+learns eps, as published: mingyuanzhou/SiD-LSG (commit 709fc22e), training/sid_training_loop.py, and tianweiy/DMD2
+(commit 8d8fa556), main/sd_guidance.py, whose fake score and discriminator look at 0 to 999.
 """
 
 from __future__ import annotations
@@ -26,11 +30,11 @@ from ddx.device import send
 from ddx.errors import UsageError
 from ddx.kernels.guarded_loss import GuardedLoss
 from ddx.methods.base import FAKE, STUDENT, Batch, Losses, NetworkSpec, Turn
-from ddx.methods.parts.config import FlowConfig, above_zero, at_least, changed, check_num_times, within
+from ddx.methods.parts.config import TIME_SAMPLING, FlowConfig, above_zero, at_least, changed, check_num_times, within
 from ddx.methods.parts.flow_method import FlowMethod
 from ddx.methods.parts.flow_view import clean, mean_square
 from ddx.methods.parts.time_sampling import grid_index
-from ddx.methods.parts.weighting import DenoisingConfig, denoising_loss
+from ddx.methods.parts.weighting import DENOISING_WEIGHTS, DenoisingConfig, denoising_loss
 from ddx.networks.guidance import add_interval_embedder, interval_input
 from ddx.teachers.base import Teacher
 
@@ -48,8 +52,19 @@ class ScoreConfig(FlowConfig, DenoisingConfig):
         True, "with several steps, tell the fake score which step its input comes from; no: it sees a mixture"
     )
     fake_rate: float = option(1.0, "learning rate of the fake score, relative to the student's")
-    time_sampling: str = changed(FlowConfig, "time_sampling", "shifted")
+    time_sampling: str = option(
+        "auto",
+        "distribution of the times; timesteps: uniform in those of the teacher; auto: timesteps where the teacher has "
+        "them (VP) and time_shift is 1, else shifted",
+        choices=("auto", "timesteps", *TIME_SAMPLING),
+    )
     time_shift: float = changed(FlowConfig, "time_shift", 1.0)
+    denoising_weight: str = option(
+        "auto",
+        "weight of the fake score's loss by noise level, relative to the flow velocity's error; eps: the error of eps "
+        "counts the same at all levels; auto: eps where the teacher has timesteps (VP), else none",
+        choices=("auto", *DENOISING_WEIGHTS),
+    )
     time_low: float = option(0.02, "lower limit of the re-noising times, as a share of their range")
     time_high: float = option(0.98, "upper limit of the re-noising times, as a share of their range")
 
@@ -96,6 +111,15 @@ class ScoreDistillation(FlowMethod):
         super().__init__(config, teacher)
         if not config.student_times:
             self.first_time = min(config.start_time, self.view.t_max)
+        has_timesteps = self.view.process.name == "vp"
+        auto_weight = "eps" if has_timesteps else "none"
+        self.fake_weight = auto_weight if config.denoising_weight == "auto" else config.denoising_weight
+        auto_timesteps = config.time_sampling == "auto" and has_timesteps and config.time_shift == 1.0
+        self.draws_timesteps = auto_timesteps or config.time_sampling == "timesteps"
+        if self.draws_timesteps and not has_timesteps:
+            raise UsageError(
+                f"time_sampling = timesteps: {teacher.name} has times and no timesteps", hint="--time-sampling uniform"
+            )
 
     def networks(self) -> tuple[NetworkSpec, ...]:
         """Return the student and the fake score, both copies of the teacher."""
@@ -132,7 +156,7 @@ class ScoreDistillation(FlowMethod):
         times, noise = self.draw_times(batch), self.draw_noise(batch)
         x_t = self.noisy(x, noise, times.t)
         velocity = self.trained_fake_velocity(networks[FAKE], x_t, times.t, batch, guidance)
-        loss, dropped = denoising_loss(self.config, velocity, noise - x, times.t)
+        loss, dropped = denoising_loss(self.config, velocity, noise - x, times.t, self.fake_weight)
         return Losses(by_network={FAKE: times.weigh(loss)}, dropped={FAKE: dropped})
 
     def student_losses(self, batch: Batch, networks: Mapping[str, nn.Module], guidance: Tensor | float) -> Losses:
@@ -181,7 +205,8 @@ class ScoreDistillation(FlowMethod):
     def times_at(self, quantile: Tensor) -> Tensor:
         """See :meth:`FlowMethod.times_at`; the distribution is cut at both ends."""
         low, high = self.config.time_low, self.config.time_high
-        return super().times_at(low + (high - low) * quantile)
+        share = low + (high - low) * quantile
+        return self.view.step_times(share) if self.draws_timesteps else super().times_at(share)
 
     def score_times(self, batch: Batch) -> Tensor:
         """Return the generator's re-noising times, float64 `[B]`. They never adapt: its loss is no measure of need."""

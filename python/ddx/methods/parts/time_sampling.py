@@ -43,7 +43,7 @@ def sample_positions(
             return uniform(u)
         case "logit-normal" | "log-normal":
             return logit_normal(u, mean=mean, std=std)
-        case "shifted":
+        case "shifted" | "auto":
             return shifted(u, shift=shift)
         case "grid":
             return grid_index(u, levels) / levels

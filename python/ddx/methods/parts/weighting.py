@@ -5,6 +5,8 @@ e / t of the flow velocity, so min-SNR's ``min(SNR, gamma)`` (Hang et al. 2023, 
 sigma^2, divided by the square of that is
 
 x0  min(SNR, g)      eps  min(SNR, g) / SNR      v  min(SNR, g) / (SNR + 1)      flow  min((1 - t)^2, g t^2)
+
+In the same way (1 - t)^2 on the error of the flow velocity is 1 on that of eps.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from ddx.kernels.guarded_loss import GuardedLoss
 from ddx.methods.parts.config import above_zero
 from ddx.process import PredictionKind
 
+DENOISING_WEIGHTS = ("none", "min-snr", "eps")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DenoisingConfig:
@@ -28,8 +32,9 @@ class DenoisingConfig:
 
     denoising_weight: str = option(
         "none",
-        "weight of a denoising loss by noise level, relative to the flow velocity's error",
-        choices=("none", "min-snr"),
+        "weight of a denoising loss by noise level, relative to the flow velocity's error; eps: the error of eps "
+        "counts the same at all levels",
+        choices=DENOISING_WEIGHTS,
     )
     min_snr_gamma: float = option(5.0, "gamma of min-SNR: the largest signal-to-noise ratio that counts")
     multi_scale: bool = option(False, "add denoising losses of the picture at half, a quarter, … of its size")
@@ -55,13 +60,27 @@ def min_snr_weight(t: Tensor, gamma: float, kind: PredictionKind = "flow") -> Te
     return torch.minimum(alpha**2, gamma * sigma**2) / (alpha**2 + sigma**2)
 
 
-def denoising_loss(config: DenoisingConfig, velocity: Tensor, target: Tensor, t: Tensor) -> GuardedLoss:
+def denoising_weight(kind: str, t: Tensor, gamma: float) -> Tensor | None:
+    """Return the weight of the squared error of the flow velocity at flow times t, float32 like t; None for 1."""
+    match kind:
+        case "none":
+            return None
+        case "eps":
+            return (1.0 - t).square().float()
+    return min_snr_weight(t, gamma).float()
+
+
+def denoising_loss(
+    config: DenoisingConfig, velocity: Tensor, target: Tensor, t: Tensor, kind: str | None = None
+) -> GuardedLoss:
     """Return the loss of each row `[B]` for flow velocities `[B, C, h, w]` at flow times `[B]`, and what was dropped.
+
+    `kind`: the weight by noise level (None: that of the settings).
 
     With scales (Hoogeboom et al. 2023) each one halves the last by means of 2 x 2 cells, down to an odd side, and
     counts half as much. Means leave the noise's share behind, so coarse structure keeps its say at high resolutions.
     """
-    weight = min_snr_weight(t, config.min_snr_gamma).float() if config.denoising_weight == "min-snr" else None
+    weight = denoising_weight(kind or config.denoising_weight, t, config.min_snr_gamma)
     loss, dropped = guarded_consistency_loss(velocity, target, weight, c=None)
     share, shares = 1.0, 1.0
     while config.multi_scale and not (velocity.shape[-1] % 2 or velocity.shape[-2] % 2):
