@@ -127,6 +127,11 @@ class Method(ABC):
     folded_steps: tuple[int, ...] = ()
     """Step counts with a folder of their own, if the weights depend on the count; empty: one folder serves all."""
 
+    full_precision: bool = False
+    """Whether the loss is a small difference of two passes, which half precision rounds away. The trainer then computes
+    it in float32 in every run; the teacher's own network keeps the run's dtype.
+    """
+
     def __init__(self, config: Any, teacher: Teacher) -> None:
         self.config = config
         self.teacher = teacher
@@ -164,6 +169,10 @@ class Method(ABC):
     def renewed(self, step: int) -> tuple[str, ...]:
         """Return the averages to copy from their source before step `step`, at the start of a stage."""
         return ()
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Return the method's own factor for all learning rates at step `step`, over the run's schedule."""
+        return 1.0
 
     def decay_at(self, spec: NetworkSpec, step: int) -> float:
         """Return the decay of an average at step `step`."""

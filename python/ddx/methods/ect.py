@@ -55,6 +55,7 @@ class ECT(ConsistencyMethod):
 
     config: ECTConfig
     defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-4, "optimizer": "radam"}
+    full_precision = True  # late pairs differ by less than bf16 tells apart, and the weight divides by it
 
     def stage(self, batch: Batch) -> int:
         """Return the stage, from 0."""

@@ -34,3 +34,4 @@ class ICT(GridMethod):
 
     config: ICTConfig
     defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-4, "optimizer": "radam"}
+    full_precision = True  # late pairs differ by less than bf16 tells apart, and the weight divides by it

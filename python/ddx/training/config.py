@@ -74,7 +74,11 @@ class DistillConfig:
     ema_more: tuple[str, ...] = option(
         (), "further averages, written to averages/: decay:0.999, half-life:20000, power:6.94", metavar="KIND:X"
     )
-    dtype: str = option("auto", "dtype of the computation (auto: bf16 on a GPU)", choices=("auto", "float32", "bf16"))
+    dtype: str = option(
+        "auto",
+        "dtype of the computation (auto: bf16 on a GPU); fp16, with scaled losses, for teachers trained in it",
+        choices=("auto", "float32", "bf16", "fp16"),
+    )
     export_dtype: str = option(
         "auto",
         "dtype of the saved student (auto: that of the computation)",

@@ -78,7 +78,14 @@ def prepare_run(
             hint=f"--batch-size {math.ceil(config.batch_size / ranks.world) * ranks.world}",
         )
     dtype = _compute_dtype(config.dtype, ranks.device)
-    teacher = load_teacher(config.teacher, device=ranks.device, dtype=dtype, resolution=config.resolution)
+    # low-rank matrices compute in the dtype of the backbone that they share with the teacher
+    in_float32 = config.lora_rank > 0 and trainable_spec(config.method).method.full_precision
+    teacher = load_teacher(
+        config.teacher,
+        device=ranks.device,
+        dtype=torch.float32 if in_float32 else dtype,
+        resolution=config.resolution,
+    )
     tells_sizes = _tells_sizes(config, teacher)
     method = load_method(config.method, method_config, teacher, discriminator)
     settings = {**to_dict(config), **to_dict(method_config)}
@@ -161,4 +168,4 @@ def _step(folder: RunFolder) -> int:
 def _compute_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"float32": torch.float32, "bf16": torch.bfloat16}[name]
+    return {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]

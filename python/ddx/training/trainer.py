@@ -1,6 +1,7 @@
 """The networks of a run, their averages, and one step of all of them.
 
-Weights, gradients and optimiser state are float32; with bf16 the forward passes run under autocast.
+Weights, gradients and optimiser state are float32; with bf16 and fp16 the forward passes run under autocast, but for
+the losses of methods with `full_precision`. With fp16 the losses are scaled, so that small gradients do not vanish.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from ddx.training.trained import Trained
 
 EXPORTED = "ema"
 METHOD = "method"
+FIRST_LOSS_SCALE = 4096.0  # of fp16; torch halves it after a step that is not finite, and doubles it after 2000 others
 
 
 class Trainer:
@@ -71,6 +73,9 @@ class Trainer:
         self.more = {name: EMA.named(student, name) for name in config.ema_more}
         self.skipped = torch.zeros((), device=ranks.device)
         self.meter = Meter(ranks.device)
+        self.scaler = torch.amp.GradScaler(
+            ranks.device.type, init_scale=FIRST_LOSS_SCALE, enabled=dtype == torch.float16
+        )
 
     def _build(self, spec: NetworkSpec, start: Mapping[str, Tensor] | None) -> nn.Module:
         """Return the network of `spec`: whole, or low-rank matrices around the shared frozen backbone."""
@@ -90,14 +95,14 @@ class Trainer:
         return self.trained[STUDENT].module
 
     def learning_rate_factor(self, step: int) -> float:
-        """Return the factor for all learning rates at `step`."""
-        config = self.config
+        """Return the factor for all learning rates at `step`: the schedule's and the method's."""
+        config, own = self.config, self.method.learning_rate_factor(step)
         match config.lr_schedule:
             case "cosine":
-                return warmup_cosine(step, warmup_steps=config.warmup_steps, total_steps=config.train_steps)
+                return own * warmup_cosine(step, warmup_steps=config.warmup_steps, total_steps=config.train_steps)
             case "linear":
-                return warmup_linear(step, warmup_steps=config.warmup_steps, total_steps=config.train_steps)
-        return warmup_constant(step, warmup_steps=config.warmup_steps)
+                return own * warmup_linear(step, warmup_steps=config.warmup_steps, total_steps=config.train_steps)
+        return own * warmup_constant(step, warmup_steps=config.warmup_steps)
 
     def step(self, step: int, batches: Sequence[Batch]) -> None:
         """Run all turns of `step` on this rank's rows, given as micro-batches."""
@@ -112,6 +117,7 @@ class Trainer:
             self._accumulate(turn, batches)
             for name in turn.trains:
                 self._update(self.trained[name], factor)
+            self.scaler.update()
         for average in (self.exported, *self.more.values()):
             if average is not None:
                 average.update(self.config.batch_size)
@@ -132,7 +138,7 @@ class Trainer:
                 stack.enter_context(wide_products(self.ranks.device, self.dtype))
                 for name in turn.trains:
                     stack.enter_context(without_sync(networks[name], accumulate_only))
-                with self.autocast():
+                with nullcontext() if self.method.full_precision else self.autocast():
                     losses = self.method.losses(turn, batch, networks)
                 self._backward(turn, losses, num_rows)
             self.meter.add(losses)
@@ -151,15 +157,16 @@ class Trainer:
                     balances.append(balance)
                 else:
                     together.append(second)
-        torch.stack(together).sum().backward(retain_graph=bool(apart))
+        self.scaler.scale(torch.stack(together).sum()).backward(retain_graph=bool(apart))
         if apart:
             with ExitStack() as stack:
                 for balance in balances:
                     stack.enter_context(balance.second())
-                torch.stack(apart).sum().backward()
+                self.scaler.scale(torch.stack(apart).sum()).backward()
 
     def _update(self, trained: Trained, factor: float) -> None:
         trained.balance.finish()
+        self.scaler.unscale_(trained.optimizer)
         clip = measure_clip((p.grad for p in trained.parameters), self.config.clip_norm)
         set_learning_rate(trained.optimizer, trained.learning_rate, factor)
         guarded_step(trained.optimizer, clip, self.skipped)
@@ -177,7 +184,7 @@ class Trainer:
         return int(self.ranks.smallest(counts).max())
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context for forward passes."""
+        """Return the context for forward passes in the run's dtype."""
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.ranks.device.type, dtype=self.dtype)
@@ -213,6 +220,7 @@ class Trainer:
             "num_steps": {name: trained.num_steps for name, trained in self.trained.items()},
             "num_images": {name: average.num_images for name, average in self._all_averages().items()},
             "skipped": int(self.skipped),
+            "loss_scale": self.scaler.state_dict(),
         }
         return Snapshot(tensors, state)
 
@@ -229,6 +237,8 @@ class Trainer:
                 average.load_state_dict({"num_images": images, "shadow": snapshot.tensors[name]})
             _copy_into(self.method.state(), snapshot.tensors.get(METHOD, {}))
             self.skipped.fill_(snapshot.state["skipped"])
+            if snapshot.state.get("loss_scale"):  # empty but with fp16
+                self.scaler.load_state_dict(snapshot.state["loss_scale"])
         except (KeyError, RuntimeError) as error:
             raise DdxError(
                 f"the checkpoint does not fit this run's networks: {error}",

@@ -20,10 +20,10 @@ CASES = {
     "ddx distill --meth": ["--method"],
     "ddx distill --method sh": ["shortcut"],
     "ddx distill --method=sid": ["sid", "sid-lsg", "sida"],
-    "ddx distill --dtype=": ["auto", "float32", "bf16"],
+    "ddx distill --dtype=": ["auto", "float32", "bf16", "fp16"],
     "ddx distill --teacher sana-6": ["sana-600m", "sana-600m-1024"],
     "ddx distill --teacher made": ["runs/teachers/made"],
-    "ddx distill --dtype ": ["auto", "float32", "bf16"],
+    "ddx distill --dtype ": ["auto", "float32", "bf16", "fp16"],
     # --alpha is sid's own, which needs torch to know
     "ddx distill --method sid --alpha 1 --tea": ["--teacher", "--teacher-base"],
     "ddx distill --data ": ["runs/data/a-sana-tiny-64.zarr"],

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.special import stdtr, stdtrit
 from torch import Tensor, nn
 
 from ddx.bench.mixtures.mixture import circle
@@ -23,6 +24,7 @@ from ddx.methods.registry import METHODS
 from ddx.methods.tcm import FIRST, TCMConfig
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
+from ddx.training.optimizer import warmup_constant
 from distilling import in_turns, make_batch, make_teacher, make_trainer
 
 torch.set_num_threads(1)
@@ -81,14 +83,14 @@ class ByHand:
         return uncond + 3.0 * (cond - uncond), 2.0 * (cond - uncond)
 
     def grid(self, number: int) -> list[float]:
-        """Karras et al. 2022, equation 5, with rho = 7, and the ends where pictures and samplers are."""
-        low = max(self.low / (1 - self.low), 0.002)
-        high = 80.0 if self.high > 80 / 81 else self.high / (1 - self.high)
+        """Karras et al. 2022, equation 5, with rho = 7, for twice its standard deviation of data."""
+        low = max(self.low / (1 - self.low), 0.004)
+        high = 160.0 if self.high > 160 / 161 else self.high / (1 - self.high)
         roots = [low ** (1 / 7) + n / number * (high ** (1 / 7) - low ** (1 / 7)) for n in range(number + 1)]
         return [0.0, *(root**7 / (1 + root**7) for root in roots[1:-1]), self.high]
 
     def noise_level(self, t: float) -> float:
-        return t / max(1 - t, 1 / 81)
+        return t / max(1 - t, 1 / 161)
 
     def drawn(self, u: Tensor, mean: float, std: float) -> float:
         t = torch.sigmoid(mean + std * torch.special.ndtri(u))
@@ -122,7 +124,7 @@ def test_loss_equals_the_formula_in_float64(name: str, process: str) -> None:
     again.uniform()  # the guidance
     noise = again.normal(2, 1, 1).double()
     assert name != "tcm" or (at_boundary.any() and not at_boundary.all())
-    mean = -1.1 + math.log(2)
+    mean, below_first = -1.1 + math.log(2), [False]
     for row in range(rows):
         here, u = condition.index(slice(row, row + 1)), times[row]
         clean, eps = x0[row : row + 1], noise[row : row + 1]
@@ -148,13 +150,14 @@ def test_loss_equals_the_formula_in_float64(name: str, process: str) -> None:
                 r = hand.tuned(t, 5)
                 weight = 1 / (hand.noise_level(t) - hand.noise_level(r))
             case "tcm":
-                # normal times above 0.5, of logit 0: the normal's upper part
-                below = float(torch.special.ndtr(torch.tensor(-mean / 2.0).double()))
-                t = max(hand.drawn(below + (1 - below) * u, mean, 2.0), 0.5)
-                r = max(hand.tuned(t, 7), 0.5)
+                # log-Student-t, half of it, from t' = 0.5 of noise level 1 to the noisiest
+                below, above = stdtr(0.01, 0.0), stdtr(0.01, math.log(hand.noise_level(hand.high)) / 0.2)
+                t = 1 / (1 + math.exp(-0.2 * stdtrit(0.01, below + (above - below) * float(u))))
+                t = 0.5 if at_boundary[row] else t
+                r = hand.tuned(t, 7)
                 weight = 1 / (hand.noise_level(t) - hand.noise_level(r))
-                if at_boundary[row]:
-                    t, r, weight = 0.5, 0.5, 0.1
+                weight *= 0.1 / 0.25 if at_boundary[row] else 1 / 0.75
+                below_first.append(r < 0.5)
         x_t = (1 - t) * clean + t * eps
         guided, extra = hand.guided(x_t, t, here, null)
         if name == "cd":
@@ -164,14 +167,13 @@ def test_loss_equals_the_formula_in_float64(name: str, process: str) -> None:
         else:
             x_r = (1 - r) * clean + r * eps + (r - t) * extra
         source = networks.get(TARGET, networks[STUDENT])
-        if at_boundary[row]:
+        if name == "tcm" and r < 0.5:
             source = networks[FIRST]
         difference = hand.clean(networks[STUDENT], x_t, t, here) - hand.clean(source, x_r, r, here)
         squared = difference.square().mean().item()
         distance = squared if name in ("cd", "ct") else math.sqrt(squared + 0.00054**2) - 0.00054
-        # the share of times below t' is counted; neighbours differ little
-        rel = 5e-3 if name == "tcm" else 1e-4
-        assert float(found[row]) == pytest.approx(weight * distance, rel=rel, abs=1e-12), (name, row, t, r)
+        assert float(found[row]) == pytest.approx(weight * distance, rel=1e-4, abs=1e-12), (name, row, t, r)
+    assert name != "tcm" or sum(below_first) > int(at_boundary.sum())  # of other rows too
 
 
 @pytest.mark.parametrize(("name", "teacher"), in_turns(NAMES), indirect=["teacher"])
@@ -238,7 +240,7 @@ def test_a_student_with_dropout_has_no_loss_where_both_times_are_one(name: str) 
     )
     draw = method.draw_pair
     method.draw_pair = lambda given: (lambda times, t, r: (times, t, t))(*draw(given))  # type: ignore[method-assign]
-    method.weight = lambda t, r: torch.ones_like(t)  # type: ignore[method-assign]
+    method.weight = lambda t, r, batch: torch.ones_like(t)  # type: ignore[method-assign]
     assert method.losses(TURN, batch, {STUDENT: student}).by_network[STUDENT].abs().max() < 1e-6
 
 
@@ -247,7 +249,7 @@ def test_the_grid_is_that_of_karras_and_reaches_both_ends() -> None:
     assert grid[0] == 0.0 and grid[-1] == 1.0 and bool((grid.diff() > 0).all())
     roots = level(grid[1:-1]) ** (1 / 7)
     assert torch.allclose(roots.diff(), roots.diff()[0].expand(16))
-    assert roots[0] - (roots[1] - roots[0]) == pytest.approx(0.002 ** (1 / 7))
+    assert roots[0] - (roots[1] - roots[0]) == pytest.approx(0.004 ** (1 / 7))
 
 
 def test_the_curriculum_of_consistency_training_is_the_paper_s() -> None:
@@ -293,9 +295,10 @@ def test_the_second_stage_of_tcm_begins_with_a_snapshot_that_stays(tmp_path: Pat
     assert gap() > 0
 
 
-def test_the_second_stage_of_tcm_draws_no_time_below_its_boundary() -> None:
+@pytest.mark.parametrize("times", ["student-t", "first"])
+def test_the_second_stage_of_tcm_draws_no_time_below_its_boundary(times: str) -> None:
     teacher = MixtureTeacher(circle())
-    method = make_method("tcm", teacher, truncation_time=0.4)
+    method = make_method("tcm", teacher, truncation_time=0.4, second_times=times)
     batch = Batch(
         x0=torch.zeros(512, 2, 1, 1),
         condition=teacher.null_condition().expand(512),
@@ -304,10 +307,19 @@ def test_the_second_stage_of_tcm_draws_no_time_below_its_boundary() -> None:
         step=SECOND_STAGE,
     )
     _, t, r = method.draw_pair(batch)
-    assert t.min() == 0.4 and r.min() == 0.4 and bool((t >= r).all())
+    assert t.min() == 0.4 and r.min() < 0.4 and bool((t > r).all())  # the pairs' earlier times may lie below
     assert 0.15 < float((t == 0.4).double().mean()) < 0.35
+    assert t.max() > 0.95
     _, t, _ = method.draw_pair(dataclasses.replace(batch, step=0, random=RandomNumbers(0, 0, range(512))))
     assert t.min() < 0.1
+
+
+def test_the_second_stage_of_tcm_has_a_learning_rate_of_its_own(tmp_path: Path) -> None:
+    teacher = make_teacher("flow", tmp_path / "pipeline")
+    trainer = make_trainer(teacher, TCMConfig(first_share=0.5), method="tcm", train_steps=4)
+    factors = [trainer.learning_rate_factor(step) for step in range(4)]
+    schedule = [factor / own for factor, own in zip(factors, (1.0, 1.0, 0.5, 0.5), strict=True)]
+    assert schedule == [warmup_constant(step, warmup_steps=trainer.config.warmup_steps) for step in range(4)]
 
 
 @pytest.mark.parametrize(
@@ -322,7 +334,8 @@ def test_the_second_stage_of_tcm_draws_no_time_below_its_boundary() -> None:
         ("ect", {"num_stages": 0}, "num_stages"),
         ("tcm", {"first_share": 1.5}, "first_share"),
         ("tcm", {"truncation_time": 1.0}, "truncation_time"),
-        ("tcm", {"boundary_weight": 0.0}, "boundary_weight"),
+        ("tcm", {"truncation_time": 0.0}, "truncation_time"),
+        ("tcm", {"boundary_loss_weight": 0.0}, "boundary_loss_weight"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_by_name(name: str, settings: dict[str, Any], named: str) -> None:

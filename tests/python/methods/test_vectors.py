@@ -27,11 +27,14 @@ from ddx.methods.lcm import LCM, LCMConfig
 from ddx.methods.meanflow import MeanFlow, MeanFlowConfig
 from ddx.methods.parts.adversarial import DISCRIMINATOR
 from ddx.methods.parts.score_distillation import ScoreDistillation
+from ddx.methods.rcgm import RCGM, RCGMConfig
 from ddx.methods.sana_sprint import SanaSprint, SanaSprintConfig
 from ddx.methods.scm import SCM, WEIGHT, SCMConfig
+from ddx.methods.shortcut import Shortcut, ShortcutConfig
 from ddx.methods.sid import SiD, SiDConfig
 from ddx.methods.sid_lsg import SiDLSG, SiDLSGConfig
 from ddx.methods.sida import SiDA, SiDAConfig
+from ddx.methods.tcm import FIRST, TCM, TCMConfig
 from ddx.methods.twinflow import TwinFlow, TwinFlowConfig
 from ddx.process import EDMProcess, FlowProcess, VPProcess
 from toys import Heads, Recorded, Toy, ToyTeacher, toy_batch
@@ -133,6 +136,27 @@ def test_ect(name: str) -> None:
     random = Recorded(uniforms=[uniform, uniform], normals=[data["noise"]])
     batch = toy_batch(teacher, 2.0 * data["images"], data["classes"], random, progress=(stage + 0.5) / 8)
     case.holds(root * loss_of(STUDENT, method, batch, {"student": student}).mean(), student)
+
+
+@cases("tcm")
+def test_tcm(name: str) -> None:
+    case = Case("tcm", name)
+    data, settings = case.inputs, case.settings
+    student, first = case.toy("student"), case.toy("first")
+    teacher = ToyTeacher(case.toy("first"), EDMProcess(), "x0", lambda t: (t / 2.0).log() / 4.0, scale=2.0)
+    root = data["noise"][0].numel() ** 0.5  # its distance is of a sum, ddx's of a mean
+    config = TCMConfig(
+        huber_c=2.0 * settings["c"] / root,
+        num_stages=settings["stage"] + 1,  # the last one, in which the second stage stays
+        truncation_time=2.0 / 3.0,  # a noise level of 2, its 1
+        boundary_share=settings["boundary_share"],
+        boundary_loss_weight=settings["boundary_loss_weight"],
+    )
+    method = TCM(config, teacher)
+    uniforms = [data["share"], 1.0 - data["at_boundary"], data["share"]]
+    random = Recorded(uniforms=uniforms, normals=[data["noise"]])
+    batch = toy_batch(teacher, 2.0 * data["images"], data["classes"], random, step=1)
+    case.holds(root * loss_of(STUDENT, method, batch, {STUDENT: student, FIRST: first}).mean(), student)
 
 
 class LogVariance(nn.Module):
@@ -348,6 +372,46 @@ def test_meanflow(name: str) -> None:
     random = Recorded(uniforms=[t, r, data["u_same"], t], normals=[data["noise"]])
     batch = toy_batch(teacher, data["latents"], data["classes"], random)
     case.holds(loss_of(STUDENT, MeanFlow(config, teacher), batch, {STUDENT: student}).mean(), student)
+
+
+@cases("rcgm")
+def test_rcgm(name: str) -> None:
+    case = Case("rcgm", name)
+    data, guidance = case.inputs, case.settings["guidance"]
+    student, target = (case.toy(network, takes=["interval"]) for network in ("student", "target"))
+    teacher = ToyTeacher(case.toy("target"), FlowProcess(), "flow")
+    config = RCGMConfig(
+        velocity_from="data",
+        guidance_min=guidance,
+        guidance_max=guidance,
+        same_time_share=0.0,
+        target_jumps=case.settings["target_jumps"],
+    )
+    t, r = data["t"], data["r"]
+    random = Recorded(uniforms=[t, t, r / t, t], normals=[data["noise"]])
+    batch = toy_batch(teacher, data["latents"], data["classes"], random)
+    case.holds(loss_of(STUDENT, RCGM(config, teacher), batch, {STUDENT: student, TARGET: target}).mean(), student)
+
+
+@cases("shortcut")
+def test_shortcut(name: str) -> None:
+    case = Case("shortcut", name)
+    data, smallest = case.inputs, case.settings["smallest_jumps"]
+    networks = {STUDENT: case.toy("student", takes=["interval"])}
+    if case.settings["average"]:
+        networks[TARGET] = case.toy("target", takes=["interval"])
+    teacher = ToyTeacher(case.toy("target"), FlowProcess(), "flow")
+    config = ShortcutConfig(velocity_from="data", smallest_jumps=smallest, target_decay=0.0)
+    method = Shortcut(config, teacher)
+    twice, once = torch.arange(8).chunk(2)
+    levels = math.log2(smallest)
+    t = 1.0 - data["t"]  # its time runs from noise to picture
+    t[twice] -= 0.5 ** (1.0 + data["level"][twice])  # within the jump that ddx starts above it
+    at = (t - method.view.t_min) / (method.view.t_max - method.view.t_min)
+    random = Recorded(uniforms=[at, at, (data["level"] + 0.5) / levels], normals=[data["noise"]], parts=[twice, once])
+    latents = data["images"] + 1e-5 * data["noise"]  # what it leaves of the noise in the picture
+    batch = toy_batch(teacher, latents, data["classes"], random)
+    case.holds(loss_of(STUDENT, method, batch, networks).mean(), networks[STUDENT])
 
 
 @cases("twinflow")

@@ -13,7 +13,7 @@ from ddx.teachers.base import Teacher
 from ddx.teachers.families.sana_fused import is_fused, unfuse
 from ddx.teachers.registry import load_teacher
 from ddx.training.distributed import Ranks
-from ddx.training.trainer import Trainer
+from ddx.training.trainer import FIRST_LOSS_SCALE, Trainer
 from distilling import make_batch, make_teacher, make_trainer, read_meter
 from pipelines import make_sana
 
@@ -58,6 +58,37 @@ def test_bf16_computes_in_bf16_and_keeps_weights_and_state_in_float32(teacher: T
     assert losses[1] == pytest.approx(losses[0], rel=0.05) and losses[1] != losses[0]
     floating = [v for group in rounded.snapshot().tensors.values() for v in group.values() if v.is_floating_point()]
     assert {value.dtype for value in floating} == {torch.float32}
+
+
+def test_fp16_scales_its_losses_and_halves_the_scale_after_a_step_that_is_not_finite(tmp_path: Path) -> None:
+    teacher = make_teacher("eps", tmp_path / "pipeline")  # SANA's linear attention at random weights overflows
+    exact = make_trainer(teacher)
+    half = Trainer(exact.method, exact.config, Ranks(), torch.float16)
+    turn = exact.method.turns(0)[0]
+    gradients, norms = [], []
+    for trainer in (exact, half):
+        trainer._accumulate(turn, [make_batch(teacher)])
+        trained = trainer.trained[STUDENT]
+        gradients.append(torch.cat([p.grad.flatten() for p in trained.parameters if p.grad is not None]))
+        trainer._update(trained, 1.0)
+        norms.append(read_meter(trainer)["grad_norm"])
+    half.scaler.update()
+    assert float(gradients[1].norm()) / FIRST_LOSS_SCALE == pytest.approx(float(gradients[0].norm()), rel=0.02)
+    assert norms[1] == pytest.approx(norms[0], rel=0.02)  # what is clipped and shown is not scaled
+    assert norms[1] != norms[0]
+
+    scale = half.scaler.state_dict()
+    half.scaler.load_state_dict({**scale, "scale": 1e30})
+    held = {name: value.clone() for name, value in half.snapshot().tensors[STUDENT].items()}
+    half.step(1, [make_batch(teacher, 1)])
+    snapshot = half.snapshot()
+    assert snapshot.state["skipped"] == 1 and snapshot.state["loss_scale"]["scale"] == pytest.approx(5e29)
+    assert all(torch.equal(value, held[name]) for name, value in snapshot.tensors[STUDENT].items())
+    again = Trainer(exact.method, exact.config, Ranks(), torch.float16)
+    again.restore(snapshot)
+    assert again.scaler.get_scale() == pytest.approx(5e29)
+    del snapshot.state["loss_scale"]  # of a version that had none
+    again.restore(snapshot)
 
 
 def test_gradient_checkpointing_changes_nothing(teacher: Teacher) -> None:

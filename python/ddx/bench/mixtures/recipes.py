@@ -107,7 +107,7 @@ RECIPES: dict[str, Recipe] = {
         },
         passes={"flow": (4,), "edm": (4,), "vp-eps-sd": (4,)},
     ),
-    # a short second stage: a longer one, over the noisy times alone, spoils the widths
+    # a short second stage; on flow one from t' = 0.5 passes too
     "tcm": Recipe(
         settings={
             **FAST,
@@ -117,7 +117,6 @@ RECIPES: dict[str, Recipe] = {
             "loss": "l2",
             "first_share": 0.8,
             "truncation_time": 0.3,
-            "boundary_weight": 3.0,
         },
         passes={"flow": ALL, "guided": (2,), "edm": (1, 4), "vp-v": (1,)},
     ),

@@ -101,6 +101,7 @@ class WithDiscriminator(Method):
         self.discriminator = AddedDiscriminator(method, config, config.gan_weight)
         super().__init__(method.config, method.teacher)
         self.makes, self.sampler, self.folded_steps = method.makes, method.sampler, method.folded_steps
+        self.full_precision = method.full_precision
 
     # what the discriminator adds
 
@@ -166,6 +167,10 @@ class WithDiscriminator(Method):
     def renewed(self, step: int) -> tuple[str, ...]:
         """See :meth:`Method.renewed`."""
         return self.method.renewed(step)
+
+    def learning_rate_factor(self, step: int) -> float:
+        """See :meth:`Method.learning_rate_factor`."""
+        return self.method.learning_rate_factor(step)
 
     def decay_at(self, spec: NetworkSpec, step: int) -> float:
         """See :meth:`Method.decay_at`."""

@@ -188,6 +188,9 @@ class FeatureJudge:
         `network_gradient` scales the gradient that `network`, and what is behind it, gets.
         """
         features = self.view.features(network, x_t, t, condition)
+        if not torch.is_autocast_enabled(x_t.device.type):  # a teacher in half precision, beside float32 heads
+            dtype = next(heads.parameters()).dtype
+            features = [value.to(dtype) for value in features]
         if network_gradient != 1.0:
             features = [value.detach() + network_gradient * (value - value.detach()) for value in features]
         found: Tensor = heads(features, pooled(condition) if self.config.head_condition else None)

@@ -5,8 +5,9 @@ loss     = w(t, r) d( f(x_t, t), stop-gradient f_target(x_r, r) )               
 d        = sqrt(mean |.|^2 + c^2) - c                           pseudo-Huber, or the mean square
 
 Papers of this family count time in noise levels sigma / alpha (Karras et al. 2022), here `level`; t is flow time,
-``level / (1 + level)``. Their constants are for data of standard deviation 0.5, and stand here for latents of 1: a
-log-normal mean is log 2 above theirs. Their c grows as the root of the dimensions, because their distance is no mean.
+``level / (1 + level)``. Their constants are for data of standard deviation 0.5, and stand here for latents of 1:
+levels are twice theirs (0.002 to 80 is 0.004 to 160), and a log-normal mean is log 2 above theirs. Their c grows as the
+root of the dimensions, because their distance is no mean.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from ddx.methods.parts.flow_view import rows
 from ddx.methods.parts.path import path_velocity
 from ddx.methods.parts.time_sampling import Times, grid_index, intervals_at
 
-LARGEST_LEVEL = 80.0
-SMALLEST_LEVEL = 0.002
+LARGEST_LEVEL = 160.0
+SMALLEST_LEVEL = 0.004
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +125,7 @@ class ConsistencyMethod(FlowMethod):
             with same_dropout(x_t.device):
                 target = self.target(networks, x_t, x_r, t, r, batch, guidance)
         prediction = self.predict_x0(student, x_t, t, batch.condition, guidance)
-        loss, dropped = self.distance(prediction, target, self.weight(t, r))
+        loss, dropped = self.distance(prediction, target, self.weight(t, r, batch))
         return Losses(by_network={STUDENT: times.weigh(loss)}, dropped={STUDENT: dropped})
 
     def earlier(
@@ -156,7 +157,7 @@ class ConsistencyMethod(FlowMethod):
         c = self.config.huber_c
         return GuardedLoss(weight.to(squared) * squared / ((squared + c * c).sqrt() + c), dropped)
 
-    def weight(self, t: Tensor, r: Tensor) -> Tensor:
+    def weight(self, t: Tensor, r: Tensor, batch: Batch) -> Tensor:
         """Return the weight of each pair, float64 `[B]`."""
         match self.config.pair_weight:
             case "level":
