@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from ddx.cli.console import emit, emit_json, emit_origins
@@ -51,11 +52,12 @@ def _print_recipe(recipe: Recipe) -> None:
     emit(f"recipe    {_name(recipe)}")
     for number, work in enumerate(preset.cited, start=1):
         emit(f"source    [{number}] {work}")
+    width = min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
     for trait, departure in preset.traits.items():
-        emit(f"differs   {trait}: {departure.ours}, published: {departure.published} ({departure.reason})")
+        text = f"differs   {trait}: {departure.ours}, published: {departure.published} ({departure.reason})"
+        emit(textwrap.fill(text, width, subsequent_indent=" " * 10))
     emit("")
     order = sorted(settings, key=lambda name: (_group(origins[name]), list(settings).index(name)))
-    width = min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
     emit_origins({name: settings[name] for name in order}, origins, width=width)
 
 

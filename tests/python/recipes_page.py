@@ -12,6 +12,15 @@ from ddx.training.preset_file import Preset, link, read_preset, short
 from ddx.training.presets import preset_folder, preset_names, preset_parts
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "recipes.md"
+# Published students whose authors say how they are drawn, and not how they were trained.
+STUDENTS = (
+    (
+        "Qwen-Image-Lightning",
+        "qwen-image",
+        "a LoRA for 4 steps and one for 8, drawn without guidance; times shifted by 3, in the distillation too",
+        "ModelTC/Qwen-Image-Lightning@25d1e9935ba97e1f60503f8c000201e08b1fe8f4:generate_with_diffusers.py",
+    ),
+)
 FOLDER = "../python/ddx/presets/distill"
 INTRODUCTION = """# Recipes
 
@@ -36,7 +45,7 @@ def published() -> list[tuple[str, str, Preset]]:
 @functools.cache
 def page() -> str:
     """The whole page."""
-    return "\n".join([INTRODUCTION, *_recipes(), "", *_coverage(), "", *_departures(), ""])
+    return "\n".join([INTRODUCTION, *_recipes(), "", *_coverage(), "", *_departures(), "", *_students(), ""])
 
 
 def _table(headers: tuple[str, ...], rows: list[list[str]]) -> list[str]:
@@ -91,6 +100,13 @@ def _departures() -> list[str]:
     headers = ("presets", "what", "published", "here", "reason", "measured")
     intro = "Where recipes depart from what was published, and what was measured."
     return ["## Departures", "", intro, "", *_table(headers, [[", ".join(n), *w] for w, n in shared.items()])]
+
+
+def _students() -> list[str]:
+    rows = [[name, family, facts, f"[{short(work)}]({link(work)})"] for name, family, facts, work in STUDENTS]
+    headers = ("student", "family", "what is published", "source")
+    intro = "What is public of students whose training is not."
+    return ["## Without a recipe", "", intro, "", *_table(headers, rows)]
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ class Recipe:
     def _origin(self, key: str, said: Mapping[str, str]) -> str:
         if key in said:
             return f"yours: --{key.replace('_', '-')}" if said[key] == FLAGS else f"yours: {said[key]}"
+        if key == "preset" and self.preset.name is not None:
+            return "ddx: found for the teacher and the method"
         departure = self.preset.departures.get(key)
         if departure is not None:
             return f"ddx: {departure.reason} (published: {departure.published})"
