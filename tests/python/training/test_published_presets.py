@@ -63,7 +63,7 @@ def test_it_cites_works_and_gives_reasons(name: str) -> None:
 def test_the_order_in_which_a_preset_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert recipe(teacher="sana-tiny", method="lcm").config.preset == "sana-tiny-lcm"  # teacher and method
-    assert recipe(teacher="sana-tiny", method="sid").config.preset == "sana-tiny"  # teacher, before the family
+    assert recipe(teacher="sana-tiny", method="scm").config.preset == "sana-tiny"  # teacher, before the family
     assert recipe(teacher="sdxl", method="lcm", preset="none").config.preset == "none"
     fine_tune = tmp_path / "mine"
     fine_tune.mkdir()
