@@ -3,10 +3,15 @@
     dL/dx = (y_psi - y_phi) / max(mean|x - y_phi|, 1e-5)            both constants
     psi   learns |v_psi - e|^2 on stopgrad(x), five times for each update of the student
     D     heads on psi's features at re-noised real and generated latents:
-          psi, D: softplus(-D(real)) + softplus(D(x)),  student: 1e-3 softplus(-D(x))
+          psi, D: softplus(-D(real)) + softplus(D(x)),  student: gan_weight softplus(-D(x))
 
 Several steps are trained by backward simulation, see :mod:`ddx.methods.parts.score_distillation`. With `gan_weight` 0
 there is no discriminator, and captions are enough.
+
+The settings are those of SDXL in four steps: tianweiy/DMD2 (commit 4e54501c), experiments/sdxl/
+sdxl_cond999_8node_lr5e-7_denoising4step_diffusion1000_gan5e-3_guidance8_noinit_noode_backsim_scratch.sh. The presets
+have them with their guidance and batch, and those of one step, of Stable Diffusion too. The published head sees the
+middle block alone and, as here, no caption but through the network; here there is one for each feature layer.
 """
 
 from __future__ import annotations
@@ -30,14 +35,16 @@ from ddx.teachers.base import Teacher
 
 @dataclass(frozen=True, kw_only=True)
 class DMD2Config(AdversarialConfig, ScoreConfig):
-    """The published form, in one step."""
+    """The published form of SDXL, in four steps."""
 
+    num_steps: int = changed(ScoreConfig, "num_steps", 4)
     fake_updates: int = changed(ScoreConfig, "fake_updates", 5)
     gan_loss: str = changed(AdversarialConfig, "gan_loss", "softplus")
+    head_condition: bool = changed(AdversarialConfig, "head_condition", False)
     normalise: bool = option(
         True, "divide the difference of the scores by the distance between the teacher's score and the sample"
     )
-    gan_weight: float = option(1e-3, "weight of the adversarial loss of the student; 0: no discriminator")
+    gan_weight: float = option(5e-3, "weight of the adversarial loss of the student; 0: no discriminator")
     fake_gan_weight: float = option(1e-2, "share of the discriminator's gradient that reaches the fake score")
 
     def __post_init__(self) -> None:

@@ -28,6 +28,7 @@ def test_losses_equal_the_formulas_by_hand(teacher: Teacher) -> None:
         "guidance_min": guidance,
         "guidance_max": guidance,
         "start_time": 0.714,
+        "num_steps": 1,
         "time_shift": 2.0,
         "denoising_weight": "none",
     }

@@ -328,7 +328,7 @@ def test_dmd2(name: str) -> None:
     process, scale = stable_diffusion(), settings["guidance"]
     teacher = ToyTeacher(case.toy("teacher"), process, "eps", lambda t: t / 1000.0)
     weights = {key: settings[key] for key in ("gan_weight", "fake_gan_weight")}
-    method = DMD2(DMD2Config(guidance_min=scale, guidance_max=scale, head_condition=False, **weights), teacher)
+    method = DMD2(DMD2Config(num_steps=1, guidance_min=scale, guidance_max=scale, **weights), teacher)
     networks = {STUDENT: student, FAKE: fake, DISCRIMINATOR: heads}
     zero = torch.zeros(4, dtype=torch.float64)
     at = {key: quantile(process.flow_time(data[key]), method) for key in data if key.endswith("timesteps")}

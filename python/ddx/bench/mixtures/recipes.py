@@ -258,6 +258,7 @@ RECIPES: dict[str, Recipe] = {
             "start_time": 0.714,
             "time_shift": 0.8,
             "gan_weight": 1e-3,
+            "head_condition": True,
         },
         passes={"flow": (2,), "guided": (2,)},
         features=True,
