@@ -98,6 +98,10 @@ class SanaSprint(SCM):
         share = (drawn - self.guidance_min) / (self.guidance_max - self.guidance_min)
         return scales[(share * len(scales)).long().clamp(max=len(scales) - 1)]
 
+    def frozen_passes(self) -> float:
+        """See :meth:`Method.frozen_passes`: the features of what the student draws."""
+        return 1.0
+
     def networks(self) -> tuple[NetworkSpec, ...]:
         """Return sCM's networks, and the heads on the teacher's features."""
         return *super().networks(), self.discriminator.judge.spec()

@@ -36,7 +36,8 @@ def estimate_run(method: Method, config: DistillConfig, teacher: Teacher, dtype:
     """Return the estimate.
 
     Memory: per network 16 bytes a parameter (weight, gradient, two moments), 4 for an average and for the gradient of a
-    second loss that is balanced, the teacher's own, and about 40 activations of the network's width a token and layer.
+    second loss that is balanced, the teacher's own, and about 40 activations of the network's width a token and layer,
+    of the student and of every frozen network that its gradient flows through.
     Time: 2 operations a parameter, token and forward
     pass, at the speed of a matrix product measured now.
     """
@@ -50,10 +51,12 @@ def estimate_run(method: Method, config: DistillConfig, teacher: Teacher, dtype:
     _, height, width = teacher.latent_shape(config.resolution)
     tokens = height * width // int(teacher.denoiser_config.get("patch_size", 1)) ** 2
     rows = min(config.micro_batch_size or config.batch_size, math.ceil(config.batch_size / world))
-    size = torch.finfo(dtype).bits // 8
+    size = 4 if method.full_precision else torch.finfo(dtype).bits // 8
     layers, channels = _depth_and_width(teacher)
-    activations = rows * tokens * channels * 40 * (2 if config.gradient_checkpointing else layers) * size
-    activations += rows * tokens * channels * layers * size if config.gradient_checkpointing else 0
+    # with checkpointing a layer's input for each layer, and all of the two that are being recomputed
+    a_pass = rows * tokens * channels * size * layers * (1 if config.gradient_checkpointing else 40)
+    activations = int(a_pass * (1.0 + method.frozen_passes()))
+    activations += rows * tokens * channels * size * 80 if config.gradient_checkpointing else 0
     per_parameter = 16 * num_trained + 4 * num_copies + torch.finfo(teacher.dtype).bits // 8
     spec = trainable_spec(config.method)
     passes = spec.relative_cost + (1.0 if config.gradient_checkpointing else 0.0)

@@ -6,8 +6,8 @@ the losses of methods with `full_precision`. With fp16 the losses are scaled, so
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -136,6 +136,7 @@ class Trainer:
             accumulate_only = number < len(batches) - 1
             with ExitStack() as stack:
                 stack.enter_context(wide_products(self.ranks.device, self.dtype))
+                stack.enter_context(self._teacher_checkpointing(turn))
                 for name in turn.trains:
                     stack.enter_context(without_sync(networks[name], accumulate_only))
                 with nullcontext() if self.method.full_precision else self.autocast():
@@ -144,6 +145,23 @@ class Trainer:
             self.meter.add(losses)
             for name in turn.trains:
                 self.trained[name].lost.add(losses.dropped.get(name))
+
+    @contextmanager
+    def _teacher_checkpointing(self, turn: Turn) -> Iterator[None]:
+        """Recompute the teacher's activations too where the student's gradient flows through it.
+
+        In the other turns a penalty differentiates it twice, and then the second pass must find what the first has.
+        """
+        network: Any = self.method.teacher.network()
+        wanted = self.config.gradient_checkpointing and STUDENT in turn.trains
+        if not wanted or not hasattr(network, "enable_gradient_checkpointing"):
+            yield
+            return
+        network.enable_gradient_checkpointing()
+        try:
+            yield
+        finally:
+            network.disable_gradient_checkpointing()
 
     def _backward(self, turn: Turn, losses: Losses, num_rows: int) -> None:
         """Add the gradients of a micro-batch; a balanced second loss adds its own separately, see `LossBalance`."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -9,10 +10,12 @@ from torch import nn
 
 from ddx.methods.base import STUDENT
 from ddx.methods.lcm import LCMConfig
+from ddx.methods.sid import SiDConfig
 from ddx.teachers.base import Teacher
 from ddx.teachers.families.sana_fused import is_fused, unfuse
 from ddx.teachers.registry import load_teacher
 from ddx.training.distributed import Ranks
+from ddx.training.estimate import estimate_run
 from ddx.training.trainer import FIRST_LOSS_SCALE, Trainer
 from distilling import make_batch, make_teacher, make_trainer, read_meter
 from pipelines import make_sana
@@ -89,6 +92,42 @@ def test_fp16_scales_its_losses_and_halves_the_scale_after_a_step_that_is_not_fi
     assert again.scaler.get_scale() == pytest.approx(5e29)
     del snapshot.state["loss_scale"]  # of a version that had none
     again.restore(snapshot)
+
+
+@pytest.mark.parametrize("method", ["sid", "sida", "ladd", "sana-sprint"])
+def test_frozen_networks_in_the_gradient_s_way_are_checkpointed_too(
+    teacher: Teacher, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(checkpointing: bool) -> tuple[list[torch.Tensor], int]:
+        """The student's gradient, and the bytes that its graph holds outside of what is recomputed."""
+        trainer, held = make_trainer(teacher, method=method, gradient_checkpointing=checkpointing), {}
+
+        def keep(value: torch.Tensor) -> torch.Tensor:
+            held[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+            return value
+
+        turn = next(turn for turn in trainer.method.turns(99) if STUDENT in turn.trains)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            trainer._accumulate(turn, [make_batch(teacher)])
+        assert not getattr(teacher.network(), "gradient_checkpointing", False)  # as it was
+        return [p.grad for p in trainer.trained[STUDENT].parameters if p.grad is not None], sum(held.values())
+
+    (plain, most), (both, least) = (measured(checkpointing) for checkpointing in (False, True))
+    monkeypatch.setattr(Trainer, "_teacher_checkpointing", lambda trainer, turn: contextlib.nullcontext())
+    student_only, more = measured(True)
+    assert least < more < most
+    for ours in (both, student_only):
+        assert len(ours) == len(plain) and all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
+
+
+def test_the_estimate_counts_the_frozen_networks_in_the_gradient_s_way(teacher: Teacher) -> None:
+    sizes = []
+    for config in (SiDConfig(score_gradients="none"), SiDConfig(score_gradients="fake"), SiDConfig()):
+        trainer = make_trainer(teacher, config, method="sid", gradient_checkpointing=True)
+        made = estimate_run(trainer.method, trainer.config, teacher, torch.float32, 1)
+        sizes.append(made.memory_bytes)
+    one = sizes[1] - sizes[0]
+    assert one > 0 and sizes[2] - sizes[0] == 3 * one
 
 
 def test_gradient_checkpointing_changes_nothing(teacher: Teacher) -> None:
