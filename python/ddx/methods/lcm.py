@@ -186,7 +186,7 @@ class LCM(FlowMethod):
         """Multistep consistency sampling (Song et al. 2023, algorithm 1), at the times of the exported scheduler."""
         x = noises[0]
         times = sampling_times(self.process, len(noises))
-        if self.config.student_times:
+        if self.own_times:
             times = self.view.own_time(self.student_times(len(noises))[:-1])
         for step, time in enumerate(send(times, x.device)):
             t = time.expand(len(x))
@@ -198,7 +198,7 @@ class LCM(FlowMethod):
     def export_notes(self) -> dict[str, Any]:
         """Return the guidance of the exported student, the range that was trained, and times that were given."""
         notes = {"guidance": self.export_guidance, "guidance_range": [self.guidance_min, self.guidance_max]}
-        return super().export_notes() if self.config.student_times else notes
+        return super().export_notes() if self.own_times else notes
 
     def _velocity_scale(self, t: Tensor) -> Tensor:
         """Return (alpha + sigma) / sigma `[B]`: a difference of clean pictures times it is one of flow velocities."""

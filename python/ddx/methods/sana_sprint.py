@@ -29,7 +29,7 @@ from ddx.errors import UsageError
 from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
 from ddx.methods.parts.added_discriminator import AddedDiscriminator
 from ddx.methods.parts.adversarial import DISCRIMINATOR, JudgeConfig
-from ddx.methods.parts.config import FlowConfig, at_least, changed, within
+from ddx.methods.parts.config import at_least, changed, within
 from ddx.methods.scm import SCM, SCMConfig
 from ddx.teachers.base import Teacher
 
@@ -41,7 +41,6 @@ PUBLISHED_TIMES = (1.0, 0.7827)
 class SanaSprintConfig(JudgeConfig, SCMConfig):
     """The published form; guidance ranges over 4 to 5 unless it is given."""
 
-    student_times: tuple[float, ...] = changed(FlowConfig, "student_times", PUBLISHED_TIMES)
     tangent_warmup: float = changed(SCMConfig, "tangent_warmup", 4000.0)
     guidance_set: tuple[float, ...] | None = option(
         (4.0, 4.5, 5.0),
@@ -87,6 +86,10 @@ class SanaSprint(SCM):
         """Return the range of the published set."""
         scales = self.config.guidance_set or (4.0, 5.0)
         return min(scales), max(scales)
+
+    def usual_times(self) -> tuple[float, ...]:
+        """Return the published two times."""
+        return PUBLISHED_TIMES
 
     def draw_guidance(self, batch: Batch) -> Tensor | float:
         """Return the guidance of each row, one of the set unless a range was given, or the one that is fixed."""

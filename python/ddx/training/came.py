@@ -55,7 +55,7 @@ class CAME(Optimizer):
         update /= (update.square().mean().sqrt() / group["clip"]).clamp(min=1.0)
         if "exp_avg" not in state:
             state["exp_avg"] = torch.zeros_like(update)
-        mean = state["exp_avg"].lerp_(update, 1.0 - mean_decay)
+        mean: Tensor = state["exp_avg"].lerp_(update, 1.0 - mean_decay)
         if not matrix:
             return mean
         doubt = (update - mean).square() + group["epsilons"][1]
@@ -64,7 +64,7 @@ class CAME(Optimizer):
     @staticmethod
     def _scale(state: dict[str, Any], name: str, square: Tensor, decay: float) -> Tensor:
         """Return one over the root of the average square; of a matrix [n, m] from averages of its rows and columns."""
-        averages = {name: square}
+        averages: dict[str, Tensor] = {name: square}
         if square.ndim == 2:
             averages = {f"{name}_row": square.mean(1), f"{name}_col": square.mean(0)}
         for key, value in averages.items():
@@ -72,9 +72,11 @@ class CAME(Optimizer):
                 state[key] = torch.zeros_like(value)
             averages[key] = state[key].lerp_(value, 1.0 - decay)
         if square.ndim != 2:
-            return averages[name].rsqrt()
+            whole: Tensor = averages[name].rsqrt()
+            return whole
         row, column = averages.values()
-        return (row / row.mean()).rsqrt()[:, None] * column.rsqrt()
+        product: Tensor = (row / row.mean()).rsqrt()[:, None] * column.rsqrt()
+        return product
 
 
 def _is_matrix(parameter: Tensor) -> bool:

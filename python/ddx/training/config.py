@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ddx.config import option
 from ddx.errors import UsageError
@@ -19,8 +21,12 @@ RESUMABLE_CHANGES = frozenset(
 # What may differ if the command names it and the folder: it goes into the record's history.
 EXPLICIT_CHANGES = frozenset(("learning_rate", "train_steps"))
 
-# Settings that older runs do not have, and that train as before by default.
-ADDED_SINCE = frozenset(("student_times",))
+# Settings that older runs do not have, and what those did.
+ADDED_SINCE: Mapping[str, Any] = {
+    "student_times": [],
+    "guidance_set": None,
+    **{"near_span": None, "loss": "l2", "barron_c": 1e-3, "jump_weight": "none", "drawing": "path"},
+}
 
 OPTIMIZERS = ("adamw", "radam", "adamw8bit", "came")
 

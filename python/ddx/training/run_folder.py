@@ -57,10 +57,10 @@ def choose_folder(
                 raise UsageError(f"{path} exists and is not a student", hint="give another --out, or delete it")
             return RunFolder(path)
         if record.get("finished"):
-            changes = _changes(path, record, settings, identity, "is finished", said, said)
+            changes = _changes(path, record, settings, identity, "is finished", said)
             return _extended(path, changes, settings) if changes else RunFolder(path, finished=True)
     record = read_run(path) or {}
-    changes = _changes(path, record, settings, identity, "is unfinished", said, () if out is None else said)
+    changes = _changes(path, record, settings, identity, "is unfinished", () if out is None else said)
     _require_extensible(path, changes, settings)
     return RunFolder(path, latest_checkpoint(path / CHECKPOINTS), resumed=True, changes=changes)
 
@@ -116,22 +116,17 @@ def _changes(
     settings: Mapping[str, Any],
     identity: Mapping[str, Any],
     what: str,
-    named: Collection[str],
-    may_change: Collection[str],
+    said: Collection[str],
 ) -> dict[str, tuple[Any, Any]]:
-    """Return what differs from the record and may; UsageError for the first that may not.
-
-    `named`: what the user set. A setting that was added since the run began is not asked of its record.
-    """
-    before, changes = record.get("config", {}), {}
+    """Return what differs from the record and may; UsageError for the first that may not."""
+    before: dict[str, Any] = {**ADDED_SINCE, **record.get("config", {})}
+    changes: dict[str, tuple[Any, Any]] = {}
     for key, value in settings.items():
         if key in RESUMABLE_CHANGES:
             continue
         if key in before and before[key] == value:
             continue
-        if key in ADDED_SINCE and key not in before and key not in named:
-            continue
-        if key in EXPLICIT_CHANGES and key in may_change:
+        if key in EXPLICIT_CHANGES and key in said:
             changes[key] = (before.get(key), value)
             continue
         anew = f"; --out {path} --set {key}={value} goes on with the new one" if key in EXPLICIT_CHANGES else ""

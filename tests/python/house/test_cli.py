@@ -132,7 +132,11 @@ def test_shared_flags_are_everywhere(name: str) -> None:
         (["distill", "--set", "batchsize=3"], "unknown key `batchsize`", "did you mean `batch_size`?"),
         (["distill", "--method", "lcmm"], "lcmm", "lcm"),
         (["distill", "--method", "sid", "--alhpa", "1"], "no option --alhpa", "did you mean --alpha?"),
-        (["distill", "--method", "sid", "--solver-steps", "3"], "a setting of lcm, reflow, not of sid", "--method lcm"),
+        (
+            ["distill", "--method", "sid", "--solver-steps", "3"],
+            "a setting of lcm, pcm, reflow, not of sid",
+            "--method lcm",
+        ),
         (["distill", "--set", "method=scm", "--jpv", "dual"], "no option --jpv", "did you mean --jvp?"),
     ],
 )

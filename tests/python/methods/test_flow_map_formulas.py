@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from torch import Tensor
 from by_hand import ByHand
 from ddx.methods.base import FAKE, STUDENT, Batch
 from ddx.teachers.base import Teacher
-from distilling import make_batch
+from distilling import make_batch, make_teacher
 from method_runs import Run, make_run
 
 torch.set_num_threads(1)
@@ -111,8 +113,9 @@ def test_shortcut_is_its_formula(teacher: Teacher) -> None:
     indirect=["teacher"],
 )
 def test_twinflow_is_its_formula(teacher: Teacher, latents_from: str) -> None:
-    shares = {"full_share": 0.4, "near_share": 0.1, "fake_share": 0.25, "same_time_share": 0.0}
-    settings = {**shares, **FIXED, "rectify_weight": 0.75, "small_step": 0.02, "latents_from": latents_from}
+    shares = {"full_share": 0.4, "near_share": 0.1, "fake_share": 0.25}
+    form = {"drawing": "path", "loss": "l2", "jump_weight": "none", "near_span": None}
+    settings = {**shares, **FIXED, **form, "rectify_weight": 0.75, "small_step": 0.02, "latents_from": latents_from}
     run, hand = make_run(teacher, "twinflow", **settings), ByHand(teacher)
     seen = set()
     for number in (0, 2, 3):
@@ -148,6 +151,42 @@ def test_twinflow_is_its_formula(teacher: Teacher, latents_from: str) -> None:
             expected.append(loss)
         compare(found, expected)
     assert seen == {"full", "near", "fake", "any"}
+
+
+def test_twinflow_s_published_form_weighs_jumps_and_tells_them_their_end(tmp_path: Path) -> None:
+    teacher = make_teacher("flow", tmp_path / "teacher")
+    shares = {"full_share": 0.25, "near_share": 0.25, "fake_share": 0.25, "rectify_weight": 0.0}
+    run = make_run(teacher, "twinflow", **shares, **FIXED)
+    plain = make_run(teacher, "twinflow", **shares, **FIXED, loss="l2", jump_weight="none")
+    parts, told = set(), ByHand(teacher)
+    for number in range(3):
+        found, square = (one.losses(make_batch(teacher, number)).by_network[STUDENT] for one in (run, plain))
+        batch = make_batch(teacher, number)
+        _, u, below, _ = uniforms(batch, 4)
+        _ = [batch.random.normal(*batch.x0.shape[1:]) for _ in range(2)]
+        closer, kind = uniforms(batch, 2)
+        t = [told.t_min + (told.t_max - told.t_min) * share for share in u]
+        for row in range(4):
+            part = sum(kind[row] >= edge for edge in (0.25, 0.5, 0.75))
+            parts.add(part)
+            r = (0.0, t[row] * (1 - 0.05 * closer[row]), t[row], below[row] * t[row])[part]
+            jump = 1.0 - r if part == 0 else t[row] - r
+            weight = 1.0 if part == 2 else math.tan((1 - jump) * math.pi / 2.5) + 1
+            m = float(square[row])
+            assert float(found[row]) == pytest.approx(weight * m / (1e-3 * (m / 1.01e-6 + 1) ** 0.5), rel=1e-4)
+    assert parts == {0, 1, 2, 3}
+
+    method, student, condition = run.method, run.student.eval(), make_batch(teacher).condition
+    ends = torch.tensor([0.0, 0.4, -0.4]).double()
+    assert method.interval(ends.abs() + 0.1, ends).tolist() == ends.tolist()  # of flow its clock is its time
+    z, eps = (torch.randn(4, *teacher.latent_shape(), generator=torch.Generator().manual_seed(n)) for n in (0, 1))
+    x = z
+    for time in (0.999, 0.7):
+        x = 0.3 * x + 0.7 * eps if time == 0.7 else x
+        x = x - time * torch.cat(
+            [told.velocity(student, x[n : n + 1], time, condition.index(n), guidance=GUIDANCE) for n in range(4)]
+        )
+    torch.testing.assert_close(method.draw(student, [z, eps], condition).double(), x.double(), rtol=1e-4, atol=1e-4)
 
 
 def test_progressive_is_its_formula_in_the_first_stage_and_in_a_later_one(teacher: Teacher) -> None:

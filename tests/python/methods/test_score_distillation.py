@@ -201,6 +201,26 @@ def test_what_simulates_the_sampler_trains_at_its_times(tmp_path: Path, name: st
     assert method.first_time == times[0] and {*asked.tolist()} == {*times}
 
 
+def test_tdm_matches_each_step_of_the_path_that_its_student_draws_along(tmp_path: Path) -> None:
+    teacher = make_teacher("flow", tmp_path / "teacher")
+    method = make_method("tdm", teacher, num_steps=2, student_times=(1.0, 0.6))
+    student, ends = method.build(method.networks()[0]), set()
+    for number in range(2):
+        batch = make_batch(teacher, number)
+        made = method.generate(student, batch, 1.0)
+        velocity = (made.start - made.x) / made.time.float().reshape(-1, 1, 1, 1)
+        stepped = made.start + (made.end - made.time).float().reshape(-1, 1, 1, 1) * velocity
+        torch.testing.assert_close(made.x_end, stepped, rtol=1e-4, atol=1e-4)
+        t = method.times_within(made, batch)
+        assert bool((t > made.end).all()) and bool((t < made.time).all())
+        ends |= {*zip(made.time.tolist(), made.end.tolist(), strict=True)}
+        noise = make_batch(teacher, number).random.normal(*batch.x0.shape[1:])
+        drawn = method.draw(student, [noise, noise], batch.condition, guidance=1.0)
+        last = made.end == 0.0  # the end of the path is what is drawn
+        torch.testing.assert_close(made.x_end[last], drawn[last], rtol=1e-4, atol=1e-4)
+    assert ends == {(1.0, 0.6), (0.6, 0.0)}
+
+
 @pytest.mark.parametrize(("name", "kind"), [("shortcut", "flow"), ("reflow", "v")])
 def test_a_sampler_of_equal_steps_is_given_no_times(tmp_path: Path, name: str, kind: str) -> None:
     with pytest.raises(UsageError, match="draws in equal steps") as error:

@@ -26,7 +26,8 @@ from ddx.methods.ladd import LADD, LADDConfig
 from ddx.methods.lcm import LCM, LCMConfig
 from ddx.methods.meanflow import MeanFlow, MeanFlowConfig
 from ddx.methods.parts.adversarial import DISCRIMINATOR
-from ddx.methods.parts.score_distillation import ScoreDistillation
+from ddx.methods.parts.score_distillation import ScoreDistillation, Scores
+from ddx.methods.pcm import PCM, PCMConfig
 from ddx.methods.rcgm import RCGM, RCGMConfig
 from ddx.methods.sana_sprint import SanaSprint, SanaSprintConfig
 from ddx.methods.scm import SCM, WEIGHT, SCMConfig
@@ -35,6 +36,7 @@ from ddx.methods.sid import SiD, SiDConfig
 from ddx.methods.sid_lsg import SiDLSG, SiDLSGConfig
 from ddx.methods.sida import SiDA, SiDAConfig
 from ddx.methods.tcm import FIRST, TCM, TCMConfig
+from ddx.methods.tdm import TDM, TDMConfig, fake_loss, noised_further
 from ddx.methods.twinflow import TwinFlow, TwinFlowConfig
 from ddx.process import EDMProcess, FlowProcess, VPProcess
 from toys import Heads, Recorded, Toy, ToyTeacher, toy_batch
@@ -121,6 +123,54 @@ def test_lcm(name: str) -> None:
     student, target = (case.toy(network, takes=["guidance"]) for network in ("student", "target"))
     batch = toy_batch(teacher, data["latents"], data["classes"], random)
     case.holds(loss_of(STUDENT, method, batch, {"student": student, "target": target}).mean(), student)
+
+
+@cases("pcm")
+def test_pcm(name: str) -> None:
+    case = Case("pcm", name)
+    data, settings = case.inputs, case.settings
+    process = stable_diffusion()
+    teacher = ToyTeacher(case.toy("teacher"), process, settings["prediction"], lambda t: t / 1000.0)
+    edge = torch.tensor([499.0]).double()  # between the two phases: the flow's state is that much shorter there
+    length = float(process.alpha(edge) + process.sigma(edge))
+    guidance = settings["w"] + 1.0
+    config = PCMConfig(
+        num_steps=settings["phases"],
+        guidance_min=guidance,
+        guidance_max=guidance,
+        loss=settings["loss"],
+        huber_c=settings["huber_c"] / length,
+    )
+    student, method = case.toy("student"), PCM(config, teacher)
+    random = Recorded(uniforms=[(data["index"] + 0.5) / 50, torch.zeros(4)], normals=[data["noise"]])
+    batch = toy_batch(teacher, data["latents"], data["classes"], random)
+    power = 2 if settings["loss"] == "l2" else 1
+    case.holds(length**power * loss_of(STUDENT, method, batch, {STUDENT: student}).mean(), student)
+
+
+@cases("tdm")
+def test_tdm(name: str) -> None:
+    case = Case("tdm", name)
+    data, process = case.inputs, stable_diffusion()
+
+    def length(time: Tensor) -> Tensor:  # of the process's state, in the flow's
+        return (process.alpha(time) + process.sigma(time)).reshape(-1, 1, 1, 1)
+
+    end, t = process.flow_time(data["end"]), process.flow_time(data["t"])
+    x, noise = data["x0"], data["noise"]
+    x_end = process.add_noise(x, data["eps"], data["end"]) / length(data["end"])
+    x_t = noised_further(x_end, end, t, noise)
+    agree(length(data["t"]) * x_t, case.raw_given("noised"), "noised")
+    velocity = (x_t - data["y_fake"]) / t.reshape(-1, 1, 1, 1)
+    agree(fake_loss(TDMConfig(), velocity, x, x_t, t, noise).loss, case.raw_given("fake_losses"), "fake_losses")
+    teacher = ToyTeacher(Toy({key: [[0.0]] for key in ("w1", "b1", "w2", "b2")}), FlowProcess(), "flow")
+    for loss in ("huber", "l2"):
+        moving = x.clone().requires_grad_()
+        scores = Scores(x_t=x_t, t=t, y_teacher=data["y_teacher"], y_fake=data["y_fake"])
+        batch = toy_batch(teacher, x, torch.zeros(4), Recorded(uniforms=[], normals=[]))
+        found = TDM(TDMConfig(loss=loss), teacher).generator_loss(moving, scores, batch).loss.mean() / x[0].numel()
+        case.agrees(found, loss)
+        case.agrees(torch.autograd.grad(found, moving)[0], f"{loss}_gradient")
 
 
 @cases("ect")
@@ -429,26 +479,29 @@ def test_twinflow(name: str) -> None:
     noise = data["noise"].index_copy(0, fake, data["fake_start"])
     fresh = data["noise"].index_copy(0, full, data["match_noise"])
 
-    def rows_of(rectify_weight: float) -> Tensor:
+    def rows_of(**settings_of_ours: Any) -> Tensor:
         config = TwinFlowConfig(
+            drawing="path",
             velocity_from="data",
             guidance_min=guidance,
             guidance_max=guidance,
-            same_time_share=0.0,
             target_jumps=settings["target_jumps"],
-            rectify_weight=rectify_weight,
+            rectify_weight=settings["rectify_weight"],
+            **settings_of_ours,
         )
         random = Recorded(
-            uniforms=[t, drawn, r / drawn, t, (t - r) / config.small_step],
+            uniforms=[t, drawn, r / drawn, t, (t - r) / (t * 0.05)],
             normals=[noise, fresh],
             parts=[full, near, fake, anywhere],
         )
         batch = toy_batch(teacher, data["latents"], data["classes"], random)
         return loss_of(STUDENT, TwinFlow(config, teacher), batch, {STUDENT: student, TARGET: target})
 
-    mapped = rows_of(0.0)
-    weight = (torch.tan((1.0 - t + r.abs()) * math.pi / 2.5) + 1.0).index_fill(0, fake, 1.0)
-    case.holds((weight * mapped + (rows_of(settings["rectify_weight"]) - mapped)).mean(), student)
+    case.holds(rows_of(loss="l2").mean(), student)
+    # the reference's loss is Barron's of the same mean squares; of fakes alone there is one, with weight 1
+    square = rows_of(loss="l2")[fake].detach()
+    expected = square / (1e-3 * (square / (1e-6 + 1e-8) + 1.0).sqrt())
+    torch.testing.assert_close(rows_of()[fake].detach(), expected, rtol=1e-5, atol=0)
 
 
 @cases("imf")

@@ -80,6 +80,11 @@ RECIPES: dict[str, Recipe] = {
         },
         passes={"flow": ALL, "16-D": (4,), "guided": (1, 2), "vp-eps-sd": (1,), "vp-eps": (2, 4)},
     ),
+    # four phases and four steps; few intervals in each, whose pairs differ enough to be told apart
+    "pcm": Recipe(
+        settings={**FAST, "train_steps": 2500, "solver_steps": 16, "loss": "l2"},
+        passes={"flow": (4,)},
+    ),
     # in one and in two steps the widths stay 14 % off: twelve intervals, each of which hands its error on
     "cd": Recipe(
         settings={**FAST, "train_steps": 2000, "grid_steps": 12, "loss": "l2", "target_decay": 0.0},
@@ -197,6 +202,10 @@ RECIPES: dict[str, Recipe] = {
             "rectify_weight": 0.05,
             "fake_share": 0.15,
             "near_share": 0.1,
+            "near_span": None,
+            "loss": "l2",
+            "jump_weight": "none",
+            "drawing": "path",
         },
         passes={"flow": (1,), "guided": (2,), "vp-v": (2, 4)},
     ),
@@ -247,6 +256,11 @@ RECIPES: dict[str, Recipe] = {
     "dmd": Recipe(
         settings={**SCORES, "train_steps": 1500},
         passes={"flow": (1,), "guided": (1,), "edm": (1,), "vp-v": (1,)},
+    ),
+    # two steps: widths 17 % off, shares at the limit
+    "tdm": Recipe(
+        settings={**SCORES, "train_steps": 1500, "num_steps": 2},
+        passes={},
     ),
     "dmd2": Recipe(
         settings={

@@ -62,8 +62,8 @@ class FlowConfig(GuidanceConfig, TimeConfig):
 
     student_times: tuple[float, ...] = option(
         (),
-        "flow times that the student draws at, the first is the start (none: equal steps). They are for as many steps "
-        "as there are times; other numbers take equal steps from the same start",
+        "flow times that the student draws at, the first is the start (none: the method's, most often equal steps). "
+        "They are for as many steps as there are times; other numbers take equal steps from the same start",
         metavar="T,T,…",
     )
 

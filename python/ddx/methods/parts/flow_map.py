@@ -143,7 +143,7 @@ class FlowMap(FlowMethod):
         velocity = noise - batch.x0
         if isinstance(guidance, float | int) and guidance == 1.0:
             return velocity
-        own = self.jump_velocity(network, x_t, t, 0.0, batch.condition, guidance)
+        own = self.average_velocity(network, x_t, t, t, batch.condition, guidance)
         null = self.view.velocity(self.teacher.network(), x_t, t, batch.null.expand(len(x_t)))
         return velocity + rows(1.0 - 1.0 / guidance, own) * (own - null)
 

@@ -39,14 +39,19 @@ class FlowMethod(Method):
         wanted = teacher.default_guidance if config.export_guidance is None else config.export_guidance
         self.export_guidance = min(max(wanted, self.guidance_min), self.guidance_max)
         self.first_time = self.view.t_max  # where drawing starts
-        if config.student_times:
+        self.own_times = tuple(config.student_times or self.usual_times())  # where it steps, none for equal steps
+        if self.own_times:
             self._require_free_times()
-            self.first_time = float(self.view.sampled_times(config.student_times)[0])
+            self.first_time = float(self.view.sampled_times(self.own_times)[0])
         self.adaptive = AdaptiveTimes(device=teacher.device) if config.time_adaptive else None
 
     def usual_guidance(self) -> tuple[float, float]:
         """Return the range that is trained when nothing is said: by default the teacher's own scale alone."""
         return self.teacher.default_guidance, self.teacher.default_guidance
+
+    def usual_times(self) -> tuple[float, ...]:
+        """Return the flow times that the student draws at when nothing is said: by default none, for equal steps."""
+        return ()
 
     @property
     def takes_guidance(self) -> bool:
@@ -70,17 +75,15 @@ class FlowMethod(Method):
         if self.folded_steps or (self.view.process.name == "vp" and self.sampler == "ode"):
             why = "its weights hold the length of equal steps" if self.folded_steps else "DDIM takes equal steps alone"
             raise UsageError(
-                f"student_times = {self.config.student_times}: a student of {type(self).__name__} draws in equal "
-                f"steps, {why}",
+                f"student_times = {self.own_times}: a student of {type(self).__name__} draws in equal steps, {why}",
                 hint="leave --student-times away",
             )
 
     def student_times(self, num_steps: int) -> Tensor:
         """Return where the student's `num_steps` steps are, and 0: flow times, float64 `[n + 1]`."""
-        given = self.config.student_times
-        return (
-            self.view.sampled_times(given) if len(given) == num_steps else self.view.times(num_steps, self.first_time)
-        )
+        if len(self.own_times) == num_steps:
+            return self.view.sampled_times(self.own_times)
+        return self.view.times(num_steps, self.first_time)
 
     # what a loss needs
 
@@ -180,12 +183,11 @@ class FlowMethod(Method):
 
     def notes_of_times(self) -> dict[str, Any]:
         """Return the times that the student draws at, where they are not equal steps, as its pipeline takes them."""
-        times = self.config.student_times
-        if not times:
+        if not self.own_times:
             return {}
         if self.view.process.name == "vp":
-            return {"student_timesteps": self.view.timesteps(times)}
-        return {"student_sigmas": self.view.sampled_times(times)[:-1].tolist()}
+            return {"student_timesteps": self.view.timesteps(self.own_times)}
+        return {"student_sigmas": self.view.sampled_times(self.own_times)[:-1].tolist()}
 
     # what is carried from step to step
 

@@ -109,7 +109,7 @@ class ScoreDistillation(FlowMethod):
 
     def __init__(self, config: ScoreConfig, teacher: Teacher) -> None:
         super().__init__(config, teacher)
-        if not config.student_times:
+        if not self.own_times:
             self.first_time = min(config.start_time, self.view.t_max)
         has_timesteps = self.view.process.name == "vp"
         auto_weight = "eps" if has_timesteps else "none"
