@@ -10,7 +10,7 @@ The null condition of the fake score is trained with it. The paper's kappa3, of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -40,6 +40,8 @@ class FakeGuidanceConfig:
 
 class FakeGuidance(_Mixed):
     """The velocities at those scales. Each asks with the caption first, and then with the null condition."""
+
+    config: Any  # a FakeGuidanceConfig, and the settings of what it is mixed into
 
     def trained_fake_velocity(
         self, fake: nn.Module, x_t: Tensor, t: Tensor, batch: Batch, guidance: Tensor | float

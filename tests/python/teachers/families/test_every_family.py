@@ -175,7 +175,7 @@ def test_its_students_draw_as_its_pipeline_with_nothing_of_ours(ground: Ground, 
 @pytest.mark.slow
 def test_every_method_trains_on_it(ground: Ground) -> None:
     """Two steps of each, whole and low-rank in turns, are finite and move the student."""
-    for number, name in enumerate(METHODS, start=NAMES.index(ground.tiny.name)):
+    for number, name in enumerate((*METHODS, "sida"), start=NAMES.index(ground.tiny.name)):
         rank = 4 * (number % 2)
         if not ground.teacher.folds_numbers and name in TAKE_INTERVALS:
             with pytest.raises(UsageError):
