@@ -231,7 +231,7 @@ RECIPES: dict[str, Recipe] = {
     # SiD's times and start, in one step; the discriminator follows the fake score
     "sida": Recipe(
         settings={**SID, "num_steps": 1},
-        passes={},
+        passes={"flow": (1,)},
         on=dict.fromkeys(("vp-v", "vp-eps-sd", "vp-eps", "edm"), BELOW_NOISE),
     ),
     # score distillation: a slow student and a fake score that keeps up, or modes lose their shares; averaged for long
