@@ -293,7 +293,7 @@ RECIPES: dict[str, Recipe] = {
             "time_low": 0.02,
             "time_high": 0.98,
         },
-        passes={},
+        passes={"flow": (1,)},
     ),
     # widths 12 % off; 14 and 15 % where the discriminator looked through more noise, in fewer steps
     "ladd": Recipe(
