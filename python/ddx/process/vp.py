@@ -39,6 +39,8 @@ class VPProcess(Process):
         self.alphas_cumprod = table
         self.num_train_timesteps = len(table)
         self.t_max = float(len(table) - 1)
+        self.zero_terminal_snr = float(table[-1]) == 0.0
+        """Whether the last step is pure noise: then ``eps`` predictions are undefined there."""
         self._angles = {torch.device("cpu"): torch.atan2(torch.sqrt(1.0 - table), torch.sqrt(table))}
 
     def _angles_on(self, device: torch.device) -> Tensor:
@@ -46,11 +48,6 @@ class VPProcess(Process):
         if device not in self._angles:
             self._angles[device] = send(self._angles[torch.device("cpu")], device)
         return self._angles[device]
-
-    @property
-    def zero_terminal_snr(self) -> bool:
-        """Whether the last step is pure noise: then ``eps`` predictions are undefined there."""
-        return float(self.alphas_cumprod[-1]) == 0.0
 
     def angle(self, t: Tensor) -> Tensor:
         """The table's angle, linear between its entries; times outside the table are clamped to it."""

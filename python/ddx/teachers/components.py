@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib.util
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,8 @@ def load_model(
     """A network of the pipeline, frozen and in evaluation mode."""
     loader = component_class(source, part, expected)
     folder = source.folder / part
+    if _WITHOUT_WEIGHTS.get():
+        return _from_config(loader, folder, dtype)
     files = weight_files(folder)
     if not files:
         raise DdxError(
@@ -93,6 +96,32 @@ def load_model(
     except (OSError, ValueError, RuntimeError) as error:
         raise DdxError(f"cannot load {part} from {folder}: {error}") from error
     return model.to(device).eval().requires_grad_(False)
+
+
+_WITHOUT_WEIGHTS: ContextVar[bool] = ContextVar("without weights", default=False)
+
+
+@contextlib.contextmanager
+def without_weights() -> Iterator[None]:
+    """Within, networks are made from their configs alone, and no file of weights is asked for."""
+    token = _WITHOUT_WEIGHTS.set(True)
+    try:
+        yield
+    finally:
+        _WITHOUT_WEIGHTS.reset(token)
+
+
+def _from_config(loader: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # made so at once: a cast of fake parameters is what their weak references forbid
+    try:
+        if loader.__module__.startswith("diffusers"):
+            model: nn.Module = loader.from_config(read_json(folder / "config.json"))
+        else:
+            model = loader(loader.config_class.from_dict({**read_json(folder / "config.json"), "dtype": dtype}))
+    finally:
+        torch.set_default_dtype(before)
+    return model.eval().requires_grad_(False)
 
 
 def _dtype_argument(loader: Any) -> str:

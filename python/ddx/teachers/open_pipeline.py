@@ -102,6 +102,15 @@ class OpenPipeline(Autoencoding):
         """The width D of the text tokens."""
         return int(self.denoiser_config[self.text_width_key])
 
+    @property
+    def pooled_width(self) -> int | None:
+        """The width P of the pooled embedding, None for a denoiser that takes none."""
+        config = self.denoiser_config
+        if config.get("addition_embed_type") == "text_time":  # a UNet that embeds six numbers behind it
+            return int(config["projection_class_embeddings_input_dim"]) - 6 * int(config["addition_time_embed_dim"])
+        width = config.get("pooled_projection_dim")
+        return None if width is None else int(width)
+
     def latent_shape(self, size: Size | None = None) -> tuple[int, int, int]:
         """(channels, height, width) of a picture's latents; UsageError if the size, in pixels, does not fit."""
         height, width = height_and_width(size or self.default_resolution)

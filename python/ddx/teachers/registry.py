@@ -326,3 +326,29 @@ def load_teacher(
     if sign := teacher.student_sign():
         raise student_already(teacher.name, *sign)
     return teacher
+
+
+def configs_of(
+    name: str,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+    resolution: int | None = None,
+) -> Teacher:
+    """A named teacher from the configs inside this package: the shapes of its denoiser and autoencoder, no weights.
+
+    Its components open under :func:`ddx.teachers.components.without_weights` alone. KeyError for another name.
+    """
+    from ddx.teachers.families.table import open_teacher
+    from ddx.teachers.hub import Source
+
+    spec = TEACHERS[name]
+    folder = bundled_folder(spec.name if spec.source == "bundled" else f"configs/{spec.name}")
+    source = Source(folder=folder, name=name, origin=spec.source, revision=spec.revision, licence=spec.licence)
+    return open_teacher(
+        source,
+        dtype=dtype,
+        resolution=resolution,
+        default_resolution=spec.resolution,
+        default_guidance=spec.guidance,
+    )

@@ -29,6 +29,7 @@ class Family:
     title: str
     pipelines: tuple[str, ...]
     adapter: str
+    text_tokens: int  # the tokens of the longest text that its pipeline reads, as the denoiser sees it
     student_pipelines: tuple[str, ...] = ()  # of published students, which a student may start from
     resolution: int | None = None  # pixels a side, for denoisers whose config does not say it
     call: PipelineCall = field(default_factory=PipelineCall)
@@ -70,6 +71,7 @@ FAMILIES: tuple[Family, ...] = (
         pipelines=("SanaPipeline",),
         adapter="sana.SanaTeacher",
         original_names="sana_names.ORIGINAL",
+        text_tokens=300,
         student_pipelines=("SanaSprintPipeline",),
         call=PipelineCall(always={"use_resolution_binning": False}, mask="prompt_attention_mask", half_alone=True),
         has_kernels=True,
@@ -80,6 +82,7 @@ FAMILIES: tuple[Family, ...] = (
         title="Stable Diffusion 1 and 2",
         pipelines=("StableDiffusionPipeline",),
         adapter="stable_diffusion.StableDiffusionTeacher",
+        text_tokens=77,
         original_text={"text_encoder": "cond_stage_model."},
     ),
     Family(
@@ -87,6 +90,7 @@ FAMILIES: tuple[Family, ...] = (
         title="Stable Diffusion XL",
         pipelines=("StableDiffusionXLPipeline",),
         adapter="sdxl.SDXLTeacher",
+        text_tokens=77,
         original_text={"text_encoder": "conditioner.embedders.0.", "text_encoder_2": "conditioner.embedders.1."},
         call=PipelineCall(pooled="pooled_prompt_embeds"),
     ),
@@ -96,6 +100,7 @@ FAMILIES: tuple[Family, ...] = (
         pipelines=("StableDiffusion3Pipeline",),
         adapter="stable_diffusion_3.StableDiffusion3Teacher",
         original_names="stable_diffusion_3_names.ORIGINAL",
+        text_tokens=333,
         call=PipelineCall(pooled="pooled_prompt_embeds", seeds_steps=False),
         lora_programs="ComfyUI",
     ),
@@ -105,6 +110,7 @@ FAMILIES: tuple[Family, ...] = (
         pipelines=("FluxPipeline",),
         adapter="flux1.Flux1Teacher",
         original_names="flux1_names.ORIGINAL",
+        text_tokens=512,
         resolution=1024,
         call=PipelineCall(
             guidance_off={"guidance_scale": 3.5},
@@ -119,6 +125,7 @@ FAMILIES: tuple[Family, ...] = (
         title="PixArt-α",
         pipelines=("PixArtAlphaPipeline",),
         adapter="pixart.PixArtAlphaTeacher",
+        text_tokens=120,
         call=_PIXART_CALL,
         lora_programs="ComfyUI",
         loads_lora=False,
@@ -128,6 +135,7 @@ FAMILIES: tuple[Family, ...] = (
         title="PixArt-Σ",
         pipelines=("PixArtSigmaPipeline",),
         adapter="pixart.PixArtSigmaTeacher",
+        text_tokens=300,
         call=_PIXART_CALL,
         lora_programs="ComfyUI",
         loads_lora=False,
@@ -138,6 +146,7 @@ FAMILIES: tuple[Family, ...] = (
         pipelines=("AuraFlowPipeline",),
         adapter="auraflow.AuraFlowTeacher",
         original_names="auraflow_names.ORIGINAL",
+        text_tokens=256,
         call=PipelineCall(mask="prompt_attention_mask", seeds_steps=False),
         lora_programs="ComfyUI",
     ),
@@ -147,6 +156,7 @@ FAMILIES: tuple[Family, ...] = (
         pipelines=("ZImagePipeline",),
         adapter="z_image.ZImageTeacher",
         original_names="next_dit_names.Z_IMAGE",
+        text_tokens=512,
         resolution=1024,
         call=PipelineCall(guidance_off={"guidance_scale": 0.0}, token_lists=True, seeds_steps=False),
         lora_programs="ComfyUI",
@@ -157,6 +167,7 @@ FAMILIES: tuple[Family, ...] = (
         pipelines=("Lumina2Pipeline",),
         adapter="lumina2.Lumina2Teacher",
         original_names="next_dit_names.LUMINA2",
+        text_tokens=256,
         call=PipelineCall(mask="prompt_attention_mask", seeds_steps=False),
         lora_programs="ComfyUI",
     ),
@@ -166,6 +177,7 @@ FAMILIES: tuple[Family, ...] = (
         pipelines=("QwenImagePipeline",),
         adapter="qwen_image.QwenImageTeacher",
         original_names="qwen_image_names.ORIGINAL",
+        text_tokens=512,
         resolution=1024,
         call=PipelineCall(guidance_off={"true_cfg_scale": 1.0}, mask="prompt_embeds_mask", seeds_steps=False),
         lora_programs="ComfyUI",
@@ -176,6 +188,7 @@ FAMILIES: tuple[Family, ...] = (
         pipelines=("Flux2KleinPipeline",),
         adapter="flux2_klein.Flux2KleinTeacher",
         original_names="flux2_names.ORIGINAL",
+        text_tokens=512,
         resolution=1024,
         call=PipelineCall(seeds_steps=False),
         lora_programs="ComfyUI",

@@ -4,81 +4,59 @@ from __future__ import annotations
 
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
 from ddx.networks.lora import target_layers
+from ddx.teachers.components import without_weights
 from ddx.teachers.families.table import FAMILIES
 from ddx.teachers.parts.original_names import OriginalNames
 from ddx.teachers.parts.original_tensors import joined, split
+from ddx.teachers.registry import TEACHERS, configs_of
 from ddx.teachers.single_file_base import agree
 
-# SANA-1.5: diffusers' scripts/convert_sana_to_diffusers.py
-SANA_1600M = {
-    "num_attention_heads": 70,
-    "num_cross_attention_heads": 20,
-    "cross_attention_head_dim": 112,
-    "cross_attention_dim": 2240,
-    "caption_channels": 2304,
-    "sample_size": 32,
-    "qk_norm": "rms_norm_across_heads",
+# Parameters and tensors of what the configs in the package make, python/ddx/teachers/data/configs. They hold diffusers'
+# defaults and what differs from them, from: diffusers' scripts/convert_sana_to_diffusers.py, convert_pixart_sigma_to_
+# diffusers.py, convert_pixart_alpha_to_diffusers.py and convert_flux2_to_diffusers.py; transformer/config.json or
+# unet/config.json of the others, as public projects quote them. Qwen-Image's weights' index counts 40_860_802_176 bytes
+# in bfloat16; the hub counts FLUX.1's parameters in its safetensors.
+MODELS: dict[str, tuple[int, int]] = {
+    "sana-600m": (591_747_872, 548),
+    "sana-600m-1024": (591_747_872, 548),
+    "sana-sprint-600m-teacher": (591_876_896, 660),
+    "sana-sprint-1600m-teacher": (1_604_641_952, 476),
+    "sana-1600m": (1_604_462_752, 396),
+    "sana15-1600m": (1_604_641_952, 476),
+    "sana15-4800m": (4_721_825_952, 1396),
+    "sd15": (859_520_964, 686),
+    "sd21": (865_910_724, 686),
+    "sdxl": (2_567_463_684, 1680),
+    "z-image": (6_154_908_736, 521),
+    "auraflow": (6_833_439_744, 331),
+    "lumina2": (2_609_769_152, 459),
+    "qwen-image": (20_430_401_088, 1933),
+    "flux1-dev": (11_901_408_320, 1160),
+    "pixart-sigma": (610_856_096, 603),
+    "pixart-sigma-512": (610_856_096, 603),
+    "pixart-alpha": (611_349_152, 611),
+    "sd35-medium": (2_243_171_520, 909),
+    "sd35-large": (8_056_627_520, 1227),
+    "flux2-klein-base-4b": (3_875_544_576, 169),
 }
-# Tongyi-MAI/Z-Image and Alpha-VLLM/Lumina-Image-2.0: transformer/config.json, as public projects quote them
-Z_IMAGE = {"cap_feat_dim": 2560, "axes_dims": [32, 48, 48], "axes_lens": [1536, 512, 512]}
-LUMINA2 = {"cap_feat_dim": 2304, "multiple_of": 256, "num_kv_heads": 8, "num_layers": 26, "axes_lens": (300, 512, 512)}
-# PixArt: diffusers' scripts/convert_pixart_sigma_to_diffusers.py and convert_pixart_alpha_to_diffusers.py
-PIXART = {"caption_channels": 4096, "sample_size": 128, "interpolation_scale": 2}
-# stabilityai/stable-diffusion-3.5-medium and -large: transformer/config.json, as public projects quote them
-SD35_MEDIUM = {
-    "num_layers": 24,
-    "num_attention_heads": 24,
-    "caption_projection_dim": 1536,
-    "pos_embed_max_size": 384,
-    "dual_attention_layers": tuple(range(13)),
-    "qk_norm": "rms_norm",
-}
-SD35_LARGE = {
-    "num_layers": 38,
-    "num_attention_heads": 38,
-    "caption_projection_dim": 2432,
-    "pos_embed_max_size": 192,
-    "qk_norm": "rms_norm",
-}
-# diffusers' scripts/convert_flux2_to_diffusers.py
-KLEIN = {"rope_theta": 2000, "guidance_embeds": False}
-KLEIN_4B = {**KLEIN, "num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680}
-KLEIN_9B = {**KLEIN, "num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32, "joint_attention_dim": 12288}
 
-# family, config beside diffusers' defaults, parameters, tensors
-MODELS: dict[str, tuple[str, dict[str, Any], int, int]] = {
-    "sana15-1600m": ("sana", {**SANA_1600M, "num_layers": 20}, 1_604_641_952, 476),
-    "sana15-4800m": ("sana", {**SANA_1600M, "num_layers": 60}, 4_721_825_952, 1396),
-    "z-image": ("z-image", Z_IMAGE, 6_154_908_736, 521),
-    "auraflow": ("auraflow", {}, 6_833_439_744, 331),
-    "lumina2": ("lumina2", LUMINA2, 2_609_769_152, 459),
-    # diffusers' defaults; its weights' index counts 40_860_802_176 bytes in bfloat16
-    "qwen-image": ("qwen-image", {}, 20_430_401_088, 1933),
-    # diffusers' defaults; the hub counts these parameters in its safetensors
-    "flux1-dev": ("flux1", {"guidance_embeds": True}, 11_901_408_320, 1160),
-    "pixart-sigma": ("pixart-sigma", {**PIXART, "use_additional_conditions": False}, 610_856_096, 603),
-    "pixart-alpha": ("pixart-alpha", PIXART, 611_349_152, 611),
-    "sd35-medium": ("stable-diffusion-3", SD35_MEDIUM, 2_243_171_520, 909),
-    "sd35-large": ("stable-diffusion-3", SD35_LARGE, 8_056_627_520, 1227),
-    "flux2-klein-base-4b": ("flux2-klein", KLEIN_4B, 3_875_544_576, 169),
-    "flux2-klein-base-9b": ("flux2-klein", KLEIN_9B, 9_078_581_248, 233),
-}
+
+# another named teacher has the shapes of each of these, which then do not tell the one from the other
+OF_EQUAL_SHAPES = ("sana-600m", "sana-600m-1024", "sana-sprint-600m-teacher", "sana-sprint-1600m-teacher")
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_adapter_finds_its_layers_in_the_published_network(name: str) -> None:
-    family, config, num_parameters, num_tensors = MODELS[name]
-    row = next(row for row in FAMILIES if row.name == family)
-    adapter = row.adapter_class
-    teacher: Any = object.__new__(adapter)  # no folder: its weights are not here
-    with torch.device("meta"):
-        network = getattr(diffusers, adapter.part_classes[adapter.denoiser_part][0])(**config)
+    num_parameters, num_tensors = MODELS[name]
+    teacher: Any = configs_of(name)
+    adapter = type(teacher)
+    with torch.device("meta"), without_weights():
+        network = teacher.network()
     assert sum(parameter.numel() for parameter in network.parameters()) == num_parameters
     assert len(network.state_dict()) == num_tensors
     linear = teacher.time_embedding_linear(network)
@@ -89,7 +67,9 @@ def test_the_adapter_finds_its_layers_in_the_published_network(name: str) -> Non
     assert layers[linear] not in targets and (linear.bias is not None) == adapter.folds_numbers
     places = {teacher.comfyui_layer(target) for target in (*targets, layers[linear])}
     assert len(places) == len(targets) + 1
-    check_original_names(name, row.original, adapter.part_classes[adapter.denoiser_part][0], network)
+    if name not in OF_EQUAL_SHAPES:
+        original = next(row for row in FAMILIES if row.name == teacher.family).original
+        check_original_names(name, original, adapter.part_classes[adapter.denoiser_part][0], network)
     features = teacher.feature_layers(network)
     assert len(features) >= 3 and all(layer in layers for layer in features)
 
@@ -116,3 +96,7 @@ def check_original_names(name: str, original: OriginalNames | None, kind: str, n
         if not (".norm_" in key and original.unwritable):  # diffusers does not read SANA-1.5's
             assert torch.equal(read[key], value), key
     assert read.keys() <= weights.keys()
+
+
+def test_every_named_teacher_has_its_configs_in_the_package() -> None:
+    assert {*MODELS, "sana-tiny"} == set(TEACHERS)
