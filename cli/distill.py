@@ -90,10 +90,15 @@ def command(invocation: Invocation) -> int:
     from ddx.training.resolve import resolve_recipe
 
     recipe = resolve_recipe(invocation.layers, invocation.workspace)
+    footprint = None
+    if recipe.config.memory is not None:
+        from ddx.cli.distill_memory import fitted
+
+        recipe, footprint = fitted(invocation, recipe)
     if invocation.dry_run:
         from ddx.cli.distill_plan import print_plan
 
-        print_plan(invocation, recipe)
+        print_plan(invocation, recipe, footprint)
         return 0
     invocation.loading(f"the teacher {recipe.config.teacher}")
     from ddx.training.distill import distill

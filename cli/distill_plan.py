@@ -7,18 +7,24 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from ddx.cli.console import emit, emit_json, emit_origins
-from ddx.teachers.family_of import weights_are_here
+from ddx.cli.distill_memory import as_json, memory_lines, planner_of
+from ddx.teachers.family_of import name_of, weights_are_here
+from ddx.teachers.registry import TEACHERS
 
 if TYPE_CHECKING:
     from ddx.cli.options import Invocation
+    from ddx.memory.fake_run import Footprint
     from ddx.training.recipe import Recipe
 
 WIDEST = 120
 GROUPS = ("published:", "yours:", "ddx:")  # the defaults come last
 
 
-def print_plan(invocation: Invocation, recipe: Recipe) -> None:
-    """Print the recipe and the plan; without the teacher's weights the recipe alone, for nothing is downloaded."""
+def print_plan(invocation: Invocation, recipe: Recipe, footprint: Footprint | None = None) -> None:
+    """Print the recipe and the plan; without the teacher's weights the recipe and the memory: nothing is downloaded.
+
+    footprint: the memory, where it was counted before.
+    """
     teacher = recipe.config.teacher
     here = weights_are_here(teacher)
     if not invocation.as_json:
@@ -26,25 +32,31 @@ def print_plan(invocation: Invocation, recipe: Recipe) -> None:
     if here:
         invocation.loading(f"the teacher {teacher}")
     costs = _costs(invocation, recipe) if here else {}
+    if footprint is None and (here or name_of(teacher) in TEACHERS):
+        invocation.loading("the networks' shapes, to count a step's memory")
+        footprint = planner_of(recipe).footprint()
     if invocation.as_json:
         emit_json(
             {
                 "config": recipe.settings,
                 "from": recipe.origins,
                 "works": recipe.preset.cited,
-                **(
-                    costs or dict.fromkeys(("store", "student", "resumes", "num_parameters", "memory_bytes", "seconds"))
-                ),
+                **(costs or dict.fromkeys(("store", "student", "resumes", "seconds"))),
+                "num_parameters": None if footprint is None else footprint.num_parameters,
+                "memory": None if footprint is None else as_json(footprint),
             }
         )
         return
     emit("")
+    if footprint is not None:
+        for number, line in enumerate(memory_lines(recipe, footprint)):
+            emit(f"{'' if number else 'memory':10}{line}")
     if not costs:
-        emit(f"The weights of {teacher} are not here: no store, folder or cost is known yet.")
+        emit(f"The weights of {teacher} are not here: no store, folder or time is known yet.")
         return
     emit(f"reads     {costs['store']}")
     emit(f"writes    {costs['student']}{' (unfinished: goes on with it)' if costs['resumes'] else ''}")
-    emit(f"estimate  {costs['estimate']}")
+    emit(f"lasts     {costs['lasts']}")
 
 
 def _print_recipe(recipe: Recipe) -> None:
@@ -91,8 +103,6 @@ def _costs(invocation: Invocation, recipe: Recipe) -> dict[str, Any]:
         "store": str(store),
         "student": str(folder.path),
         "resumes": folder.resumed and not folder.finished,
-        "num_parameters": estimate.num_parameters,
-        "memory_bytes": estimate.memory_bytes,
         "seconds": estimate.seconds,
-        "estimate": str(estimate),
+        "lasts": estimate.duration,
     }

@@ -91,6 +91,13 @@ class DistillConfig:
         choices=("auto", "float32", "bf16", "fp16"),
     )
     device: str = option("auto", "device to compute on (auto: a GPU if present)", metavar="DEVICE")
+    memory: str | None = option(
+        None,
+        "memory of one device to fit the run to; chooses the micro-batch, checkpointing, 8-bit moments and low rank "
+        "where needed, and says so (none: take what the settings take)",
+        metavar="SIZE",
+        example="24GB",
+    )
     gradient_checkpointing: bool = option(True, "recompute activations in the backward pass to save memory")
     prefetch: int = option(4, "batches to prepare ahead")
     log_every: int = option(10, "steps between lines of metrics.jsonl")

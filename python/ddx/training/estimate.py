@@ -25,6 +25,11 @@ class Estimate:
     memory_bytes: int
     seconds: float
 
+    @property
+    def duration(self) -> str:
+        """The time alone, in words."""
+        return f"about {_in_words(self.seconds)} on this machine"
+
     def __str__(self) -> str:
         return (
             f"about {self.memory_bytes / 2**30:.1f} GiB of memory for a denoiser of {self.num_parameters / 1e6:.1f} M "

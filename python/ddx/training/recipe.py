@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ddx.config import Settings, to_dict
@@ -23,6 +23,12 @@ class Recipe:
     preset: Preset
     method_defaults: Collection[str]
     layers: Sequence[Settings]
+    chosen: Mapping[str, str] = field(default_factory=dict)  # what `--memory` chose, and why
+
+    @property
+    def decided(self) -> frozenset[str]:
+        """The settings that the user gave."""
+        return frozenset(str(key).replace("-", "_") for layer in self.layers for key in layer)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -37,6 +43,8 @@ class Recipe:
         return {key: self._origin(key, said) for key in self.settings}
 
     def _origin(self, key: str, said: Mapping[str, str]) -> str:
+        if key in self.chosen:
+            return f"ddx: --memory: {self.chosen[key]}"
         if key in said:
             return f"yours: --{key.replace('_', '-')}" if said[key] == FLAGS else f"yours: {said[key]}"
         if key == "preset" and self.preset.name is not None:

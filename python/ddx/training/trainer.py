@@ -24,6 +24,7 @@ from ddx.training.distributed import Ranks, without_sync
 from ddx.training.ema import EMA, Swapped, average_in_place
 from ddx.training.meter import Meter
 from ddx.training.optimizer import (
+    Clip,
     guarded_step,
     measure_clip,
     set_learning_rate,
@@ -187,7 +188,7 @@ class Trainer:
         self.scaler.unscale_(trained.optimizer)
         clip = measure_clip((p.grad for p in trained.parameters), self.config.clip_norm)
         set_learning_rate(trained.optimizer, trained.learning_rate, factor)
-        guarded_step(trained.optimizer, clip, self.skipped)
+        self._take(trained, clip)
         trained.lost.end_step(clip.found_inf)
         trained.optimizer.zero_grad(set_to_none=True)
         trained.num_steps += 1
@@ -195,6 +196,10 @@ class Trainer:
         for name, (_, average) in self.averages.items():
             if self.specs[name].average_of == trained.spec.name:
                 average.update(self.config.batch_size)
+
+    def _take(self, trained: Trained, clip: Clip) -> None:
+        """Take the optimiser's step, unless the gradients are not finite."""
+        guarded_step(trained.optimizer, clip, self.skipped)
 
     def lost_in_a_row(self) -> int:
         """Return the largest number of consecutive lost steps of a network, the same on every rank. It synchronises."""

@@ -23,6 +23,7 @@ RANK = {
     "workspace": 5,
     "bench": 5,
     "importing": 5,
+    "memory": 5,
     "methods": 4,
     "networks": 3,
     "teachers": 3,
@@ -57,6 +58,8 @@ SIDEWAYS = {
     ("importing", "workspace"),
     # The bench distils mixtures with the trainer itself.
     ("bench", "training"),
+    # What is counted before a run is the run's own code.
+    ("memory", "training"),
     ("networks", "teachers"),
     ("config", "errors"),
     ("config", "values"),

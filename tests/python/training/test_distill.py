@@ -143,11 +143,11 @@ def test_dry_run_prints_settings_and_cost_and_writes_nothing(
     assert main.run([*runs.flags(teacher_folder, store, tmp_path), "--dry-run"]) == 0
     printed = capsys.readouterr().out
     rows = {line.split()[0]: line.split(maxsplit=2)[1:] for line in printed.splitlines() if len(line.split()) > 2}
-    assert rows["learning_rate"] == ["0.001", "yours: --set"] and "GiB of memory" in printed
+    assert rows["learning_rate"] == ["0.001", "yours: --set"] and "GiB at the peak" in printed
     assert rows["solver_steps"][0] == "50"
     assert main.run([*runs.flags(teacher_folder, store, tmp_path), "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert plan["config"]["batch_size"] == 4 and plan["memory_bytes"] > 0 and plan["seconds"] > 0
+    assert plan["config"]["batch_size"] == 4 and plan["memory"]["peak_bytes"] > 0 and plan["seconds"] > 0
     assert not (tmp_path / "students").exists()
 
 

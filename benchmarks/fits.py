@@ -1,0 +1,66 @@
+"""Which distillation fits which device: the peak of a step, counted on tensors without data, no GPU and no weights.
+
+    python benchmarks/fits.py
+    python benchmarks/fits.py --teachers sdxl --methods lcm sid
+
+A line a teacher and method, GiB with each set of savings. One row a micro-batch and the longest captions: the least
+that a run takes. `ddx distill --memory` chooses from the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import torch
+from _environment import machine, write_result
+
+from ddx.memory.plan import ALLOWANCE, CHECKPOINTING, EIGHT_BITS, LOW_RANK, Device, Planner
+from ddx.methods.registry import method_spec
+from ddx.training.config import DistillConfig
+
+TEACHERS = ("sana-600m", "sdxl", "z-image", "flux1-dev")
+METHODS = ("lcm", "sid", "dmd2")
+SAVINGS = {
+    "whole": (CHECKPOINTING,),
+    "8-bit moments": (CHECKPOINTING, EIGHT_BITS),
+    "low rank": (CHECKPOINTING, LOW_RANK),
+    "low rank, 8-bit moments": (CHECKPOINTING, LOW_RANK, EIGHT_BITS),
+}
+LARGEST = 300e9  # bytes: what is above without its activations is not counted further
+
+
+def main() -> None:
+    """Count and write the result."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--teachers", nargs="+", default=TEACHERS)
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--name", default="fits", help="name of the result's file")
+    arguments = parser.parse_args()
+    environment = machine()
+    rows = [count(teacher, method) for teacher in arguments.teachers for method in arguments.methods]
+    print(f"wrote {write_result(arguments.name, {'allowance': ALLOWANCE, 'rows': rows}, environment)}")
+
+
+def count(teacher: str, method: str) -> dict[str, Any]:
+    """Return the peaks of one teacher and method in bytes, by what is saved; None above the largest device."""
+    spec = method_spec(method)
+    config = DistillConfig(method=method, teacher=teacher, **{**spec.method.defaults, "micro_batch_size": 1})
+    planner = Planner(config, spec.config(), None, device=Device(True, torch.bfloat16))
+    peaks: dict[str, int | None] = {}
+    for name, choices in SAVINGS.items():
+        changes = {key: value for choice in choices for key, value in choice.settings.items()}
+        found = planner.footprint(dataclasses.replace(config, **changes), limit=LARGEST).peak.num_bytes
+        peaks[name] = found if found <= LARGEST else None
+    shown = ", ".join(f"{name} {'more' if size is None else f'{size / 2**30:.1f}'}" for name, size in peaks.items())
+    print(f"{teacher} {method}: {shown} GiB", flush=True)
+    return {"teacher": teacher, "method": method, "peak_bytes": peaks}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""`ddx distill --memory`, and the memory that `--dry-run` tells of."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any
+
+from ddx.config import to_dict
+
+if TYPE_CHECKING:
+    from ddx.cli.options import Invocation
+    from ddx.memory.fake_run import Footprint
+    from ddx.memory.plan import Planner
+    from ddx.training.recipe import Recipe
+
+
+def fitted(invocation: Invocation, recipe: Recipe) -> tuple[Recipe, Footprint]:
+    """Return the recipe with what makes it fit the memory that the user gave, and its footprint; say what it is."""
+    from ddx.memory.amount import in_gib, parse_amount
+
+    assert recipe.config.memory is not None
+    num_bytes = parse_amount(recipe.config.memory)
+    invocation.loading("the networks' shapes")
+    planner = planner_of(recipe)
+    fit = planner.fit(num_bytes, recipe.decided, invocation.progress.log)
+    peak, settings = in_gib(fit.footprint.peak.num_bytes), to_dict(fit.config)
+    said = "; ".join(f"{name} {settings[name]} ({why})" for name, why in fit.reasons.items()) or "the recipe as it is"
+    invocation.progress.log(f"memory: {peak} at the peak, with {said}")
+    return dataclasses.replace(recipe, config=fit.config, chosen=fit.reasons), fit.footprint
+
+
+def planner_of(recipe: Recipe, tokens: int | None = None) -> Planner:
+    """Return what counts this run's steps on the device that it will have."""
+    from ddx.memory.plan import Planner, planned_device
+
+    return Planner(
+        recipe.config,
+        recipe.method_config,
+        recipe.discriminator,
+        device=planned_device(recipe.config.device, for_gpu=recipe.config.memory is not None),
+        tokens=tokens,
+        world=int(os.environ.get("WORLD_SIZE", "1")),
+    )
+
+
+def memory_lines(recipe: Recipe, footprint: Footprint) -> list[str]:
+    """Return what the dry run prints of a footprint."""
+    from ddx.memory.amount import in_gib
+    from ddx.memory.plan import ALLOWANCE, planned_device
+    from ddx.memory.table import headline, lines
+
+    beside = f"; beside it about {in_gib(ALLOWANCE)} for the device's own context and libraries"
+    gpu = planned_device(recipe.config.device, for_gpu=recipe.config.memory is not None).gpu
+    first = f"{headline(footprint)}, for {footprint.num_parameters / 1e6:,.0f} M parameters"
+    return [first + (beside if gpu else ""), *lines(footprint)]
+
+
+def as_json(footprint: Footprint) -> dict[str, Any]:
+    """Return a footprint for `--json`."""
+    from ddx.memory.table import by_owner
+
+    return {"peak_bytes": footprint.peak.num_bytes, "during": list(footprint.peak.during), "by": by_owner(footprint)}

@@ -1,0 +1,1 @@
+"""Memory that is known before a run: steps on tensors without data, counted storage by storage."""

@@ -1,0 +1,213 @@
+"""A distillation's steps on tensors without data: the run's own code and the real architecture, and no weights.
+
+Fake tensors (torch's, on a fake processor) have shapes and storages of the right size and nothing in them. The trainer
+runs on them as it does on a GPU: bfloat16 with CUDA's casts, the fused operations, checkpointing, every turn of the
+method. What is alive is counted by a `Ledger`.
+
+Not in it: the device's context and the workspaces of its libraries, see `ddx.memory.plan.ALLOWANCE`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from ddx.memory.ledger import BLOCK, Ledger, Peak, Use
+from ddx.memory.no_values import no_values
+from ddx.memory.optimizer_steps import step_without_values
+from ddx.methods.base import Batch, Method
+from ddx.methods.parts.added_discriminator import AddedDiscriminatorConfig
+from ddx.methods.parts.random_numbers import RandomNumbers
+from ddx.methods.registry import load_method
+from ddx.teachers.base import Teacher
+from ddx.teachers.condition import Condition
+from ddx.training.config import DistillConfig
+from ddx.training.distributed import Ranks
+from ddx.training.optimizer import Clip, measure_clip
+from ddx.training.trained import Trained
+from ddx.training.trainer import Trainer
+
+TEACHER, DATA = "teacher", "data"
+WEIGHTS, GRADIENTS, OPTIMIZER, AVERAGES = "weights", "gradients", "optimiser", "averages"
+ACTIVATIONS, BACKWARD, TEMPORARIES = "activations", "backward pass", "temporaries"
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The peak of a run, and the parameters of the denoiser."""
+
+    peak: Peak
+    num_parameters: int
+
+
+def footprint(
+    config: DistillConfig,
+    method_config: Any,
+    discriminator: AddedDiscriminatorConfig | None,
+    teacher: Teacher,
+    *,
+    dtype: torch.dtype,
+    rows: int,
+    tokens: int,
+    fused: bool = True,
+    block: int = BLOCK,
+    limit: float = math.inf,
+) -> Footprint:
+    """Return the peak of a whole step with `rows` rows in a micro-batch, and as many micro-batches as matter.
+
+    teacher: opened on the CPU, none of its components loaded. tokens: the length of the captions. Where the weights,
+    averages and moments alone are above `limit` bytes, no step is taken, and the peak is theirs.
+    """
+    ledger = Ledger(block=block)
+    method = load_method(config.method, method_config, teacher, discriminator)  # reads its process's tables
+    with ExitStack() as stack:
+        stack.enter_context(no_values(fused=fused))
+        stack.enter_context(ledger)
+        null = _text(teacher, 1, tokens)  # as long as the captions, as batches pad it
+        stack.enter_context(mock.patch.object(teacher, "null_condition", lambda: null))
+        with ledger.using(Use(TEACHER, WEIGHTS)):
+            network = teacher.network()
+        trainer = _FakeTrainer(method, config, dtype, ledger)
+        num_parameters = sum(value.numel() for value in network.parameters())
+        trainer.make_moments()
+        if ledger.now > limit:
+            return Footprint(ledger.peak, num_parameters)
+        ledger.use = Use("", TEMPORARIES)
+        with ledger.using(Use(DATA, ACTIVATIONS)):
+            accumulates = config.batch_size > rows
+            batches = [_batch(teacher, method, config, rows, tokens) for _ in range(2 if accumulates else 1)]
+        trainer.step(config.train_steps - 1, batches)  # in the last stage of a method that has stages
+    return Footprint(ledger.peak, num_parameters)
+
+
+class _FakeTrainer(Trainer):
+    """The trainer, that tells a ledger what its tensors are for and that steps where no value can be asked for."""
+
+    def __init__(self, method: Method, config: DistillConfig, dtype: torch.dtype, ledger: Ledger) -> None:
+        self.ledger, self.kind = ledger, config.optimizer
+        stand_in = "adamw" if config.optimizer == "adamw" else "radam"  # whose package need not be here
+        with ledger.using(Use("student", WEIGHTS)):
+            super().__init__(method, dataclasses.replace(config, optimizer=stand_in), Ranks(), dtype)
+        for name, trained in self.trained.items():
+            ledger.mark(trained.module.parameters(), Use(name, WEIGHTS))
+            for parameter in trained.parameters:
+                parameter.register_post_accumulate_grad_hook(_marks_gradient(ledger, Use(name, GRADIENTS)))
+        for name, average in self._all_averages().items():
+            ledger.mark(average.parameters().values(), Use(name, AVERAGES))
+        ledger.mark(method.teacher.network().parameters(), Use(TEACHER, WEIGHTS))
+
+    def make_moments(self) -> None:
+        """Give every optimiser the state that it has after its first step."""
+        for trained in self.trained.values():
+            for parameter in trained.parameters:
+                parameter.grad = torch.empty_like(parameter)
+            self._take(trained, measure_clip((p.grad for p in trained.parameters), self.config.clip_norm))
+            trained.optimizer.zero_grad(set_to_none=True)
+        self.ledger.forget_peak()
+
+    def _build(self, spec: Any, start: Any) -> nn.Module:
+        with self.ledger.using(Use(spec.name, WEIGHTS)):
+            return super()._build(spec, start)
+
+    def step(self, step: int, batches: Sequence[Batch]) -> None:
+        """Each kind of turn once: a second update of the fake score takes what the first one took."""
+        turns = tuple(dict.fromkeys(self.method.turns(step)))
+        with mock.patch.object(self.method, "turns", lambda _: turns):
+            super().step(step, batches)
+
+    def _accumulate(self, turn: Any, batches: Any) -> None:
+        with ExitStack() as stack:
+            for name, module in self._networks().items():
+                stack.enter_context(_forwards_counted(self.ledger, module, Use(name, ACTIVATIONS)))
+            super()._accumulate(turn, batches)
+
+    def _networks(self) -> dict[str, nn.Module]:
+        found = {name: trained.module for name, trained in self.trained.items()}
+        found |= {name: module for name, (module, _) in self.averages.items()}
+        return {TEACHER: self.method.teacher.network(), **found}
+
+    def _backward(self, turn: Any, losses: Any, num_rows: int) -> None:
+        with self.ledger.using(Use("+".join(turn.trains), BACKWARD)):
+            super()._backward(turn, losses, num_rows)
+
+    def _take(self, trained: Trained, clip: Clip) -> None:
+        """Step without asking whether the gradients are finite; the moments are the first step's to make."""
+        with self.ledger.using(Use(trained.spec.name, OPTIMIZER)):
+            step_without_values(trained.optimizer, self.kind)
+        self.ledger.mark(trained.optimizer_tensors().values(), Use(trained.spec.name, OPTIMIZER))
+
+
+class _Numbers(RandomNumbers):
+    """Random numbers that have no values: parts of a batch are as large as their shares, rounded."""
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.empty(len(self), *shape)
+
+    def _uniform(self) -> Tensor:
+        return torch.empty(len(self), dtype=torch.float64)
+
+    def pick(self, *shares: float) -> tuple[Tensor, ...]:
+        edges = [0, *(round(sum(shares[: k + 1]) * len(self)) for k in range(len(shares))), len(self)]
+        rows = torch.arange(len(self))
+        return tuple(rows[a:b] for a, b in itertools.pairwise(edges))
+
+
+def _batch(teacher: Teacher, method: Method, config: DistillConfig, rows: int, tokens: int) -> Batch:
+    x0 = torch.empty(rows, *teacher.latent_shape(config.resolution))
+    return Batch(
+        x0=x0,
+        condition=_text(teacher, rows, tokens),
+        null=teacher.null_condition(),
+        random=_Numbers(0, 0, range(rows)),
+        step=config.train_steps - 1,
+        progress=1.0 - 1.0 / config.train_steps,
+        noise=torch.empty_like(x0) if method.reads_pairs else None,
+        neighbour=torch.empty_like(x0) if method.reads_neighbours else None,
+    )
+
+
+def _text(teacher: Teacher, rows: int, tokens: int) -> Condition:
+    pooled = teacher.pooled_width
+    return Condition(
+        torch.empty(rows, tokens, teacher.text_width),
+        torch.ones(rows, tokens, dtype=torch.bool),
+        None if pooled is None else torch.empty(rows, pooled),
+        counts=(tokens,) * rows,
+    )
+
+
+@contextmanager
+def _forwards_counted(ledger: Ledger, module: nn.Module, use: Use) -> Iterator[None]:
+    """Within, what a forward pass of `module` makes is for `use`."""
+    before: list[Use] = []
+
+    def enters(*_: Any) -> None:
+        before.append(ledger.use)
+        ledger.use = use
+
+    def leaves(*_: Any) -> None:
+        ledger.use = before.pop()
+
+    handles = module.register_forward_pre_hook(enters), module.register_forward_hook(leaves, always_call=True)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _marks_gradient(ledger: Ledger, use: Use) -> Callable[[Tensor], None]:
+    def mark(parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            ledger.enter(parameter.grad, use)
+
+    return mark

@@ -1,0 +1,51 @@
+"""Where the code of a run works on tensors without data, torch's fake ones, and nothing asks them for values."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from unittest import mock
+
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+
+from ddx.kernels import cpu_bfloat16, dispatch
+from ddx.memory.cuda_casts import cuda_casts
+from ddx.process import base
+from ddx.teachers.components import without_weights
+
+
+@contextmanager
+def no_values(*, fused: bool) -> Iterator[None]:
+    """Within, new tensors have shapes and no data, networks come from their configs, and autocast is CUDA's.
+
+    fused: whether operations take their kernels' path, as on a GPU, or torch's. Tensors from outside, such as a
+    teacher's tables of times, may be used.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        # an address is the key of a cache; nothing is read there
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+        warnings.filterwarnings("ignore", ".*torch.jit.script.* is deprecated")  # torch's own, at an import
+        stack.enter_context(without_weights())
+        stack.enter_context(mock.patch.object(dispatch, "backend", lambda device: "triton" if fused else "torch"))
+        stack.enter_context(mock.patch.object(cpu_bfloat16, "native", lambda: True))
+        stack.enter_context(mock.patch.object(base, "refuse_undefined", lambda *_: None))
+        stack.enter_context(mock.patch.object(nn.Module, "_apply", _apply))
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(cuda_casts())
+        yield
+
+
+def _apply(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    """What `nn.Module._apply` does, with new parameters: torch swaps fake ones, and weak references forbid that."""
+    for child in module.children() if recurse else ():
+        _apply(child, function)
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            module._parameters[name] = nn.Parameter(function(parameter.data), parameter.requires_grad)
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            module._buffers[name] = function(buffer)
+    return module

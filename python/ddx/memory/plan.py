@@ -1,0 +1,183 @@
+"""What a distillation takes of a device's memory, and how it is fitted to one: `--dry-run` and `--memory`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddx.errors import UsageError
+from ddx.memory.amount import in_gib
+from ddx.memory.fake_run import Footprint, footprint
+from ddx.methods.parts.added_discriminator import AddedDiscriminatorConfig
+from ddx.teachers.base import Teacher
+from ddx.teachers.families.table import FAMILIES
+from ddx.teachers.family_of import name_of, weights_are_here
+from ddx.teachers.registry import TEACHERS, configs_of, load_teacher
+from ddx.training.config import DistillConfig
+
+ALLOWANCE = 2**30
+"""Bytes beside the tensors: the device's context, the workspaces of its libraries, fragments. An assumption, which no
+measurement on a GPU has confirmed yet."""
+
+RANK = 64  # of the low-rank students that a plan may choose: LCM-LoRA's (Luo et al. 2023)
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a run is planned for: an NVIDIA GPU, or the processor."""
+
+    gpu: bool
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Settings that save memory, and what they cost."""
+
+    settings: dict[str, Any]
+    cost: str
+
+
+CHECKPOINTING = Choice({"gradient_checkpointing": True}, "blocks are computed twice: about a third more time a step")
+EIGHT_BITS = Choice({"optimizer": "adamw8bit"}, "moments in 8 bits, by bitsandbytes; about the same time")
+LOW_RANK = Choice({"lora_rank": RANK}, "low-rank matrices are trained, not whole networks; the student is still whole")
+
+LADDER: tuple[tuple[Choice, ...], ...] = (
+    (),
+    (CHECKPOINTING,),
+    (CHECKPOINTING, EIGHT_BITS),
+    (CHECKPOINTING, LOW_RANK),
+    (CHECKPOINTING, LOW_RANK, EIGHT_BITS),
+)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Settings with which a run fits, why, and what it takes."""
+
+    config: DistillConfig
+    reasons: dict[str, str]  # by setting
+    footprint: Footprint
+
+
+class Planner:
+    """Counts steps of one run with settings that differ."""
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        method_config: Any,
+        discriminator: AddedDiscriminatorConfig | None,
+        *,
+        device: Device,
+        tokens: int | None = None,
+        world: int = 1,
+    ) -> None:
+        """tokens: the length of the captions (None: the longest that the teacher's family reads)."""
+        self.config, self.method_config, self.discriminator = config, method_config, discriminator
+        self.device, self.world = device, world
+        self.tokens = tokens or _longest_text(self._teacher())
+
+    def footprint(self, config: DistillConfig | None = None, *, limit: float = math.inf) -> Footprint:
+        """Return the peak with these settings (None: those of the run), or what is above `limit` without a step."""
+        config = config or self.config
+        return footprint(
+            config,
+            self.method_config,
+            self.discriminator,
+            self._teacher(),
+            dtype=self.device.dtype,
+            rows=min(config.micro_batch_size or config.batch_size, math.ceil(config.batch_size / self.world)),
+            tokens=self.tokens,
+            fused=self.device.gpu,
+            limit=limit,
+        )
+
+    def fit(self, num_bytes: int, said: Collection[str], note: Callable[[str], None]) -> Fit:
+        """Return settings with which the run takes at most `num_bytes`; those that are `said` stay as they are.
+
+        `note` is told what is tried. UsageError, with the least that would do, where nothing fits.
+        """
+        limit, config = num_bytes - ALLOWANCE, self.config
+        for choices in self._ladder(said):
+            settings = {name: value for choice in choices for name, value in choice.settings.items()}
+            config = dataclasses.replace(self.config, **settings)
+            shown = ", ".join(f"{name} {value}" for name, value in settings.items()) or "the recipe as it is"
+            note(f"counting a step with {shown} …")
+            found = self._most_rows(config, limit, said)
+            if found.footprint.peak.num_bytes <= limit:
+                reasons = {name: choice.cost for choice in choices for name in choice.settings}
+                return dataclasses.replace(found, reasons=reasons | found.reasons)
+        if "micro_batch_size" not in said:
+            config = dataclasses.replace(config, micro_batch_size=1)
+        least = self.footprint(config).peak.num_bytes
+        raise UsageError(
+            f"{self.config.method} of {self.config.teacher} does not fit {in_gib(num_bytes)}: the least is about "
+            f"{in_gib(least + ALLOWANCE)}",
+            hint=f"give --memory {math.ceil((least + ALLOWANCE) / 2**30)}GiB, a smaller --resolution, or a method with "
+            "fewer networks (`ddx list methods`)",
+        )
+
+    def _ladder(self, said: Collection[str]) -> Iterator[tuple[Choice, ...]]:
+        """Yield the choices that change something and that the user has not decided, from cheap to dear."""
+        before = None
+        for choices in LADDER:
+            left = tuple(choice for choice in choices if self._is_open(choice, said))
+            if left != before:
+                yield left
+            before = left
+
+    def _is_open(self, choice: Choice, said: Collection[str]) -> bool:
+        (name, value), now = next(iter(choice.settings.items())), self.config
+        if name in said or getattr(now, name) == value:
+            return False
+        if choice is EIGHT_BITS:
+            return self.device.gpu and now.optimizer == "adamw"
+        return not (choice is LOW_RANK and now.lora_rank)
+
+    def _most_rows(self, config: DistillConfig, limit: float, said: Collection[str]) -> Fit:
+        """Return the largest micro-batch up to the run's own that fits, or the smallest where none does."""
+        asked = min(config.micro_batch_size or config.batch_size, math.ceil(config.batch_size / self.world))
+        whole = self.footprint(config, limit=limit)
+        if whole.peak.num_bytes <= limit or asked == 1 or "micro_batch_size" in said:
+            return Fit(config, {}, whole)
+        one = self._with_rows(config, 1, limit)
+        if one.footprint.peak.num_bytes > limit:
+            return one
+        spare, slope = limit - one.footprint.peak.num_bytes, whole.peak.num_bytes - one.footprint.peak.num_bytes
+        rows = 1 + int(max(spare, 0.0) * (asked - 1) / max(slope, 1))
+        rows = next((size for size in range(min(rows, asked - 1), 1, -1) if config.batch_size % size == 0), 1)
+        for size in range(rows, 1, -1):  # a step is nearly linear in its rows: the first of them fits as a rule
+            found = self._with_rows(config, size, limit)
+            if found.footprint.peak.num_bytes <= limit:
+                return found
+        return one
+
+    def _with_rows(self, config: DistillConfig, rows: int, limit: float) -> Fit:
+        config = dataclasses.replace(config, micro_batch_size=rows)
+        why = {"micro_batch_size": f"{rows} of {self.config.batch_size} rows at a time; gradients are accumulated"}
+        return Fit(config, why, self.footprint(config, limit=limit))
+
+    def _teacher(self) -> Teacher:
+        """Return the teacher with nothing loaded, on the processor, in the dtype that it has on the device."""
+        name, dtype, resolution = self.config.teacher, self.device.dtype, self.config.resolution
+        known = name_of(name)
+        if known in TEACHERS and not weights_are_here(name):
+            return configs_of(known, dtype=dtype, resolution=resolution)
+        return load_teacher(Path(name) if name not in TEACHERS else name, dtype=dtype, resolution=resolution)
+
+
+def planned_device(name: str, *, for_gpu: bool) -> Device:
+    """Return what a run with `--device NAME` is planned for; `for_gpu` where the user names the memory of one."""
+    gpu = for_gpu or name.startswith("cuda") or (name == "auto" and torch.cuda.is_available())
+    return Device(gpu, torch.bfloat16 if gpu else torch.float32)
+
+
+def _longest_text(teacher: Teacher) -> int:
+    return next(family.text_tokens for family in FAMILIES if family.name == teacher.family)
