@@ -38,7 +38,7 @@ def planner_of(recipe: Recipe, tokens: int | None = None) -> Planner:
         recipe.config,
         recipe.method_config,
         recipe.discriminator,
-        device=planned_device(recipe.config.device, for_gpu=recipe.config.memory is not None),
+        device=planned_device(recipe.config),
         tokens=tokens,
         world=int(os.environ.get("WORLD_SIZE", "1")),
     )
@@ -51,7 +51,7 @@ def memory_lines(recipe: Recipe, footprint: Footprint) -> list[str]:
     from ddx.memory.table import headline, lines
 
     beside = f"; beside it about {in_gib(ALLOWANCE)} for the device's own context and libraries"
-    gpu = planned_device(recipe.config.device, for_gpu=recipe.config.memory is not None).gpu
+    gpu = planned_device(recipe.config).gpu
     first = f"{headline(footprint)}, for {footprint.num_parameters / 1e6:,.0f} M parameters"
     return [first + (beside if gpu else ""), *lines(footprint)]
 

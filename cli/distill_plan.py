@@ -49,8 +49,10 @@ def print_plan(invocation: Invocation, recipe: Recipe, footprint: Footprint | No
         return
     emit("")
     if footprint is not None:
-        for number, line in enumerate(memory_lines(recipe, footprint)):
-            emit(f"{'' if number else 'memory':10}{line}")
+        first, *table = memory_lines(recipe, footprint)
+        emit(textwrap.fill(f"memory    {first}", _width(), subsequent_indent=10 * " "))
+        for line in table:
+            emit(textwrap.fill(f"          {line}", _width(), subsequent_indent=32 * " "))
     if not costs:
         emit(f"The weights of {teacher} are not here: no store, folder or time is known yet.")
         return
@@ -71,6 +73,10 @@ def _print_recipe(recipe: Recipe) -> None:
     emit("")
     order = sorted(settings, key=lambda name: (_group(origins[name]), list(settings).index(name)))
     emit_origins({name: settings[name] for name in order}, origins, width=width)
+
+
+def _width() -> int:
+    return min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
 
 
 def _name(recipe: Recipe) -> str:

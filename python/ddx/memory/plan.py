@@ -20,6 +20,7 @@ from ddx.teachers.families.table import FAMILIES
 from ddx.teachers.family_of import name_of, weights_are_here
 from ddx.teachers.registry import TEACHERS, configs_of, load_teacher
 from ddx.training.config import DistillConfig
+from ddx.training.run import compute_dtype, teacher_dtype
 
 ALLOWANCE = 2**30
 """Bytes beside the tensors: the device's context, the workspaces of its libraries, fragments. An assumption, which no
@@ -82,7 +83,7 @@ class Planner:
         """tokens: the length of the captions (None: the longest that the teacher's family reads)."""
         self.config, self.method_config, self.discriminator = config, method_config, discriminator
         self.device, self.world = device, world
-        self.tokens = tokens or _longest_text(self._teacher())
+        self.tokens = tokens or _longest_text(self._teacher(config))
 
     def footprint(self, config: DistillConfig | None = None, *, limit: float = math.inf) -> Footprint:
         """Return the peak with these settings (None: those of the run), or what is above `limit` without a step."""
@@ -91,7 +92,7 @@ class Planner:
             config,
             self.method_config,
             self.discriminator,
-            self._teacher(),
+            self._teacher(config),
             dtype=self.device.dtype,
             rows=min(config.micro_batch_size or config.batch_size, math.ceil(config.batch_size / self.world)),
             tokens=self.tokens,
@@ -164,19 +165,21 @@ class Planner:
         why = {"micro_batch_size": f"{rows} of {self.config.batch_size} rows at a time; gradients are accumulated"}
         return Fit(config, why, self.footprint(config, limit=limit))
 
-    def _teacher(self) -> Teacher:
+    def _teacher(self, config: DistillConfig) -> Teacher:
         """Return the teacher with nothing loaded, on the processor, in the dtype that it has on the device."""
-        name, dtype, resolution = self.config.teacher, self.device.dtype, self.config.resolution
+        name, resolution = config.teacher, config.resolution
+        dtype = teacher_dtype(config, self.device.dtype)
         known = name_of(name)
         if known in TEACHERS and not weights_are_here(name):
             return configs_of(known, dtype=dtype, resolution=resolution)
         return load_teacher(Path(name) if name not in TEACHERS else name, dtype=dtype, resolution=resolution)
 
 
-def planned_device(name: str, *, for_gpu: bool) -> Device:
-    """Return what a run with `--device NAME` is planned for; `for_gpu` where the user names the memory of one."""
-    gpu = for_gpu or name.startswith("cuda") or (name == "auto" and torch.cuda.is_available())
-    return Device(gpu, torch.bfloat16 if gpu else torch.float32)
+def planned_device(config: DistillConfig) -> Device:
+    """Return what a run is planned for: its device, or a GPU where the user names the memory of one."""
+    gpu = config.memory is not None or config.device.startswith("cuda")
+    gpu = gpu or (config.device == "auto" and torch.cuda.is_available())
+    return Device(gpu, compute_dtype(config.dtype, torch.device("cuda" if gpu else "cpu")))
 
 
 def _longest_text(teacher: Teacher) -> int:

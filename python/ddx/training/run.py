@@ -77,14 +77,9 @@ def prepare_run(
             f"batch_size = {config.batch_size} does not divide over {ranks.world} processes",
             hint=f"--batch-size {math.ceil(config.batch_size / ranks.world) * ranks.world}",
         )
-    dtype = _compute_dtype(config.dtype, ranks.device)
-    # low-rank matrices compute in the dtype of the backbone that they share with the teacher
-    in_float32 = config.lora_rank > 0 and trainable_spec(config.method).method.full_precision
+    dtype = compute_dtype(config.dtype, ranks.device)
     teacher = load_teacher(
-        config.teacher,
-        device=ranks.device,
-        dtype=torch.float32 if in_float32 else dtype,
-        resolution=config.resolution,
+        config.teacher, device=ranks.device, dtype=teacher_dtype(config, dtype), resolution=config.resolution
     )
     tells_sizes = _tells_sizes(config, teacher)
     method = load_method(config.method, method_config, teacher, discriminator)
@@ -165,7 +160,17 @@ def _step(folder: RunFolder) -> int:
     return 0 if folder.checkpoint is None else step_of(folder.checkpoint)
 
 
-def _compute_dtype(name: str, device: torch.device) -> torch.dtype:
+def teacher_dtype(config: DistillConfig, dtype: torch.dtype) -> torch.dtype:
+    """Return what the teacher is loaded in, where the run computes in `dtype`.
+
+    Low-rank matrices compute in the dtype of the backbone that they share with it, which some methods want in float32.
+    """
+    in_float32 = config.lora_rank > 0 and trainable_spec(config.method).method.full_precision
+    return torch.float32 if in_float32 else dtype
+
+
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype that a setting names; auto: bfloat16 on a GPU."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]

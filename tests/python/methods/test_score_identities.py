@@ -58,7 +58,7 @@ def gradient(loss: Tensor, x: Tensor) -> Tensor:
 def test_sid_is_the_same_in_its_three_forms(process: str) -> None:
     teacher = MixtureTeacher(circle(), process)
     alpha = 1.2
-    method, x, _, loss = looked("sid", teacher, alpha=alpha)
+    method, x, _, loss = looked("sid", teacher, alpha=alpha, time_sampling="shifted")  # whose times are those below
     batch = mixture_batch(teacher)
     fake, t = mlp(teacher, 3), 0.02 + 0.96 * batch.random.uniform()
     t = method.view.t_min + (method.view.t_max - method.view.t_min) * t
@@ -269,7 +269,8 @@ def test_dmd_regresses_on_where_the_ode_goes_with_the_order_of_its_solver() -> N
     method = make_method("dmd", teacher, regression_weight=0.5)
     student = mlp(teacher, 4)
     made = method.generate(student, batch, 1.0)
-    second = method.second_loss(made, batch, {}, 1.0)
+    seen = method.look(made.x, batch, mlp(teacher, 3), 1.0)
+    second = method.second_loss(made, seen, batch, {}, 1.0)
     target = method.ode_end(made.start, batch, 1.0)
     torch.testing.assert_close(second, 0.5 * (made.x - target).square().flatten(1).mean(1))
 
@@ -280,7 +281,9 @@ def test_dmd_regresses_on_stored_pairs_what_it_draws_from_their_noise() -> None:
     batch = dataclasses.replace(mixture_batch(teacher), noise=noise)
     method, student = make_method("dmd", teacher, regression_weight=0.5, pairs="stored"), mlp(teacher, 4)
     assert method.reads_pairs and not make_method("dmd", teacher, regression_weight=0.0, pairs="stored").reads_pairs
-    second = method.second_loss(method.generate(student, batch, 1.0), batch, {STUDENT: student}, 1.0)
+    made = method.generate(student, batch, 1.0)
+    seen = method.look(made.x, batch, mlp(teacher, 3), 1.0)
+    second = method.second_loss(made, seen, batch, {STUDENT: student}, 1.0)
     t = torch.full((NUM,), method.first_time, dtype=torch.float64)
     drawn = method.predict_x0(student, method.view.start(noise, t[0]), t, batch.condition, 1.0)
     torch.testing.assert_close(second, 0.5 * (drawn - batch.x0).square().flatten(1).mean(1))

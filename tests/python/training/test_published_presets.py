@@ -133,16 +133,21 @@ def test_a_dry_run_prints_the_recipe_of_a_teacher_that_is_not_here(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("COLUMNS", str(width))
-    line = ["distill", "--method", "dmd2", "--teacher", "sdxl", "--batch-size", "4", "--dry-run"]
+    line = ["distill", "--method", "lcm", "--teacher", "pixart-alpha", "--batch-size", "4", "--dry-run"]
+    line += ["--micro-batch-size", "4"]  # a short step to count
     assert main.run([*line, "--workspace", str(tmp_path / "runs")]) == 0
     printed = capsys.readouterr().out
     table = printed[printed.index("setting") :].splitlines()
     assert all(len(row) <= width for row in table)
     rows = {row.split()[0]: " ".join(row.split()[1:]) for row in table if row.strip()}
     assert (
-        rows["learning_rate"] == "5e-07 published: tianweiy/DMD2 [1]" and rows["batch_size"] == "4 yours: --batch-size"
+        rows["learning_rate"].startswith("2e-05 published: PixArt-alpha/PixArt-alpha")
+        and rows["batch_size"] == "4 yours: --batch-size"
     )
-    assert "weights of sdxl are not here" in printed and "experiments/sdxl/" in printed
+    assert "weights of pixart-alpha are not here" in printed and "configs/pixart_config/" in printed
+    assert "GiB at the peak" in printed
+    if width == 80:
+        return
     assert main.run([*line, "--json", "--workspace", str(tmp_path / "runs")]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["from"]["batch_size"] == "yours: --batch-size" and plan["seconds"] is None
