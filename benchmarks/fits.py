@@ -32,6 +32,7 @@ SAVINGS = {
     "low rank": (CHECKPOINTING, LOW_RANK),
     "low rank, 8-bit moments": (CHECKPOINTING, LOW_RANK, EIGHT_BITS),
 }
+DEVICES = (12, 24, 48, 80, 141)  # GB of the cards that people have
 LARGEST = 300e9  # bytes: what is above without its activations is not counted further
 
 
@@ -43,8 +44,25 @@ def main() -> None:
     parser.add_argument("--name", default="fits", help="name of the result's file")
     arguments = parser.parse_args()
     environment = machine()
-    rows = [count(teacher, method) for teacher in arguments.teachers for method in arguments.methods]
-    print(f"wrote {write_result(arguments.name, {'allowance': ALLOWANCE, 'rows': rows}, environment)}")
+    rows: list[dict[str, Any]] = []
+    for teacher in arguments.teachers:
+        for method in arguments.methods:
+            rows.append(count(teacher, method))
+            where = write_result(arguments.name, {"allowance": ALLOWANCE, "rows": rows}, environment)
+    print(f"wrote {where}")
+    print_table(rows)
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Print what fits which device, as docs/memory.md has it."""
+    print(f"| teacher | method | {' | '.join(f'{size} GB' for size in DEVICES)} |")
+    print("|---|---|" + "---|" * len(DEVICES))
+    for row in rows:
+        fits = [
+            next((k for k, v in row["peak_bytes"].items() if v and v + ALLOWANCE <= size * 1e9), "–")
+            for size in DEVICES
+        ]
+        print(f"| `{row['teacher']}` | `{row['method']}` | {' | '.join(fits)} |")
 
 
 def count(teacher: str, method: str) -> dict[str, Any]:

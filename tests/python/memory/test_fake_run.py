@@ -28,7 +28,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Wide enough for the networks to outweigh what a step holds beside them."""
     root = tmp_path_factory.mktemp("pipelines")
     return {
-        "sana": make_sana(root / "sana", layers=4, width=128),
+        "sana": make_sana(root / "sana", layers=2, width=160),
         "sd": make_stable_diffusion(root / "sd", "epsilon"),
     }
 
@@ -65,7 +65,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-QUICK = ("lcm, checkpointed", "lcm, low rank", "scm", "dmd2 of a UNet, checkpointed")
+QUICK = ("lcm, checkpointed", "lcm, low rank", "scm", "lcm of a UNet")
 
 
 @pytest.mark.parametrize(

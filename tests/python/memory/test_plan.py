@@ -28,7 +28,7 @@ def planner(folder: Path, name: str = "lcm", **settings: Any) -> Planner:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_sana(tmp_path_factory.mktemp("pipeline") / "sana", layers=2, width=512)
+    return make_sana(tmp_path_factory.mktemp("pipeline") / "sana", layers=1, width=256)
 
 
 def test_settings_are_chosen_from_cheap_to_dear(folder: Path) -> None:
@@ -76,6 +76,7 @@ def test_what_is_no_amount_is_refused(text: str) -> None:
         parse_amount(text)
 
 
+@pytest.mark.slow  # a step of a real architecture is counted for half a minute
 def test_the_dry_run_of_a_teacher_that_is_not_here_tells_its_memory(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
