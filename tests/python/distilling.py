@@ -80,6 +80,8 @@ def make_trainer(
         "gradient_checkpointing": False,
     }
     spec = method_spec(method)
+    if spec.method.defaults.get("optimizer") == "came":  # its first steps are too long without a warm-up
+        values["optimizer"] = "radam"
     config = DistillConfig(**{**spec.method.defaults, **values, **settings})
     made = load_method(method, method_config or spec.config(**AT_ONCE.get(method, {})), teacher, discriminator)
     return Trainer(made, config, ranks or Ranks(), torch.float32)

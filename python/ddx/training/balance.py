@@ -1,6 +1,6 @@
 """How two losses of one network meet: added as they are, held at a ratio of gradient norms, or the second yielding.
 
-    norm      g = g1 + w g2,  w = ratio * EMA |g1| / EMA |g2|, norms taken on the last parameter with a matrix
+    norm      g = g1 + w g2,  w = ratio * EMA |g1| / EMA |g2|, norms taken on the teacher's last matrix
     project   g = g1 + g2 - min(0, <g1, g2>) / |g1|^2 g1: what of the second opposes the first is taken out of it
 
 The first is the balance of Esser et al. 2021 (VQGAN's adaptive weight), with averaged norms; the second the primary and
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ddx.networks.guidance import EMBEDDERS
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks
 
@@ -26,10 +27,11 @@ DECAY = 0.9
 class LossBalance:
     """The two losses of one network over the micro-batches of a step."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], config: DistillConfig, ranks: Ranks) -> None:
-        self.parameters = list(parameters)
+    def __init__(self, named: Sequence[tuple[str, nn.Parameter]], config: DistillConfig, ranks: Ranks) -> None:
+        self.parameters = [parameter for _, parameter in named]
         self.kind, self.ratio, self.ranks = config.loss_balance, config.balance_ratio, ranks
-        matrices = [index for index, p in enumerate(self.parameters) if p.ndim >= 2]
+        # not of an added embedder: a loss may feed it a number that moves none of its weights
+        matrices = [k for k, (name, p) in enumerate(named) if p.ndim >= 2 and not any(e in name for e in EMBEDDERS)]
         self.measured = (matrices or list(range(len(self.parameters))))[-1]
         self.norms = torch.zeros(2, device=ranks.device)
         self._second: list[Tensor | None] | None = None

@@ -27,7 +27,7 @@ class Trained:
         self.num_steps = 0
         self.optimizer = make_optimizer(self.parameters, self.learning_rate, config)
         self.lost = LostSteps(ranks.device)
-        self.balance = LossBalance(self.parameters, config, ranks)
+        self.balance = LossBalance(self.named, config, ranks)
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """Return the optimiser's state by parameter name and key."""

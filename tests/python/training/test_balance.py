@@ -22,7 +22,7 @@ def gradients(layer: nn.Linear, loss: Tensor) -> list[Tensor]:
 def make(kind: str) -> tuple[nn.Linear, LossBalance, list[Tensor]]:
     torch.manual_seed(0)
     layer = nn.Linear(3, 2)
-    balance = LossBalance(list(layer.parameters()), DistillConfig(loss_balance=kind, balance_ratio=0.25), Ranks())
+    balance = LossBalance(list(layer.named_parameters()), DistillConfig(loss_balance=kind, balance_ratio=0.25), Ranks())
     return layer, balance, [torch.randn(4, 3) for _ in range(2)]
 
 
