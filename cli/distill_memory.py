@@ -30,7 +30,7 @@ def fitted(invocation: Invocation, recipe: Recipe) -> tuple[Recipe, Footprint]:
     return dataclasses.replace(recipe, config=fit.config, chosen=fit.reasons), fit.footprint
 
 
-def planner_of(recipe: Recipe, tokens: int | None = None) -> Planner:
+def planner_of(recipe: Recipe) -> Planner:
     """Return what counts this run's steps on the device that it will have."""
     from ddx.memory.plan import Planner, planned_device
 
@@ -39,7 +39,6 @@ def planner_of(recipe: Recipe, tokens: int | None = None) -> Planner:
         recipe.method_config,
         recipe.discriminator,
         device=planned_device(recipe.config),
-        tokens=tokens,
         world=int(os.environ.get("WORLD_SIZE", "1")),
     )
 

@@ -66,7 +66,7 @@ def _print_recipe(recipe: Recipe) -> None:
     emit(f"recipe    {_name(recipe)}")
     for number, work in enumerate(preset.cited, start=1):
         emit(f"source    [{number}] {work}")
-    width = min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
+    width = _width()
     for trait, departure in preset.traits.items():
         text = f"differs   {trait}: {departure.ours}, published: {departure.published} ({departure.reason})"
         emit(textwrap.fill(text, width, subsequent_indent=" " * 10))
