@@ -13,7 +13,7 @@ from ddx.errors import UsageError
 # Settings that may change when a run continues: they change neither the weights nor their meaning.
 RESUMABLE_CHANGES = frozenset(
     (
-        *("out", "data", "device", "micro_batch_size", "gradient_checkpointing", "prefetch"),
+        *("out", "data", "device", "memory", "micro_batch_size", "gradient_checkpointing", "prefetch"),
         *("checkpoint_every", "keep_checkpoints", "log_every", "max_lost_steps"),
         *("sample_every", "sample_prompts", "sample_steps", "reference_steps"),
     )
@@ -25,6 +25,7 @@ EXPLICIT_CHANGES = frozenset(("learning_rate", "train_steps"))
 ADDED_SINCE: Mapping[str, Any] = {
     "student_times": [],
     "guidance_set": None,
+    "score_weight": "distance",
     **{"near_span": None, "loss": "l2", "barron_c": 1e-3, "jump_weight": "none", "drawing": "path"},
 }
 
