@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
+WIDEST = 120  # columns
 LONG_LIST = 16  # of a longer one the ends are shown
 LONG_VALUE = 16  # characters: a longer one does not widen the table's column
+
+
+def terminal_width() -> int:
+    """Return the columns that text may take: the terminal's, at most 120."""
+    return min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
 
 
 def emit(text: str) -> None:

@@ -1,17 +1,20 @@
-"""`ddx distill --memory`, and the memory that `--dry-run` tells of."""
+"""`ddx distill --memory`, and the memory that a dry run tells of."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import textwrap
 from typing import TYPE_CHECKING, Any
 
+from ddx.cli.console import emit
 from ddx.config import to_dict
 
 if TYPE_CHECKING:
     from ddx.cli.options import Invocation
     from ddx.memory.fake_run import Footprint
     from ddx.memory.plan import Planner
+    from ddx.training.config import DistillConfig
     from ddx.training.recipe import Recipe
 
 
@@ -43,16 +46,18 @@ def planner_of(recipe: Recipe) -> Planner:
     )
 
 
-def memory_lines(recipe: Recipe, footprint: Footprint) -> list[str]:
-    """Return what the dry run prints of a footprint."""
+def emit_memory(config: DistillConfig, footprint: Footprint, width: int) -> None:
+    """Print what a dry run tells of a footprint, in lines of at most `width` characters."""
     from ddx.memory.amount import in_gib
     from ddx.memory.plan import ALLOWANCE, planned_device
     from ddx.memory.table import headline, lines
 
-    beside = f"; beside it about {in_gib(ALLOWANCE)} for the device's own context and libraries"
-    gpu = planned_device(recipe.config).gpu
-    first = f"{headline(footprint)}, for {footprint.num_parameters / 1e6:,.0f} M parameters"
-    return [first + (beside if gpu else ""), *lines(footprint)]
+    first = f"memory    {headline(footprint)}, for {footprint.num_parameters / 1e6:,.0f} M parameters"
+    if planned_device(config).gpu:
+        first += f"; beside it about {in_gib(ALLOWANCE)} for the device's own context and libraries"
+    emit(textwrap.fill(first, width, subsequent_indent=10 * " "))
+    for line in lines(footprint):
+        emit(textwrap.fill(f"          {line}", width, subsequent_indent=32 * " "))
 
 
 def as_json(footprint: Footprint) -> dict[str, Any]:

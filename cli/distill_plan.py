@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from ddx.cli.console import emit, emit_json, emit_origins
-from ddx.cli.distill_memory import as_json, memory_lines, planner_of
+from ddx.cli.console import emit, emit_json, emit_origins, terminal_width
+from ddx.cli.distill_memory import as_json, emit_memory, planner_of
 from ddx.teachers.family_of import name_of, weights_are_here
 from ddx.teachers.registry import TEACHERS
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from ddx.memory.fake_run import Footprint
     from ddx.training.recipe import Recipe
 
-WIDEST = 120
 GROUPS = ("published:", "yours:", "ddx:")  # the defaults come last
 
 
@@ -25,6 +23,8 @@ def print_plan(invocation: Invocation, recipe: Recipe, footprint: Footprint | No
 
     footprint: the memory, where it was counted before.
     """
+    from ddx.training.estimate import in_words
+
     teacher = recipe.config.teacher
     here = weights_are_here(teacher)
     if not invocation.as_json:
@@ -49,16 +49,13 @@ def print_plan(invocation: Invocation, recipe: Recipe, footprint: Footprint | No
         return
     emit("")
     if footprint is not None:
-        first, *table = memory_lines(recipe, footprint)
-        emit(textwrap.fill(f"memory    {first}", _width(), subsequent_indent=10 * " "))
-        for line in table:
-            emit(textwrap.fill(f"          {line}", _width(), subsequent_indent=32 * " "))
+        emit_memory(recipe.config, footprint, terminal_width())
     if not costs:
         emit(f"The weights of {teacher} are not here: no store, folder or time is known yet.")
         return
     emit(f"reads     {costs['store']}")
     emit(f"writes    {costs['student']}{' (unfinished: goes on with it)' if costs['resumes'] else ''}")
-    emit(f"lasts     {costs['lasts']}")
+    emit(f"lasts     about {in_words(costs['seconds'])} on this machine")
 
 
 def _print_recipe(recipe: Recipe) -> None:
@@ -66,17 +63,13 @@ def _print_recipe(recipe: Recipe) -> None:
     emit(f"recipe    {_name(recipe)}")
     for number, work in enumerate(preset.cited, start=1):
         emit(f"source    [{number}] {work}")
-    width = _width()
+    width = terminal_width()
     for trait, departure in preset.traits.items():
         text = f"differs   {trait}: {departure.ours}, published: {departure.published} ({departure.reason})"
         emit(textwrap.fill(text, width, subsequent_indent=" " * 10))
     emit("")
     order = sorted(settings, key=lambda name: (_group(origins[name]), list(settings).index(name)))
     emit_origins({name: settings[name] for name in order}, origins, width=width)
-
-
-def _width() -> int:
-    return min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
 
 
 def _name(recipe: Recipe) -> str:
@@ -98,7 +91,7 @@ def _group(origin: str) -> int:
 def _costs(invocation: Invocation, recipe: Recipe) -> dict[str, Any]:
     from ddx.training.distill import plan
 
-    folder, store, estimate = plan(
+    folder, store, seconds = plan(
         recipe.config,
         recipe.method_config,
         recipe.discriminator,
@@ -109,6 +102,5 @@ def _costs(invocation: Invocation, recipe: Recipe) -> dict[str, Any]:
         "store": str(store),
         "student": str(folder.path),
         "resumes": folder.resumed and not folder.finished,
-        "seconds": estimate.seconds,
-        "lasts": estimate.duration,
+        "seconds": seconds,
     }

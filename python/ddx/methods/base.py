@@ -178,13 +178,6 @@ class Method(ABC):
         """Return the decay of an average at step `step`."""
         return spec.decay
 
-    def frozen_passes(self) -> float:
-        """Return how many forward passes of frozen networks keep their activations for the student's gradient.
-
-        In passes of the student's batch; a guided pass is two. For the estimate of memory.
-        """
-        return 0.0
-
     def stage_at(self, step: int, num_stages: int, length: int | None) -> int:
         """Return the stage (from 0) of training step `step`.
 

@@ -63,10 +63,6 @@ class DMD2(ScoreDistillation):
         super().__init__(config, teacher)
         self.judge = FeatureJudge(self.view, config) if config.gan_weight > 0.0 else None
 
-    def frozen_passes(self) -> float:
-        """See :meth:`Method.frozen_passes`: the fake score's features of what the student draws."""
-        return 1.0
-
     def networks(self) -> tuple[NetworkSpec, ...]:
         """Return the student, the fake score, and the heads on its features."""
         return super().networks() if self.judge is None else (*super().networks(), self.judge.spec())

@@ -38,10 +38,6 @@ class LADD(AdversarialStudent):
         super().__init__(config, teacher)
         self.judge = FeatureJudge(self.view, config)
 
-    def frozen_passes(self) -> float:
-        """See :meth:`Method.frozen_passes`: the features of what the student draws."""
-        return 1.0
-
     def networks(self) -> tuple[NetworkSpec, ...]:
         """Return the student, and the heads on the teacher's features."""
         return NetworkSpec(name=STUDENT), self.judge.spec()

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ddx.config import option
+from ddx.device import send
 from ddx.errors import UsageError
 from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
 from ddx.methods.parts.added_discriminator import AddedDiscriminator
@@ -97,13 +98,9 @@ class SanaSprint(SCM):
         given = config.guidance_min is not None or config.guidance_max is not None
         if given or config.guidance_set is None or not isinstance(drawn, Tensor):
             return drawn
-        scales = drawn.new_tensor(config.guidance_set)
+        scales = send(torch.tensor(config.guidance_set, dtype=drawn.dtype), drawn.device)
         share = (drawn - self.guidance_min) / (self.guidance_max - self.guidance_min)
         return scales[(share * len(scales)).long().clamp(max=len(scales) - 1)]
-
-    def frozen_passes(self) -> float:
-        """See :meth:`Method.frozen_passes`: the features of what the student draws."""
-        return 1.0
 
     def networks(self) -> tuple[NetworkSpec, ...]:
         """Return sCM's networks, and the heads on the teacher's features."""

@@ -83,10 +83,6 @@ class SiD(ScoreDistillation):
         chosen = "none" if batch.progress < self.config.stopped_share else self.config.score_gradients
         return chosen == "both", chosen != "none"
 
-    def frozen_passes(self) -> float:
-        """See :meth:`Method.frozen_passes`: those of the fake score, and of the teacher with guidance."""
-        return {"none": 0.0, "fake": 1.0, "both": 3.0}[self.config.score_gradients]
-
     def generator_loss(self, x: Tensor, seen: Scores, batch: Batch) -> GuardedLoss:
         """Return SiD's loss of each row."""
         y_teacher = seen.y_teacher

@@ -19,7 +19,7 @@ from ddx.training.checkpoint import Snapshot, latest_checkpoint, load_checkpoint
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import join
 from ddx.training.divergence import diverged
-from ddx.training.estimate import Estimate, estimate_run
+from ddx.training.estimate import estimate_seconds
 from ddx.training.grids import SampleGrid
 from ddx.training.interruption import StopSignal, tells_what_is_saved
 from ddx.training.run import Run, prepare_run
@@ -114,13 +114,13 @@ def plan(
     *,
     workspace: Workspace | None = None,
     said: Collection[str] = (),
-) -> tuple[RunFolder, Path, Estimate]:
-    """Return the folder, the store and the cost that `distill` would have, without writing anything."""
+) -> tuple[RunFolder, Path, float]:
+    """Return the folder, the store and the seconds that `distill` would have, without writing anything."""
     with join(config.device) as ranks:
         workspace = workspace or Workspace()
         run = prepare_run(config, method_config, discriminator, workspace, ranks, NullProgress(), said)
         _start(run, workspace, NullProgress())
-        return run.folder, run.store.path, estimate_run(run.method, config, run.teacher, run.dtype, ranks.world)
+        return run.folder, run.store.path, estimate_seconds(run.method, config, run.teacher, run.dtype, ranks.world)
 
 
 def _start(run: Run, workspace: Workspace, progress: Progress) -> dict[str, torch.Tensor] | None:

@@ -11,7 +11,6 @@ from ddx.methods.parts.preparation_config import PreparationConfig
 from ddx.progress import Progress
 from ddx.training.config import DistillConfig
 from ddx.training.distill import distill, plan
-from ddx.training.estimate import Estimate
 from ddx.training.prepare_config import PrepareConfig
 from ddx.workspace import Workspace
 
@@ -30,17 +29,18 @@ def prepare(
     `said`, and what is raised, as of :func:`ddx.training.distill.distill`.
     """
     workspace = workspace or Workspace()
-    return distill(*_as_distillation(config, workspace), workspace=workspace, progress=progress, said=said)
+    return distill(*as_distillation(config, workspace), workspace=workspace, progress=progress, said=said)
 
 
-def plan_preparation(config: PrepareConfig, *, workspace: Workspace | None = None) -> tuple[Path, Path, Estimate]:
-    """Return the folder, the store and the cost that `prepare` would have, without writing anything."""
+def plan_preparation(config: PrepareConfig, *, workspace: Workspace | None = None) -> tuple[Path, Path, float]:
+    """Return the folder, the store and the seconds that `prepare` would have, without writing anything."""
     workspace = workspace or Workspace()
-    folder, store, estimate = plan(*_as_distillation(config, workspace), workspace=workspace)
-    return folder.path, store, estimate
+    folder, store, seconds = plan(*as_distillation(config, workspace), workspace=workspace)
+    return folder.path, store, seconds
 
 
-def _as_distillation(config: PrepareConfig, workspace: Workspace) -> tuple[DistillConfig, PreparationConfig]:
+def as_distillation(config: PrepareConfig, workspace: Workspace) -> tuple[DistillConfig, PreparationConfig]:
+    """Return the preparation as the distillation that it is."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     own = {name: values.pop(name) for name in ("qk_norm", "dense_time", "null_share")}
     values["out"] = config.out or workspace.teacher_path(config.teacher, "prepared")

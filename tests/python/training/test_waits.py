@@ -56,6 +56,8 @@ class NoNumbersMadeThere(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is Tensor.new_tensor:
+            assert args[0].device != META, "the host waits for a tensor made of numbers"
         if func in (torch.tensor, torch.as_tensor):
             place = kwargs.get("device")
             assert place is None or torch.device(place) != META, "the host waits for a tensor made of numbers"
@@ -136,8 +138,9 @@ def test_no_method_waits_for_the_device(teachers: dict[str, tuple[Teacher, Teach
         lambda value: value.nonzero(),
         lambda value: torch.ones(3).to(value.device),
         lambda value: torch.tensor([1.0, 2.0], device=value.device),
+        lambda value: value.new_tensor([1.0, 2.0]),
     ],
-    ids=["item", "bool", "cpu", "nonzero", "blocking copy", "a tensor made of numbers"],
+    ids=["item", "bool", "cpu", "nonzero", "blocking copy", "a tensor made of numbers", "another"],
 )
 def test_a_wait_is_seen(
     teachers: dict[str, tuple[Teacher, Teacher]], wait: Any, monkeypatch: pytest.MonkeyPatch

@@ -172,10 +172,6 @@ class WithDiscriminator(Method):
         """See :meth:`Method.learning_rate_factor`."""
         return self.method.learning_rate_factor(step)
 
-    def frozen_passes(self) -> float:
-        """Return the method's, and one for the features of what the student draws."""
-        return 1.0 + self.method.frozen_passes()
-
     def decay_at(self, spec: NetworkSpec, step: int) -> float:
         """See :meth:`Method.decay_at`."""
         return self.method.decay_at(spec, step)

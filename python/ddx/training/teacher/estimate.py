@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import torch
 
 from ddx.scenes.render import RESOLUTION
-from ddx.training.estimate import Estimate
+from ddx.training.estimate import in_words
 from ddx.training.teacher.autoencoder import new_autoencoder
 from ddx.training.teacher.config import TeacherConfig
 from ddx.training.teacher.flow import new_transformer
@@ -17,6 +18,21 @@ from ddx.training.tracking import peak_memory_bytes
 
 TYPICAL_TOKENS = 12
 TIMED_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Orders of magnitude: parameters of the transformer, bytes of memory, seconds of the whole training."""
+
+    num_parameters: int
+    memory_bytes: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"about {self.memory_bytes / 2**30:.1f} GiB of memory for a denoiser of {self.num_parameters / 1e6:.1f} M "
+            f"parameters, and about {in_words(self.seconds)} on this machine"
+        )
 
 
 def estimate_training(config: TeacherConfig) -> Estimate:
