@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddx.cli.console import emit
 from ddx.config import to_dict
+from ddx.progress import NullProgress
 
 if TYPE_CHECKING:
     from ddx.cli.options import Invocation
@@ -25,11 +26,11 @@ def fitted(invocation: Invocation, recipe: Recipe) -> tuple[Recipe, Footprint]:
     assert recipe.config.memory is not None
     num_bytes = parse_amount(recipe.config.memory)
     invocation.loading("the networks' shapes")
-    planner = planner_of(recipe)
-    fit = planner.fit(num_bytes, recipe.decided, invocation.progress.log)
+    progress = invocation.progress if os.environ.get("RANK", "0") == "0" else NullProgress()
+    fit = planner_of(recipe).fit(num_bytes, recipe.decided, progress.log)
     peak, settings = in_gib(fit.footprint.peak.num_bytes), to_dict(fit.config)
     said = "; ".join(f"{name} {settings[name]} ({why})" for name, why in fit.reasons.items()) or "the recipe as it is"
-    invocation.progress.log(f"memory: {peak} at the peak, with {said}")
+    progress.log(f"memory: {peak} at the peak, with {said}")
     return dataclasses.replace(recipe, config=fit.config, chosen=fit.reasons), fit.footprint
 
 

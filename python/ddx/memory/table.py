@@ -5,7 +5,7 @@ from __future__ import annotations
 from ddx.memory.amount import in_gib
 from ddx.memory.fake_run import BACKWARD, Footprint
 
-_SMALL = 0.005  # of the peak: what is less is said to be others
+_SMALL = 0.02  # of the peak: what is less is left out
 
 
 def by_owner(footprint: Footprint) -> dict[str, dict[str, int]]:
