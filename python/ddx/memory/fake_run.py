@@ -32,6 +32,7 @@ from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks
+from ddx.training.ema import EMA
 from ddx.training.optimizer import Clip, measure_clip
 from ddx.training.trained import Trained
 from ddx.training.trainer import Trainer
@@ -110,7 +111,7 @@ class _FakeTrainer(Trainer):
         for trained in self.trained.values():
             for parameter in trained.parameters:
                 parameter.grad = torch.empty_like(parameter)
-            self._take(trained, measure_clip((p.grad for p in trained.parameters), self.config.clip_norm))
+            self._take(trained, measure_clip((p.grad for p in trained.parameters), self.config.clip_norm), ())
             trained.optimizer.zero_grad(set_to_none=True)
         self.ledger.forget_peak()
 
@@ -139,7 +140,7 @@ class _FakeTrainer(Trainer):
         with self.ledger.using(Use("+".join(turn.trains), BACKWARD)):
             super()._backward(turn, losses, num_rows)
 
-    def _take(self, trained: Trained, clip: Clip) -> None:
+    def _take(self, trained: Trained, clip: Clip, averages: Sequence[EMA]) -> None:
         """Step without asking whether the gradients are finite; the moments are the first step's to make."""
         with self.ledger.using(Use(trained.spec.name, OPTIMIZER)):
             step_without_values(trained.optimizer, self.kind)

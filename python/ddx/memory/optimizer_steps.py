@@ -1,7 +1,8 @@
 """An optimiser's step on tensors without data: its state and what it holds for a moment.
 
-torch's fused AdamW runs as it is. The others read a count of their own on the host, or run on a GPU alone: their state
-is made here, and the lists of temporaries that their multi-tensor passes hold at once.
+On a GPU AdamW and RAdam are one pass of ours, which holds nothing beside its state, and torch's fused AdamW runs as it
+is. The others read a count of their own on the host, or run on a GPU alone: their state is made here, and the lists of
+temporaries that their multi-tensor passes hold at once.
 """
 
 from __future__ import annotations
@@ -10,12 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ddx.training.one_pass import OnePass
+
 _BLOCK = 256  # values that share a scale in bitsandbytes' 8-bit states
 _SMALLEST = 4096  # parameters with fewer values keep float32 states there
 
 
 def step_without_values(optimizer: Optimizer, kind: str) -> None:
     """Take a step of the optimiser that `kind` names (`DistillConfig.optimizer`)."""
+    if isinstance(optimizer, OnePass) and kind in ("adamw", "radam"):
+        optimizer.make_state()
+        return
     if kind == "adamw":
         optimizer.step()
         return

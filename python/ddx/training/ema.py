@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -52,15 +53,23 @@ class EMA:
             half_life = min(half_life, self.num_images * self.ramp_up)
         return float(0.5 ** (batch_size / max(half_life, 1e-8)))
 
+    def advance(self, batch_size: int) -> float | None:
+        """Count a step on `batch_size` images; return how far the average is to move, None for a snapshot."""
+        self.num_images += batch_size
+        return None if self.decay == 1.0 else 1.0 - self.decay_of(batch_size)
+
     @torch.no_grad()
     def update(self, batch_size: int = 1) -> None:
         """Move the average towards the current weights, after a step on `batch_size` images."""
-        self.num_images += batch_size
-        if self.decay == 1.0:  # a snapshot
-            return
-        weight = 1.0 - self.decay_of(batch_size)
-        targets = [value.detach().float() for value in self._live.values()]
-        torch._foreach_lerp_(list(self._shadow.values()), targets, weight)
+        weight = self.advance(batch_size)
+        if weight is not None:
+            targets = [value.detach().float() for value in self._live.values()]
+            torch._foreach_lerp_(list(self._shadow.values()), targets, weight)
+
+    def of(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Return the averages of these parameters, the live ones. KeyError for one that is not averaged."""
+        found = {id(value): self._shadow[name] for name, value in self._live.items()}
+        return [found[id(parameter)] for parameter in parameters]
 
     @classmethod
     def named(cls, module: nn.Module, name: str) -> EMA:

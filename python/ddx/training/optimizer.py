@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -12,13 +12,25 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ddx.errors import DdxError
+from ddx.kernels import dispatch
 from ddx.training.came import CAME
 from ddx.training.config import DistillConfig
+from ddx.training.ema import EMA
+from ddx.training.one_pass import OnePass
 
 
 def make_optimizer(parameters: list[nn.Parameter], learning_rate: float, config: DistillConfig) -> Optimizer:
     """Return the optimiser that `config` names. DdxError when the library that it comes from is not installed."""
     betas, decay = (config.adam_beta1, config.adam_beta2), config.weight_decay
+    if config.optimizer in ("adamw", "radam") and _runs_kernels(parameters):
+        return OnePass(
+            parameters,
+            lr=learning_rate,
+            betas=betas,
+            eps=config.adam_epsilon,
+            weight_decay=decay,
+            rectified=config.optimizer == "radam",
+        )
     match config.optimizer:
         case "adamw":  # one multi-tensor kernel, which also skips a step on the device
             return torch.optim.AdamW(
@@ -44,6 +56,10 @@ def make_optimizer(parameters: list[nn.Parameter], learning_rate: float, config:
         case "came":
             return CAME(parameters, lr=learning_rate, betas=(*betas, 0.9999), weight_decay=decay)
     raise ValueError(f"unknown optimizer {config.optimizer!r}")
+
+
+def _runs_kernels(parameters: list[nn.Parameter]) -> bool:
+    return dispatch.backend(parameters[0].device.type) == "triton" and OnePass.takes(parameters)
 
 
 def _library(module: str, package: str) -> Any:
@@ -103,16 +119,24 @@ def measure_clip(gradients: Iterable[Tensor | None], max_norm: float) -> Clip:
     return Clip(norm, (~finite).float(), divisor)
 
 
-def guarded_step(optimizer: Optimizer, clip: Clip, skipped: Tensor) -> None:
-    """Take an optimiser step on the clipped gradients, or none if they are not finite.
+def guarded_step(
+    optimizer: Optimizer, clip: Clip, skipped: Tensor, averages: Sequence[EMA] = (), num_images: int = 0
+) -> None:
+    """Take an optimiser step on the clipped gradients, or none if they are not finite; then the averages move.
 
-    `skipped`, 0-d on the same device, counts those that were not taken. A fused optimiser divides the gradients and
-    skips on the device while it reads them, by the two values that torch's own gradient scaler uses, so there is no
-    pass over them for clipping and the host does not wait; any other one costs a pass, and is skipped by the host.
-    Rows whose loss is not finite do not come here, their loss drops them (`ddx.kernels.guarded_loss`); what does is NaN
-    in a network's activations, whose backward pass makes NaN of a zero gradient too.
+    `skipped`, 0-d on the same device, counts those that were not taken. `averages` are of the optimiser's weights, and
+    count `num_images` more. Rows whose loss is not finite do not come here, their loss drops them
+    (`ddx.kernels.guarded_loss`); what does is NaN in a network's activations, whose backward pass makes NaN of a zero
+    gradient too.
+
+    On a GPU all of it is one pass. A fused optimiser of torch divides and skips on the device as well, by the two
+    values that torch's own gradient scaler uses; any other one costs a pass, and is skipped by the host.
     """
     skipped += clip.found_inf
+    if isinstance(optimizer, OnePass):
+        moves = [(average, average.advance(num_images)) for average in averages]
+        optimizer.take(clip.divisor, clip.found_inf, [(a, weight) for a, weight in moves if weight is not None])
+        return
     if all(group.get("fused") for group in optimizer.param_groups):
         scaled: dict[str, Tensor] = {"grad_scale": clip.divisor, "found_inf": clip.found_inf}
         for name, value in scaled.items():
@@ -126,3 +150,5 @@ def guarded_step(optimizer: Optimizer, clip: Clip, skipped: Tensor) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         torch._foreach_div_(gradients, clip.divisor)
         optimizer.step()
+    for average in averages:
+        average.update(num_images)

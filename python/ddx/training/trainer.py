@@ -114,14 +114,19 @@ class Trainer:
             self.averages[name][1].renew()
         for name, (_, moving) in self.averages.items():
             moving.decay = self.method.decay_at(self.specs[name], step)
-        for turn in self.method.turns(step):
+        waiting = [average for average in (self.exported, *self.more.values()) if average is not None]
+        turns = self.method.turns(step)
+        last = max((number for number, turn in enumerate(turns) if STUDENT in turn.trains), default=None)
+        for number, turn in enumerate(turns):
             self._accumulate(turn, batches)
             for name in turn.trains:
-                self._update(self.trained[name], factor)
+                moved = [average for key, (_, average) in self.averages.items() if self.specs[key].average_of == name]
+                if name == STUDENT and number == last:  # once a step, with its last update
+                    moved, waiting = [*moved, *waiting], []
+                self._update(self.trained[name], factor, moved)
             self.scaler.update()
-        for average in (self.exported, *self.more.values()):
-            if average is not None:
-                average.update(self.config.batch_size)
+        for average in waiting:
+            average.update(self.config.batch_size)
         self.method.end_step(self.ranks.mean)
 
     def _accumulate(self, turn: Turn, batches: Sequence[Batch]) -> None:
@@ -183,23 +188,21 @@ class Trainer:
                     stack.enter_context(balance.second())
                 self.scaler.scale(torch.stack(apart).sum()).backward()
 
-    def _update(self, trained: Trained, factor: float) -> None:
+    def _update(self, trained: Trained, factor: float, averages: Sequence[EMA]) -> None:
+        """Take the optimiser's step, with which these averages of the network move."""
         trained.balance.finish()
         self.scaler.unscale_(trained.optimizer)
         clip = measure_clip((p.grad for p in trained.parameters), self.config.clip_norm)
         set_learning_rate(trained.optimizer, trained.learning_rate, factor)
-        self._take(trained, clip)
+        self._take(trained, clip, averages)
         trained.lost.end_step(clip.found_inf)
         trained.optimizer.zero_grad(set_to_none=True)
         trained.num_steps += 1
         self.meter.add_norm(trained.spec.name, clip.norm)
-        for name, (_, average) in self.averages.items():
-            if self.specs[name].average_of == trained.spec.name:
-                average.update(self.config.batch_size)
 
-    def _take(self, trained: Trained, clip: Clip) -> None:
-        """Take the optimiser's step, unless the gradients are not finite."""
-        guarded_step(trained.optimizer, clip, self.skipped)
+    def _take(self, trained: Trained, clip: Clip, averages: Sequence[EMA]) -> None:
+        """Take the optimiser's step, unless the gradients are not finite, and move the averages."""
+        guarded_step(trained.optimizer, clip, self.skipped, averages, self.config.batch_size)
 
     def lost_in_a_row(self) -> int:
         """Return the largest number of consecutive lost steps of a network, the same on every rank. It synchronises."""
