@@ -3,11 +3,15 @@
 Beside diffusers' SanaAttnProcessor2_0: the key mask is broadcast and never repeated for every head, keys and values
 come from one product where no gradient is asked for, queries and keys are normalised in one pass each, and nothing is
 divided by 1. Attention itself is torch's SDPA, forward and backward.
+
+Who calls the network may know more of its text than a mask says, see :class:`Text`: softmax over one key is 1, so rows
+whose text is one token need no queries, no keys and no attention, but the value of that token.
 """
 
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,8 +25,23 @@ from ddx.kernels.dual_linear import dual_module, is_plain_linear
 from ddx.kernels.rms_norm import is_rms_norm, rms_norm, rms_norm_dual
 
 
+@dataclass
+class Text:
+    """What the caller knows of a network's text, for all of its cross-attentions.
+
+    alone: so many rows, the first ones, have one token, the first one. kept: keys and values of an earlier pass with
+    the same text, by attention and shape, to be used again by passes without gradients; None keeps none.
+    """
+
+    alone: int = 0
+    kept: dict[tuple[int, torch.Size], tuple[Tensor, Tensor]] | None = None
+
+
 class CrossAttentionProcessor:
     """Computes what diffusers' SanaAttnProcessor2_0 does, for the same `Attention` modules; it has no parameters."""
+
+    def __init__(self, text: Text | None = None) -> None:
+        self.text = text or Text()
 
     def __call__(
         self,
@@ -38,18 +57,41 @@ class CrossAttentionProcessor:
         """
         text = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         mask = _key_mask(attention_mask, text)
+        alone = self.text.alone
+        if alone == 0:
+            return self._attend(attn, hidden_states, text, mask)
+        single: Tensor = _out(attn, attn.to_v(text[:alone, :1]))
+        mask = None if mask is None else mask[alone:]
+        others = self._attend(attn, hidden_states[alone:], text[alone:], mask)
+        return torch.cat([single.to(others.dtype).expand(-1, others.shape[1], -1), others])
+
+    def _attend(self, attn: Any, hidden_states: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
         query = _normalised(attn.norm_q, attn.to_q(hidden_states))
-        key, value = _keys_and_values(attn, text)
-        key = _normalised(attn.norm_k, key)
+        key, value = self._read(attn, text)
         if mask is not None:
             mask = mask[:, None, None, :] if mask.dtype == torch.bool else mask[:, None, None, :].to(query.dtype)
         q, k, v = (_heads(attn, part).transpose(1, 2) for part in (query, key, value))
         # Of SDPA's backends only MATH has forward-mode derivatives.
         with sdpa_kernel(SDPBackend.MATH) if dispatch.in_forward_ad() else nullcontext():
             attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        attended = attended.transpose(1, 2).flatten(2).to(query.dtype)
-        y: Tensor = attn.to_out[1](attn.to_out[0](attended))
-        return y if attn.rescale_output_factor == 1 else y / attn.rescale_output_factor
+        return _out(attn, attended.transpose(1, 2).flatten(2).to(query.dtype))
+
+    def _read(self, attn: Any, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys, normalised, and values."""
+        kept = None if torch.is_grad_enabled() else self.text.kept
+        place = id(attn), text.shape
+        if kept is not None and place in kept:
+            return kept[place]
+        key, value = _keys_and_values(attn, text)
+        found = _normalised(attn.norm_k, key), value
+        if kept is not None:
+            kept[place] = found
+        return found
+
+
+def _out(attn: Any, attended: Tensor) -> Tensor:
+    y: Tensor = attn.to_out[1](attn.to_out[0](attended))
+    return y if attn.rescale_output_factor == 1 else y / attn.rescale_output_factor
 
 
 def cross_attention_dual_forward(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -128,7 +129,8 @@ class LCM(FlowMethod):
         x_t = self.process.add_noise(batch.x0, batch.random.normal(*batch.x0.shape[1:]), t)
 
         with torch.no_grad():
-            x_r = self.teacher_step(x_t, t, r, batch.condition, batch.null, guidance)
+            with self.teacher.same_text(self.teacher.network()) if config.solver_substeps > 1 else nullcontext():
+                x_r = self.teacher_step(x_t, t, r, batch.condition, batch.null, guidance)
             target = self.consistency(networks.get(TARGET, student), x_r, r, batch.condition, guidance)
         prediction = self.consistency(student, x_t, t, batch.condition, guidance)
         if config.loss_space == "velocity":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -87,7 +88,8 @@ class Teacher(OpenPipeline):
         if self.doubles_batch:
             both = Condition.cat([null, condition])
             times = t.expand(num) if t.ndim == 0 else t
-            uncond, cond = self.predict(network, torch.cat([x_t, x_t]), torch.cat([times, times]), both).chunk(2)
+            with self.text_alone(network, num) if null.tokens.shape[1] == 1 else nullcontext():
+                uncond, cond = self.predict(network, torch.cat([x_t, x_t]), torch.cat([times, times]), both).chunk(2)
         else:
             uncond, cond = (self.predict(network, x_t, t, text) for text in (null, condition))
         scale = guidance
@@ -97,6 +99,17 @@ class Teacher(OpenPipeline):
 
     doubles_batch: ClassVar[bool] = True
     """Whether both halves of guidance are one batch, as in the family's pipeline; else each is a pass of its own."""
+
+    def text_alone(self, network: nn.Module, num_rows: int) -> AbstractContextManager[None]:
+        """Within, passes may take the text of their first rows, one token padded to the others' length, as one token.
+
+        For families whose network sees no padding, and may save what it costs.
+        """
+        return nullcontext()
+
+    def same_text(self, network: nn.Module) -> AbstractContextManager[None]:
+        """Within, all passes of a shape have the same text, and may keep what they make of it; nothing else does."""
+        return nullcontext()
 
     def combine(self, uncond: Tensor, cond: Tensor, scale: Tensor | float) -> Tensor:
         """Two predictions ``[B, C, h, w]`` as one; the family's pipeline may limit what comes out."""
@@ -206,9 +219,10 @@ class Teacher(OpenPipeline):
         condition, null = condition.to(self.device), null.to(self.device)
         scheduler, times = self.sampling_scheduler(num_steps, tuple(noise.shape[1:]))
         x = noise.to(self.device, torch.float32)
-        for timestep, t in zip(scheduler.timesteps, times, strict=True):
-            prediction = self.guided(network, x, t.expand(len(x)), condition, null, guidance)
-            x = scheduler.step(prediction, timestep, x, return_dict=False)[0]
+        with self.same_text(network):
+            for timestep, t in zip(scheduler.timesteps, times, strict=True):
+                prediction = self.guided(network, x, t.expand(len(x)), condition, null, guidance)
+                x = scheduler.step(prediction, timestep, x, return_dict=False)[0]
         return x
 
     # leaving

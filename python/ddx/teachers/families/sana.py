@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from ddx.errors import UsageError
 from ddx.teachers.components import parameter_dtype
 from ddx.teachers.condition import Condition
-from ddx.teachers.families.sana_fused import fuse_if_faster
+from ddx.teachers.families.sana_fused import alone, fuse_if_faster, kept_text
 from ddx.teachers.families.sana_names import ORIGINAL
 from ddx.teachers.families.sana_sprint import sprint_weights
 from ddx.teachers.families.sana_text import PromptEncoder, pipeline_defaults, preprocess
@@ -63,6 +64,14 @@ class SanaTeacher(FlowTeacher):
     def fast(self, network: nn.Module) -> nn.Module:
         """See :meth:`Teacher.fast`."""
         return fuse_if_faster(network)
+
+    def text_alone(self, network: nn.Module, num_rows: int) -> AbstractContextManager[None]:
+        """See :meth:`Teacher.text_alone`: with kernels; attention masks what is padded."""
+        return alone(network, num_rows)
+
+    def same_text(self, network: nn.Module) -> AbstractContextManager[None]:
+        """See :meth:`Teacher.same_text`: with kernels, at 4 D bytes a token of text, row and block in bfloat16."""
+        return kept_text(network)
 
     def _load_denoiser(self, dtype: torch.dtype) -> nn.Module:
         return self.fast(super()._load_denoiser(dtype))

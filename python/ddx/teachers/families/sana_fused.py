@@ -12,13 +12,17 @@ part of a second, which a machine without a GPU need not spend.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from ddx.kernels import dispatch
+
+if TYPE_CHECKING:
+    from ddx.kernels.cross_attention import Text
 
 MODEL = "SanaTransformer2DModel"
 
@@ -39,16 +43,17 @@ def fuse(network: nn.Module) -> None:
     from diffusers.models.attention_processor import SanaLinearAttnProcessor2_0
     from diffusers.models.transformers.sana_transformer import SanaAttnProcessor2_0
 
-    from ddx.kernels.cross_attention import CrossAttentionProcessor
+    from ddx.kernels.cross_attention import CrossAttentionProcessor, Text
     from ddx.kernels.glumbconv import glumbconv_forward
     from ddx.kernels.linear_attention import ReluLinearAttentionProcessor
     from ddx.kernels.sana_block import sana_block_forward
 
+    text = text_of(network) or Text()  # all of its attentions share one
     for block in _blocks(network):
         if type(block.attn1.processor) is SanaLinearAttnProcessor2_0:
             block.attn1.set_processor(ReluLinearAttentionProcessor())
         if block.attn2 is not None and type(block.attn2.processor) is SanaAttnProcessor2_0:
-            block.attn2.set_processor(CrossAttentionProcessor())
+            block.attn2.set_processor(CrossAttentionProcessor(text))
         block.ff.forward = MethodType(glumbconv_forward, block.ff)
         block.forward = MethodType(sana_block_forward, block)
 
@@ -73,6 +78,48 @@ def unfuse(network: nn.Module) -> None:
 def is_fused(network: nn.Module) -> bool:
     """Whether the kernels are in."""
     return type(network).__name__ == MODEL and any("forward" in block.__dict__ for block in _blocks(network))
+
+
+def text_of(network: nn.Module) -> Text | None:
+    """What the cross-attentions of a network with kernels know of its text; None of any other network."""
+    network = getattr(network, "module", network)
+    if type(network).__name__ != MODEL:
+        return None
+    found = (getattr(block.attn2.processor, "text", None) for block in _blocks(network) if block.attn2 is not None)
+    return next((text for text in found if text is not None), None)
+
+
+@contextmanager
+def alone(network: nn.Module, num_rows: int) -> Iterator[None]:
+    """Within, the first rows of each pass have a text of one token, the first, whatever their mask says.
+
+    Of no use to a network without kernels. Nor to passes with gradients that compute blocks again in the backward pass,
+    which is after the `with` block.
+    """
+    text = text_of(network)
+    again = torch.is_grad_enabled() and getattr(getattr(network, "module", network), "gradient_checkpointing", False)
+    if text is None or again:
+        yield
+        return
+    text.alone = num_rows
+    try:
+        yield
+    finally:
+        text.alone = 0
+
+
+@contextmanager
+def kept_text(network: nn.Module) -> Iterator[None]:
+    """Within, all passes of a shape have the same text: keys and values are computed once, where no gradients are."""
+    text = text_of(network)
+    if text is None or text.kept is not None:  # the outer block keeps them
+        yield
+        return
+    text.kept = {}
+    try:
+        yield
+    finally:
+        text.kept = None
 
 
 def _blocks(network: nn.Module) -> Iterator[Any]:

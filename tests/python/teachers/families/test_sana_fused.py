@@ -11,9 +11,10 @@ from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ddx.kernels import dispatch
+from ddx.kernels import cross_attention, dispatch
+from ddx.networks.lora import shared_copy
 from ddx.teachers.families.sana_dual import dual_forward
-from ddx.teachers.families.sana_fused import fuse, fuse_if_faster, is_fused, unfuse
+from ddx.teachers.families.sana_fused import alone, fuse, fuse_if_faster, is_fused, kept_text, text_of, unfuse
 from operations import assert_rounded
 
 # The interpreter takes ten seconds for a layer, forward and back; that layers do not meet is shown on the other path.
@@ -257,3 +258,87 @@ def test_a_processor_of_ones_own_is_kept() -> None:
     assert type(block.attn1.processor) is Mine
     unfuse(network)
     assert type(block.attn1.processor) is Mine
+
+
+def guided_arguments(*, length: int = 7, null: int = 2) -> dict[str, Tensor]:
+    """Both halves of guidance: the first rows' text is one token, padded with what a network must not read."""
+    given = {name: torch.cat([value, value]) for name, value in arguments("plain").items()}
+    given["encoder_attention_mask"][:null, 1:] = 0
+    given["encoder_hidden_states"] = given["encoder_hidden_states"][:, :length]
+    return given
+
+
+def test_a_text_of_one_token_at_its_true_length_is_the_padded_one() -> None:
+    stock = make("plain", torch.float64)
+    ours = copy.deepcopy(stock)
+    fuse(ours)
+    given = {name: value.double() for name, value in guided_arguments().items()}
+    padded = run(ours, given)
+    asked = []
+    for block in ours.get_submodule("transformer_blocks"):
+        block.attn2.to_q.register_forward_hook(lambda module, inputs, output: asked.append(len(output)))
+    with alone(ours, 2):
+        found = run(ours, given)
+    assert asked == [2, 2]  # rows whose queries were computed, of 4
+    theirs = run(stock, given)
+    for name, value in found.items():
+        torch.testing.assert_close(value, padded[name], rtol=1e-9, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+        # parts of diffusers' own blocks compute in float32 whatever they are given
+        torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    assert torch.equal(run(ours, given)["output"], padded["output"])  # outside it is as it was
+
+
+def test_blocks_that_are_computed_again_keep_the_padded_form() -> None:
+    network = make("plain")
+    fuse(network)
+    given = guided_arguments()
+    expected = run(network, given)
+    network.enable_gradient_checkpointing()
+    network.train()
+    with alone(network, 2):
+        output = network(**{**given, "hidden_states": given["hidden_states"].requires_grad_()}, return_dict=False)[0]
+    output.sum().backward()  # outside: a block that now took another way would not fit what was saved
+    assert torch.equal(output.detach(), expected["output"])
+    text = text_of(network)
+    assert text is not None and text.alone == 0
+
+
+def test_keys_and_values_of_the_same_text_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, computed = make("qk-norm"), []
+    fuse(network)
+    given, real = guided_arguments(), cross_attention._keys_and_values
+
+    def counted(attn: Any, text: Tensor) -> tuple[Tensor, Tensor]:
+        computed.append(tuple(text.shape))
+        return real(attn, text)
+
+    monkeypatch.setattr(cross_attention, "_keys_and_values", counted)
+
+    def draw(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return network(**{**given, "hidden_states": x}, return_dict=False)[0]
+
+    states = [given["hidden_states"], -given["hidden_states"]]
+    plain = [draw(x) for x in states]
+    assert len(computed) == 4
+    computed.clear()
+    with kept_text(network), kept_text(network), alone(network, 2):
+        kept = [draw(x) for x in states]
+        assert len(computed) == 2  # one a block, of the rows that have a text
+        given["encoder_hidden_states"] = given["encoder_hidden_states"][:, :6]  # another shape is another text
+        given["encoder_attention_mask"] = given["encoder_attention_mask"][:, :6]
+        draw(states[0])
+        assert len(computed) == 4
+    for one, other in zip(plain, kept, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    draw(states[0])
+    assert len(computed) == 6  # nothing is kept outside
+
+
+def test_a_copy_of_a_network_knows_its_own_text() -> None:
+    network = make("plain")
+    fuse(network)
+    other = shared_copy(network)
+    with alone(network, 2):
+        assert text_of(network) is not text_of(other)
+    assert text_of(make("plain")) is None
