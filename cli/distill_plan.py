@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ddx.memory.fake_run import Footprint
     from ddx.training.recipe import Recipe
 
+LABELS = {"compile": "compile", "cuda_graphs": "graphs"}
 GROUPS = ("published:", "yours:", "ddx:")  # the defaults come last
 
 
@@ -41,7 +42,7 @@ def print_plan(invocation: Invocation, recipe: Recipe, footprint: Footprint | No
                 "config": recipe.settings,
                 "from": recipe.origins,
                 "works": recipe.preset.cited,
-                **(costs or dict.fromkeys(("store", "student", "resumes", "seconds"))),
+                **(costs or dict.fromkeys(("store", "student", "resumes", "seconds", "on"))),
                 "num_parameters": None if footprint is None else footprint.num_parameters,
                 "memory": None if footprint is None else as_json(footprint),
             }
@@ -55,6 +56,8 @@ def print_plan(invocation: Invocation, recipe: Recipe, footprint: Footprint | No
         return
     emit(f"reads     {costs['store']}")
     emit(f"writes    {costs['student']}{' (unfinished: goes on with it)' if costs['resumes'] else ''}")
+    for name, state in costs["on"].items():
+        emit(textwrap.fill(f"{LABELS[name]:<9} {state}", terminal_width(), subsequent_indent=" " * 10))
     emit(f"lasts     about {in_words(costs['seconds'])} on this machine")
 
 
@@ -91,7 +94,7 @@ def _group(origin: str) -> int:
 def _costs(invocation: Invocation, recipe: Recipe) -> dict[str, Any]:
     from ddx.training.distill import plan
 
-    folder, store, seconds = plan(
+    found = plan(
         recipe.config,
         recipe.method_config,
         recipe.discriminator,
@@ -99,8 +102,9 @@ def _costs(invocation: Invocation, recipe: Recipe) -> dict[str, Any]:
         said=invocation.said,
     )
     return {
-        "store": str(store),
-        "student": str(folder.path),
-        "resumes": folder.resumed and not folder.finished,
-        "seconds": seconds,
+        "store": str(found.store),
+        "student": str(found.folder.path),
+        "resumes": found.folder.resumed and not found.folder.finished,
+        "seconds": found.seconds,
+        "on": dict(found.on),
     }

@@ -219,7 +219,7 @@ def _adam_factors_kernel(  # type: ignore[no-untyped-def]
     tl.store(factors_ptr + index * 3 + 2, floor.to(tl.float32), mask=inside)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _place(table_ptr, column, ALIGN: tl.constexpr):  # type: ignore[no-untyped-def]
     """The tensor whose address is in this column."""
     return tl.multiple_of(tl.load(table_ptr + column).to(tl.pointer_type(tl.float32)), ALIGN)

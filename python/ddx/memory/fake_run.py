@@ -97,7 +97,8 @@ class _FakeTrainer(Trainer):
         self.ledger, self.kind = ledger, config.optimizer
         stand_in = "adamw" if config.optimizer == "adamw" else "radam"  # whose package need not be here
         with ledger.using(Use("student", WEIGHTS)):
-            super().__init__(method, dataclasses.replace(config, optimizer=stand_in), Ranks(), dtype)
+            plain = dataclasses.replace(config, optimizer=stand_in, compile=False, cuda_graphs=False)
+            super().__init__(method, plain, Ranks(), dtype)
         for name, trained in self.trained.items():
             ledger.mark(trained.module.parameters(), Use(name, WEIGHTS))
             for parameter in trained.parameters:

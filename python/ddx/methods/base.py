@@ -8,7 +8,7 @@ parallelism, checkpoints. A method does not know the trainer or the source of th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -110,6 +110,10 @@ class Losses:
     dropped: Mapping[str, Tensor] = field(default_factory=dict)
     tracked: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def detached(self) -> Losses:
+        """Return their values alone."""
+        return Losses(**{part: {name: rows.detach() for name, rows in vars(self)[part].items()} for part in vars(self)})
+
 
 class Method(ABC):
     """One distillation method for one teacher."""
@@ -173,6 +177,14 @@ class Method(ABC):
     def learning_rate_factor(self, step: int) -> float:
         """Return the method's own factor for all learning rates at step `step`, over the run's schedule."""
         return 1.0
+
+    def host_numbers(self, step: int, progress: float) -> Hashable | None:
+        """Return all that the losses take from the step on the host: equal ones run equal operations on the device.
+
+        Then a CUDA graph of one step serves another. None, the default, says that nobody has looked, or that the losses
+        decide something by their rows on the host; no graph is recorded then.
+        """
+        return None
 
     def decay_at(self, spec: NetworkSpec, step: int) -> float:
         """Return the decay of an average at step `step`."""

@@ -10,7 +10,7 @@ VP:    f = c_skip x_t + c_out x0(x_t, t)
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -110,6 +110,10 @@ class LCM(FlowMethod):
         return (
             ("solver_steps_start",) if (self.config.solver_steps_start or math.inf) < self.config.solver_steps else ()
         )
+
+    def host_numbers(self, step: int, progress: float) -> Hashable:
+        """Return the number of grid intervals."""
+        return intervals_at(progress, self.config.solver_steps, self.config.solver_steps_start)
 
     def networks(self) -> tuple[NetworkSpec, ...]:
         """Return the student, and the target unless the student is its own."""

@@ -18,7 +18,7 @@ Along J's direction tau moves by tau (1 - tau), and x_tau by that times the path
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -169,6 +169,10 @@ class SCM(FlowMethod):
             v, dv = velocity_derivative(self.view, student, x, dx, tau, dtau, batch.condition, self.config)
         tangent: Tensor = torch.func.jvp(trig_prediction, (v, x, tau), (dv, dx, dtau))[1]
         return tangent
+
+    def host_numbers(self, step: int, progress: float) -> Hashable:
+        """Return the share of the tangent's warm-up: another one in each step until it is over."""
+        return self.warmup(progress, step)
 
     def stretched(self, share: float) -> tuple[str, ...]:
         """Return the warm-up of the tangent, while it lasts."""

@@ -12,7 +12,7 @@ Diffusion 3 and FLUX.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -72,6 +72,10 @@ class SiD(ScoreDistillation):
         """Return what alpha moves to, and the share whose gradients are stopped while it lasts."""
         moving = ("alpha_end",) if self.config.alpha_end is not None else ()
         return (*moving, "stopped_share") if share < self.config.stopped_share else moving
+
+    def host_numbers(self, step: int, progress: float) -> Hashable:
+        """Return alpha, and whether the scores' gradients are stopped."""
+        return self.alpha_at(progress), progress < self.config.stopped_share
 
     def alpha_at(self, progress: float) -> float:
         """Return alpha at this share of the run."""

@@ -13,7 +13,7 @@ training/sid_dit_training_loop.py, four steps with guidance in both scores. SiDA
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -118,6 +118,13 @@ class SiDA(FakeGuidance, SiD):
     ) -> Tensor | None:
         """Return the weighted adversarial loss of the student."""
         assert isinstance(seen, Judged)
-        if self.config.gan_weight == 0.0 or batch.step < int(self.config.warmup_share * self.train_steps):
+        if self.config.gan_weight == 0.0 or self._waits(batch.step):
             return None
         return self.config.gan_weight * self.weight(made.x, seen) * generator_loss("softplus", seen.logits)
+
+    def host_numbers(self, step: int, progress: float) -> Hashable:
+        """Return SiD's, and whether the student still waits for its adversarial loss."""
+        return super().host_numbers(step, progress), self._waits(step)
+
+    def _waits(self, step: int) -> bool:
+        return step < int(self.config.warmup_share * self.train_steps)

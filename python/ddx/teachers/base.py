@@ -97,6 +97,9 @@ class Teacher(OpenPipeline):
             scale = scale.to(device=cond.device, dtype=cond.dtype).reshape(-1, *(1,) * (cond.ndim - 1))
         return self.combine(uncond, cond, scale)
 
+    text_is_masked: ClassVar[bool] = False
+    """Whether the network masks padding on the device, so that a text may be padded to any length."""
+
     doubles_batch: ClassVar[bool] = True
     """Whether both halves of guidance are one batch, as in the family's pipeline; else each is a pass of its own."""
 

@@ -14,6 +14,8 @@ from ddx.methods.base import Batch
 from ddx.methods.parts.random_numbers import RandomNumbers
 from ddx.training.run import Run
 
+TEXT_STEP = 64  # tokens to whose multiples texts are padded, where few shapes are worth more than short texts
+
 
 def batches(run: Run, position: int) -> Iterator[Any]:
     """Yield this rank's rows of the global batches from `position` on, for ever."""
@@ -40,6 +42,8 @@ def micro_batches(run: Run, data: Any, step: int) -> Iterator[Batch]:
     x0 = run.teacher.scale(send(data.latents, device).float())
     # float32 like the latents: on a CPU, autocast refuses to join the store's float16 to anything.
     condition = data.condition.to(device, torch.float32)
+    if run.teacher.text_is_masked and (run.config.compile or run.config.cuda_graphs):
+        condition = condition.pad(-(-condition.tokens.shape[1] // TEXT_STEP) * TEXT_STEP)
     if run.sizes is not None:
         height, width = (side * run.teacher.compression for side in x0.shape[2:])
         sizes = run.sizes.of(data.rows, data.flipped, (height, width))

@@ -14,6 +14,7 @@ from ddx.errors import UsageError
 RESUMABLE_CHANGES = frozenset(
     (
         *("out", "data", "device", "memory", "micro_batch_size", "gradient_checkpointing", "prefetch"),
+        *("compile", "cuda_graphs"),
         *("checkpoint_every", "keep_checkpoints", "log_every", "max_lost_steps"),
         *("sample_every", "sample_prompts", "sample_steps", "reference_steps"),
     )
@@ -100,6 +101,11 @@ class DistillConfig:
         example="24GB",
     )
     gradient_checkpointing: bool = option(True, "recompute activations in the backward pass to save memory")
+    compile: bool = option(False, "compile the blocks of the networks, by torch.compile")
+    cuda_graphs: bool = option(
+        False,
+        "record the passes of a step as CUDA graphs, where it decides nothing on the host; --dry-run says whether",
+    )
     prefetch: int = option(4, "batches to prepare ahead")
     log_every: int = option(10, "steps between lines of metrics.jsonl")
     checkpoint_every: int = option(500, "steps between checkpoints; 0: only when interrupted and at the end")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ddx.training.config import DistillConfig
 from ddx.training.distributed import join
 from ddx.training.divergence import diverged
 from ddx.training.estimate import estimate_seconds
+from ddx.training.faster import what_is_on
 from ddx.training.grids import SampleGrid
 from ddx.training.interruption import StopSignal, tells_what_is_saved
 from ddx.training.run import Run, prepare_run
@@ -61,7 +63,10 @@ def distill(
         if ranks.share(latest_checkpoint(run.checkpoints) != run.folder.checkpoint):
             raise already_written(run.folder.path)  # it went on between our look and our lock
         opened.enter_context(tells_what_is_saved(run.checkpoints))
-        trainer = Trainer(run.method, config, ranks, run.dtype, _start(run, workspace, progress))
+        for name, state in what_is_on(config, run.method, ranks.device, ranks.world).items():
+            progress.log(f"{name} is {state}")
+        start_weights = _start(run, workspace, progress)
+        trainer = Trainer(run.method, config, ranks, run.dtype, start_weights, progress.log)
         start = _resume(run, trainer)
         record_run(run, start, finished=False)
         grid, clock = _sample_grid(run), Clock(_seconds_before(run, start))
@@ -107,6 +112,18 @@ def _train(
             _draw_grid(run, trainer, grid, clock, done)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a run would have: `on` says of `--compile` and `--cuda-graphs`, where asked for, whether they work, or why
+    not.
+    """
+
+    folder: RunFolder
+    store: Path
+    seconds: float
+    on: Mapping[str, str]
+
+
 def plan(
     config: DistillConfig,
     method_config: Any,
@@ -114,13 +131,14 @@ def plan(
     *,
     workspace: Workspace | None = None,
     said: Collection[str] = (),
-) -> tuple[RunFolder, Path, float]:
-    """Return the folder, the store and the seconds that `distill` would have, without writing anything."""
+) -> Plan:
+    """Return what `distill` would read, write and cost, without writing anything."""
     with join(config.device) as ranks:
         workspace = workspace or Workspace()
         run = prepare_run(config, method_config, discriminator, workspace, ranks, NullProgress(), said)
         _start(run, workspace, NullProgress())
-        return run.folder, run.store.path, estimate_seconds(run.method, config, run.teacher, run.dtype, ranks.world)
+        seconds = estimate_seconds(run.method, config, run.teacher, run.dtype, ranks.world)
+        return Plan(run.folder, run.store.path, seconds, what_is_on(config, run.method, ranks.device, ranks.world))
 
 
 def _start(run: Run, workspace: Workspace, progress: Progress) -> dict[str, torch.Tensor] | None:

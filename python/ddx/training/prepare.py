@@ -35,8 +35,8 @@ def prepare(
 def plan_preparation(config: PrepareConfig, *, workspace: Workspace | None = None) -> tuple[Path, Path, float]:
     """Return the folder, the store and the seconds that `prepare` would have, without writing anything."""
     workspace = workspace or Workspace()
-    folder, store, seconds = plan(*as_distillation(config, workspace), workspace=workspace)
-    return folder.path, store, seconds
+    found = plan(*as_distillation(config, workspace), workspace=workspace)
+    return found.folder.path, found.store, found.seconds
 
 
 def as_distillation(config: PrepareConfig, workspace: Workspace) -> tuple[DistillConfig, PreparationConfig]:

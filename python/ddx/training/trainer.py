@@ -6,7 +6,7 @@ the losses of methods with `full_precision`. With fp16 the losses are scaled, so
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -22,6 +22,8 @@ from ddx.training.checkpoint import Snapshot
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks, without_sync
 from ddx.training.ema import EMA, Swapped, average_in_place
+from ddx.training.faster import compile_blocks, recomputation, why_not_compiled
+from ddx.training.graphs import make_graphs
 from ddx.training.meter import Meter
 from ddx.training.optimizer import (
     Clip,
@@ -50,6 +52,7 @@ class Trainer:
         ranks: Ranks,
         dtype: torch.dtype,
         start: Mapping[str, Tensor] | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.method, self.config, self.ranks, self.dtype = method, config, ranks, dtype
         method.train_steps = config.train_steps
@@ -61,7 +64,8 @@ class Trainer:
             module = self._build(spec, start)
             if spec.trained:
                 if config.gradient_checkpointing and hasattr(module, "enable_gradient_checkpointing"):
-                    getattr(module, "enable_gradient_checkpointing")()  # noqa: B009 diffusers adds it
+                    again = recomputation(module)
+                    getattr(module, "enable_gradient_checkpointing")(again)  # noqa: B009 diffusers adds it
                 self.trained[spec.name] = Trained(spec, module, config, ranks)
             else:
                 assert spec.average_of is not None
@@ -72,6 +76,10 @@ class Trainer:
         if config.ema_half_life > 0.0:
             self.exported = EMA(student, half_life_images=config.ema_half_life, ramp_up=config.ema_ramp_up)
         self.more = {name: EMA.named(student, name) for name in config.ema_more}
+        self._teacher_again = recomputation(method.teacher.network())
+        if config.compile and why_not_compiled(method, ranks.device) is None:
+            compile_blocks(method, (method.teacher.network(), *self._modules().values()))
+        self.graphs = make_graphs(config, method, ranks, say)
         self.skipped = torch.zeros((), device=ranks.device)
         self.meter = Meter(ranks.device)
         self.scaler = torch.amp.GradScaler(
@@ -129,28 +137,47 @@ class Trainer:
             average.update(self.config.batch_size)
         self.method.end_step(self.ranks.mean)
 
+    def _modules(self) -> dict[str, nn.Module]:
+        averages = {name: module for name, (module, _) in self.averages.items()}
+        return averages | {name: trained.module for name, trained in self.trained.items()}
+
     def _accumulate(self, turn: Turn, batches: Sequence[Batch]) -> None:
         """Add the gradients of all micro-batches. Ranks exchange them once, with the last micro-batch."""
-        networks: dict[str, nn.Module] = {name: module for name, (module, _) in self.averages.items()}
+        networks = self._modules()
         for name, trained in self.trained.items():
             active = name in turn.trains
             trained.activate(active)
-            # a network that is only looked through needs no gradient exchange
-            networks[name] = trained.replica if active else trained.module
+            if active:  # a network that is only looked through needs no gradient exchange
+                networks[name] = trained.replica
         num_rows = sum(len(batch) for batch in batches)
         for number, batch in enumerate(batches):
             accumulate_only = number < len(batches) - 1
-            with ExitStack() as stack:
-                stack.enter_context(wide_products(self.ranks.device, self.dtype))
-                stack.enter_context(self._teacher_checkpointing(turn))
-                for name in turn.trains:
-                    stack.enter_context(without_sync(networks[name], accumulate_only))
-                with nullcontext() if self.method.full_precision else self.autocast():
-                    losses = self.method.losses(turn, batch, networks)
-                self._backward(turn, losses, num_rows)
+
+            def passes(batch: Batch, accumulate_only: bool = accumulate_only) -> Losses:
+                return self._passes(turn, batch, networks, num_rows, accumulate_only)
+
+            if self.graphs is None:
+                losses = passes(batch)
+            else:
+                numbers = self.method.host_numbers(batch.step, batch.progress)
+                losses = self.graphs.run((turn, numbers, num_rows), batch, passes)
             self.meter.add(losses)
             for name in turn.trains:
                 self.trained[name].lost.add(losses.dropped.get(name))
+
+    def _passes(
+        self, turn: Turn, batch: Batch, networks: Mapping[str, nn.Module], num_rows: int, accumulate_only: bool
+    ) -> Losses:
+        """Add the gradients of a micro-batch, and return its losses, detached."""
+        with ExitStack() as stack:
+            stack.enter_context(wide_products(self.ranks.device, self.dtype))
+            stack.enter_context(self._teacher_checkpointing(turn))
+            for name in turn.trains:
+                stack.enter_context(without_sync(networks[name], accumulate_only))
+            with nullcontext() if self.method.full_precision else self.autocast():
+                losses = self.method.losses(turn, batch, networks)
+            self._backward(turn, losses, num_rows)
+        return losses.detached()
 
     @contextmanager
     def _teacher_checkpointing(self, turn: Turn) -> Iterator[None]:
@@ -163,7 +190,7 @@ class Trainer:
         if not wanted or not hasattr(network, "enable_gradient_checkpointing"):
             yield
             return
-        network.enable_gradient_checkpointing()
+        network.enable_gradient_checkpointing(self._teacher_again)
         try:
             yield
         finally:
@@ -196,7 +223,7 @@ class Trainer:
         set_learning_rate(trained.optimizer, trained.learning_rate, factor)
         self._take(trained, clip, averages)
         trained.lost.end_step(clip.found_inf)
-        trained.optimizer.zero_grad(set_to_none=True)
+        trained.optimizer.zero_grad(set_to_none=self.graphs is None)  # graphs add to gradients where they are
         trained.num_steps += 1
         self.meter.add_norm(trained.spec.name, clip.norm)
 
@@ -221,7 +248,7 @@ class Trainer:
 
     def final_student(self) -> nn.Module:
         """Return the student with the weights of the export, for good. All other state is released."""
-        student = self.student
+        student, self.graphs = self.student, None
         student.zero_grad(set_to_none=True)
         for trained in self.trained.values():
             trained.optimizer.state.clear()

@@ -49,7 +49,7 @@ class RandomNumbers:
         self.device = torch.device(device)
         self.by_counter = self.device.type != "cpu" if by_counter is None else by_counter
         self._seeds = [mix(seed, step, index) for index in indices]
-        self._stream = 0  # of the counter: one a call
+        self.draws = 0  # by the counter so far: each has a stream of its own
 
     def __len__(self) -> int:
         return len(self._seeds)
@@ -57,12 +57,12 @@ class RandomNumbers:
     def normal(self, *shape: int) -> Tensor:
         """Return standard normal numbers, float32 `[B, *shape]`."""
         if self.by_counter:
-            return philox.normal(self._keys, self._next(), shape)
+            return philox.normal(self.keys, self._next(), shape)
         return send(torch.stack([torch.randn(shape, generator=g) for g in self._generators]), self.device)
 
     def uniform(self) -> Tensor:
         """Return one number in [0, 1) a row, float64 `[B]`."""
-        return philox.uniform(self._keys, self._next()) if self.by_counter else send(self._uniform(), self.device)
+        return philox.uniform(self.keys, self._next()) if self.by_counter else send(self._uniform(), self.device)
 
     def pick(self, *shares: float) -> tuple[Tensor, ...]:
         """Return the rows of each part of a batch, int64: every row falls to a part with that probability.
@@ -79,12 +79,29 @@ class RandomNumbers:
         return [torch.Generator().manual_seed(seed) for seed in self._seeds]
 
     @functools.cached_property
-    def _keys(self) -> Tensor:
+    def keys(self) -> Tensor:
+        """The keys of the rows for the counter, int64 `[B]` on the device."""
         return send(torch.tensor(self._seeds, dtype=torch.int64), self.device)
 
     def _next(self) -> int:
-        self._stream += 1
-        return self._stream
+        self.draws += 1
+        return self.draws
 
     def _uniform(self) -> Tensor:
         return torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in self._generators])
+
+
+class KeyedNumbers(RandomNumbers):
+    """Numbers by the counter alone, for keys that are on the device and may change there."""
+
+    def __init__(self, keys: Tensor, draws: int = 0) -> None:
+        """`draws`: how many calls came before."""
+        super().__init__(0, 0, (), keys.device, by_counter=True)
+        self.keys, self.draws = keys, draws
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def pick(self, *shares: float) -> tuple[Tensor, ...]:
+        """See :meth:`RandomNumbers.pick`. RuntimeError: how many rows a part has would be another number each time."""
+        raise RuntimeError("a batch is parted on the host")

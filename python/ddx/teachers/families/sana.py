@@ -40,6 +40,7 @@ class SanaTeacher(FlowTeacher):
     text_width_key: ClassVar[str] = "caption_channels"
     family_guidance: ClassVar[float] = 4.5
     has_posterior: ClassVar[bool] = False
+    text_is_masked: ClassVar[bool] = True
 
     @property
     def compression(self) -> int:
