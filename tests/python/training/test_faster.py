@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from ddx.methods.parts.random_numbers import KeyedNumbers, RandomNumbers
 from ddx.methods.registry import METHODS, load_method, method_spec
 from ddx.teachers.base import Teacher
 from ddx.teachers.registry import load_teacher
+from ddx.training.batches import TEXT_STEP, micro_batches
 from ddx.training.distributed import Ranks
 from ddx.training.faster import recomputation, what_is_on, why_not_compiled
 from ddx.training.graphs import copy_batch, signature, standing, why_no_graphs
@@ -176,3 +179,18 @@ def test_recorded_steps_are_those_of_eager_ones(teacher_folder: Path, name: str,
     assert plain.graphs is None and recorded.graphs is not None and said == []
     assert any(found.graph is not None for found in recorded.graphs._known.values())
     assert all(torch.equal(ours[n], v) for n, v in theirs.items())
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_texts_are_padded_to_few_lengths_where_shapes_must_repeat(teacher: Teacher, asked: bool) -> None:
+    trainer, batch = make_trainer(teacher), make_batch(teacher)
+    config = dataclasses.replace(trainer.config, cuda_graphs=asked)
+    run: Any = SimpleNamespace(
+        **{"ranks": Ranks(), "rows_per_rank": 4, "config": config, "teacher": teacher, "method": trainer.method},
+        **{"sizes": None, "null": batch.null},
+    )
+    (made,) = micro_batches(run, SimpleNamespace(latents=batch.x0, condition=batch.condition), 0)
+    length = batch.condition.tokens.shape[1]
+    assert length < TEXT_STEP
+    assert made.condition.tokens.shape[1] == (TEXT_STEP if asked else length)
+    assert made.condition.row_lengths() == batch.condition.row_lengths()
