@@ -53,11 +53,11 @@ max-sequence-length tokenizer-max-length model-max-length max-length max-tokens 
 model model-path model-id model-name model-name-or-path pretrained-model-name-or-path student-model ckpt
 ckpt-path checkpoint checkpoint-path network network-pkl load-from repo-id pipeline lora lora-path lora-weights
 adapter -> --student
-teacher -> students draw here, with --student; `ddx evaluate --teacher NAME` draws with both
 max-sequence-length max-tokens clip-skip -> prompts are as long as the student's own pipeline takes them
 batch bs sample-batch-size -> --batch-size
-enable-model-cpu-offload enable-sequential-cpu-offload cpu-offload offload low-vram lowvram medvram -> nothing
-    is moved to the processor; --dtype bf16 takes less memory than float32
+enable-model-cpu-offload enable-sequential-cpu-offload enable-group-offload cpu-offload offload low-vram lowvram
+medvram max-memory -> --memory 4GB chooses what waits on the host
+enable-vae-tiling vae-tiling -> --memory decodes within little memory, and draws the same picture
 seeds -> --seed is the first picture's, and --num-images counts up from it
 num-inference-steps num-steps inference-steps n-steps sampling-steps num-sampling-steps ddim-steps step
 num-steps-eval s -> --steps

@@ -19,6 +19,11 @@ def parse_amount(text: str) -> int:
     return int(float(found[1]) * _UNITS[unit if unit.endswith("B") else f"{unit}B"])
 
 
+def in_gb(num_bytes: float) -> str:
+    """Return bytes as cards and `--memory` count them: 246 MB, 5.4 GB."""
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
+
+
 def in_gib(num_bytes: float) -> str:
     """Return bytes as GiB with one digit, two below one."""
     gib = num_bytes / 2**30

@@ -12,10 +12,11 @@ from ddx.teachers.size import Size, pixels_of
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """Draw pictures with a student."""
+    """Draw pictures with a student, or with a teacher."""
 
-    steps: int = option(1, "network evaluations per picture")
+    steps: int = option(1, "network evaluations per picture; of a teacher 20 where none are given")
     student: Path | None = option(None, "student to draw with (none: the newest)", metavar="PATH")
+    teacher: str | None = option(None, "teacher to draw with, by its own pipeline", metavar="NAME|PATH")
     prompt: tuple[str, ...] = option((), "prompt to draw; may be repeated", metavar="TEXT")
     prompts: Path | None = option(
         None, "file with one prompt per line (none: the teacher's standard prompts)", metavar="FILE"
@@ -23,7 +24,7 @@ class SampleConfig:
     num_images: int = option(1, "pictures per prompt; each picture raises the seed by one")
     seed: int = option(0, "seed of the first picture of each prompt")
     guidance: float | None = option(
-        None, "guidance scale to fold into the student (none: that of its export)", example=4.5
+        None, "guidance scale to fold into the student, or of the teacher (none: its own)", example=4.5
     )
     resolution: int | None = option(
         None,
@@ -32,6 +33,12 @@ class SampleConfig:
     )
     size: str | None = option(None, "width and height of a picture in pixels", metavar="WxH", example="768x512")
     batch_size: int | None = option(None, "pictures per batch (none: one by one, exactly as on the model card)")
+    memory: str | None = option(
+        None, "device memory to draw within: chooses what waits on the host", metavar="SIZE", example="400MB"
+    )
+    quantize: str | None = option(
+        None, "store the denoiser's weights in 8 bits, beside --memory; changes pictures", choices=("fp8",)
+    )
     out: Path | None = option(None, "folder of the pictures (none: in the workspace)", metavar="PATH")
     device: str = option("auto", "device to compute on (auto: a GPU if present)", metavar="DEVICE")
     dtype: str = option(
@@ -47,6 +54,10 @@ class SampleConfig:
             raise UsageError(f"seed = {self.seed} must be a whole number from 0", hint="--seed 0")
         if self.prompt and self.prompts:
             raise UsageError("--prompt and --prompts together", hint="give one of them")
+        if self.teacher is not None and self.student is not None:
+            raise UsageError("--teacher and --student together", hint="give one of them")
+        if self.quantize is not None and self.memory is None:
+            raise UsageError(f"--quantize {self.quantize} without --memory", hint="--memory 8GB")
         pixels_of(self.resolution, self.size)
 
     @property

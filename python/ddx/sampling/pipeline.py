@@ -1,11 +1,12 @@
-"""A student that draws: its folder opened as a diffusers pipeline.
+"""A student or a teacher that draws: its folder opened as a diffusers pipeline.
 
 Pictures are drawn one by one unless asked otherwise: batched arithmetic rounds differently.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from ddx.errors import DdxError, UsageError
 from ddx.sampling.student import StudentFolder
+from ddx.sampling.teacher_folder import TeacherFolder
+
+log = logging.getLogger("ddx.sampling")
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,23 +24,42 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
+    from ddx.offload.keeping import Keeping
+    from ddx.sampling.prompt_cache import PromptCache
     from ddx.teachers.base import Teacher
     from ddx.teachers.condition import Condition
     from ddx.teachers.size import Size
     from ddx.teachers.truncation import Cut
 
 
-class StudentPipeline:
-    """A student, loaded: safetensors only, no code from the folder."""
+class OutOfMemory(DdxError):
+    """The device has no memory left."""
 
-    def __init__(self, folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> None:
+
+class StudentPipeline:
+    """A student, or a teacher in its place, loaded: safetensors only, no code from the folder."""
+
+    def __init__(
+        self,
+        folder: str | Path | TeacherFolder,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        keeping: Keeping | None = None,
+        prompts: Path | None = None,
+    ) -> None:
+        """keeping: where its parts are while it draws (None: on the device). prompts: a folder for encoded prompts.
+
+        A student in parts is computed by diffusers' own code, without the kernels of its family.
+        """
         import torch
         from diffusers import DiffusionPipeline
 
         from ddx.device import find_device
+        from ddx.sampling.prompt_cache import PromptCache
         from ddx.teachers.components import no_progress_bars
 
-        self.files = StudentFolder(folder)
+        self.files = folder if isinstance(folder, TeacherFolder) else StudentFolder(folder)
         self.device = find_device(device)
         dtypes = {part: getattr(torch, name) for part, name in self.files.component_dtypes(dtype).items()}
         try:
@@ -45,20 +68,51 @@ class StudentPipeline:
                     self.files.folder,
                     use_safetensors=True,
                     local_files_only=True,
+                    **(self.files.components() if isinstance(self.files, TeacherFolder) else {}),
                     **{dtype_keyword(): dtypes if len(dtypes) > 1 else dtypes["default"]},
                 )
         except (OSError, ValueError, RuntimeError) as error:
             raise DdxError(
-                f"the student in {folder} does not open: {error}", hint="distil it again, or check its files"
+                f"the pipeline in {self.files.folder} does not open: {error}",
+                hint="distil it again, or check its files",
             ) from error
         self.pipeline.set_progress_bar_config(disable=True)
-        self.pipeline.to(self.device)
         self.adapter = self._open_adapter()
-        if self.adapter is not None:
+        self.cache: PromptCache | None = None  # of encoded prompts, where the encoders are not on the device
+        self._keeping = keeping
+        self._cap: int | None = None  # bytes that the allocator may take
+        if keeping is None:
+            self.pipeline.to(self.device)
+        if self.adapter is not None and (keeping is None or keeping.all_on_device):
             self.adapter.fast(self.denoiser)
+        if keeping is not None and not keeping.all_on_device:
+            self.cache = PromptCache(self.pipeline, self.device, fingerprint=self._text_fingerprint(), folder=prompts)
         self._refuse_what_is_not_finite()
         self.guidance = self.files.guidance
         self._weights_of = self.files.folder.resolve()
+
+    def _text_fingerprint(self) -> str:
+        """Return what tells the text encoders from others: a teacher's commit where it is known, else their hash."""
+        weights = self.files.record.get("teacher_fingerprint", {}).get("weights")
+        if weights is None and self.adapter is not None:
+            weights = self.adapter.fingerprint()["weights"]
+        return str(weights)
+
+    def _settle(self) -> None:
+        """Put the parts where they are kept, before the first picture: weights that change must change before."""
+        if self._keeping is None:
+            return
+        import torch
+
+        from ddx.offload.keeping import keep, run_on
+
+        networks = {part: value for part, value in self.pipeline.components.items() if hasattr(value, "parameters")}
+        keep(networks, self._keeping, self.device)
+        run_on(self.pipeline, self.device)
+        self._cap, self._keeping = self._keeping.limit, None
+        if self._cap is not None and self.device.type == "cuda":  # libraries then choose what takes less
+            share = self._cap / torch.cuda.get_device_properties(self.device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(share, 1.0), self.device)
 
     @property
     def denoiser(self) -> Any:
@@ -99,6 +153,9 @@ class StudentPipeline:
         """
         from ddx.sampling.student_guidance import check_guidance, refold_guidance
 
+        if isinstance(self.files, TeacherFolder):
+            self.guidance = guidance
+            return
         if self.guidance is None:
             raise UsageError(
                 f"{self.files.name} does not say which guidance its weights hold", hint="leave --guidance away"
@@ -115,6 +172,13 @@ class StudentPipeline:
         """Return what the pipeline leaves out of a prompt that is too long for it."""
         return None if self.adapter is None else self.adapter.cut(prompt)
 
+    def read(self, prompts: Sequence[str], steps: int) -> None:
+        """Encode prompts before the pictures are drawn, where encoders would come in for each of them otherwise."""
+        if self.cache is not None:
+            arguments = self._arguments(steps, None)
+            for prompt in dict.fromkeys(prompts):
+                self.cache.read(lambda: self._call(prompt=prompt, generator=_generator(0), **arguments))  # noqa: B023
+
     def draw(
         self,
         prompts: Sequence[str],
@@ -126,12 +190,34 @@ class StudentPipeline:
     ) -> list[Image]:
         """Return one picture for each prompt and seed: one by one, or in one batch with a generator a picture."""
         arguments = self._arguments(steps, resolution)
-        if together:
-            return self._call(prompt=list(prompts), generator=[_generator(seed) for seed in seeds], **arguments)
+        requests = list(zip(prompts, seeds, strict=True))
         pictures: list[Image] = []
-        for prompt, seed in zip(prompts, seeds, strict=True):
-            pictures += self._call(prompt=prompt, generator=_generator(seed), **arguments)
+        for batch in [requests] if together else [[request] for request in requests]:
+            try:
+                pictures += self._draw(batch, together, arguments)
+            except OutOfMemory:
+                if self._cap is None:
+                    raise
+                self._lift_cap()
+                pictures += self._draw(batch, together, arguments)
         return pictures
+
+    def _draw(self, batch: Sequence[tuple[str, int]], together: bool, arguments: Mapping[str, Any]) -> list[Image]:
+        prompts, generators = [prompt for prompt, _ in batch], [_generator(seed) for _, seed in batch]
+        if together:
+            return self._call(prompt=prompts, generator=generators, **arguments)
+        return self._call(prompt=prompts[0], generator=generators[0], **arguments)
+
+    def _lift_cap(self) -> None:
+        """Draw with more memory than was asked for: its libraries take what no count on tensors sees."""
+        import torch
+
+        log.warning(
+            "more than %s is needed: drawn with what there is, and measured", f"{(self._cap or 0) / 1e6:.0f} MB"
+        )
+        self._cap = None
+        if self.device.type == "cuda":
+            torch.cuda.set_per_process_memory_fraction(1.0, self.device)
 
     def draw_conditions(
         self, condition: Condition, seeds: Sequence[int], steps: int, *, resolution: Size | None = None
@@ -178,12 +264,13 @@ class StudentPipeline:
     def _call(self, **arguments: Any) -> list[Image]:
         import torch
 
+        self._settle()
         try:
             with self._seeded_steps(arguments["generator"]):
                 pictures: list[Image] = self.pipeline(**arguments).images
-        except torch.OutOfMemoryError as error:
-            raise DdxError(
-                "the device ran out of memory", hint="give a smaller --batch-size or --resolution"
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise OutOfMemory(
+                "the device ran out of memory", hint="give --memory SIZE, a smaller --batch-size or a --resolution"
             ) from error
         except ValueError as error:
             raise UsageError(f"the student's pipeline refuses the call: {error}", hint="check --resolution") from error

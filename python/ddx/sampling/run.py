@@ -1,8 +1,9 @@
-"""`ddx sample`: which student, which prompts, then a PNG for each picture, a grid and a page."""
+"""`ddx sample`: which student or teacher, which prompts, then a PNG for each picture, a grid and a page."""
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,11 @@ from ddx.teachers.size import Size, shown_size
 from ddx.workspace import Workspace
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
+
+    from ddx.offload.keeping import Keeping
+    from ddx.sampling.student import StudentFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,26 +38,35 @@ class DrawnPicture:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleResult:
-    """What `sample` wrote."""
+    """What `sample` wrote.
 
-    student: Path
+    peak_memory_bytes: of the tensors on a GPU, as torch's allocator measured it; None on a processor.
+    """
+
+    student: Path  # or the teacher's folder
+    teacher: str | None
     folder: Path
     steps: int
     guidance: float | None
     pictures: tuple[DrawnPicture, ...]
     grid: Path
     page: Path
+    seconds_per_picture: float
+    peak_memory_bytes: int | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as values that JSON can hold."""
         return {
-            "student": str(self.student),
+            "student": None if self.teacher else str(self.student),
+            **({"teacher": self.teacher} if self.teacher else {}),
             "folder": str(self.folder),
             "steps": self.steps,
             "guidance": self.guidance,
             "images": [{"prompt": p.prompt, "seed": p.seed, "path": str(p.path)} for p in self.pictures],
             "grid": str(self.grid),
             "page": str(self.page),
+            "seconds_per_picture": self.seconds_per_picture,
+            "peak_memory_bytes": self.peak_memory_bytes,
         }
 
 
@@ -76,28 +90,51 @@ def choose_student(student: Path | None, workspace: Workspace) -> Path:
     )
 
 
-def plan(config: SampleConfig, workspace: Workspace) -> dict[str, Any]:
-    """Return what `sample` would do, without loading a weight: values that JSON can hold."""
+def open_files(config: SampleConfig, workspace: Workspace, *, weights: bool = True) -> StudentFolder:
+    """Return what the files of the student or the teacher say, without loading a weight.
+
+    Without `weights` a named teacher that is not here is known by the configs in this package.
+    """
     from ddx.sampling.student import StudentFolder
 
-    folder = choose_student(config.student, workspace)
-    files = StudentFolder(folder)
+    if config.teacher is None:
+        return StudentFolder(choose_student(config.student, workspace))
+    from ddx.device import find_device
+    from ddx.sampling.teacher_folder import TeacherFolder
+    from ddx.teachers.components import parse_dtype
+    from ddx.teachers.family_of import name_of, weights_are_here
+    from ddx.teachers.registry import TEACHERS, configs_of, load_teacher
+
+    dtype = parse_dtype(None if config.dtype == "auto" else config.dtype, find_device(config.device))
+    side = config.resolution
+    if not weights and name_of(config.teacher) in TEACHERS and not weights_are_here(config.teacher):
+        return TeacherFolder(configs_of(name_of(config.teacher), dtype=dtype, resolution=side))
+    return TeacherFolder(load_teacher(config.teacher, dtype=dtype, resolution=side))
+
+
+def plan(config: SampleConfig, workspace: Workspace) -> dict[str, Any]:
+    """Return what `sample` would do, without loading a weight: values that JSON can hold."""
+    files = open_files(config, workspace, weights=False)
     files.for_steps(config.steps)
     asked = config.pixels
     count = len(_prompts(config, files.record)) * config.num_images
     drawn = dict.fromkeys(size_of_picture(files.record, n, asked) or files.resolution for n in range(count))
-    weights = sum(file.stat().st_size for file in folder.glob("*/*.safetensors"))
+    weights = sum(file.stat().st_size for file in files.folder.glob("*/*.safetensors"))
     return {
-        "student": str(folder),
-        "out": str(config.out or workspace.sample_path(folder.resolve())),
+        **({"teacher": config.teacher} if config.teacher else {"student": str(files.folder)}),
+        "out": str(_out(config, files, workspace)),
         "pictures": count,
         "steps": config.steps,
         "guidance": config.guidance or files.guidance,
         "resolution": config.resolution or files.resolution,
         "size": ", ".join(map(shown_size, drawn)),
-        "memory_bytes": weights,
-        "call": files.call_arguments(config.steps, resolution=asked),
+        **({"memory_bytes": weights} if weights else {}),
+        "call": files.call_arguments(config.steps, resolution=asked, guidance=config.guidance),
     }
+
+
+def _out(config: SampleConfig, files: StudentFolder, workspace: Workspace) -> Path:
+    return config.out or workspace.sample_path(files.name)
 
 
 def _prompts(config: SampleConfig, record: Mapping[str, Any]) -> tuple[str, ...]:
@@ -106,22 +143,37 @@ def _prompts(config: SampleConfig, record: Mapping[str, Any]) -> tuple[str, ...]
     return read_prompts(config.prompts) if config.prompts else standard_prompts(record)
 
 
-def sample(config: SampleConfig, workspace: Workspace, progress: Progress | None = None) -> SampleResult:
-    """Draw what `config` asks for and return where it is. Raises UsageError and DdxError for what cannot be drawn."""
+def sample(
+    config: SampleConfig,
+    workspace: Workspace,
+    progress: Progress | None = None,
+    *,
+    keeping: Keeping | None = None,
+) -> SampleResult:
+    """Draw what `config` asks for and return where it is. Raises UsageError and DdxError for what cannot be drawn.
+
+    keeping: what waits on the host, as `ddx.memory.draw_plan` chose it for `config.memory` (None: nothing).
+    """
     from ddx.sampling.pipeline import StudentPipeline
-    from ddx.sampling.student import StudentFolder
+    from ddx.sampling.teacher_folder import TeacherFolder
 
     progress = progress or NullProgress()
-    folder = choose_student(config.student, workspace)
-    files = StudentFolder(folder)
+    files = open_files(config, workspace)
+    folder = files.folder
     prompts = _prompts(config, files.record)
-    if config.student is None:
+    if config.student is None and config.teacher is None:
         progress.log(f"student: {folder} (the newest)")
     if files.remark:
         progress.log(files.remark)
     if config.steps > files.trained_steps:
         progress.log(f"{config.steps} steps: the student was made for 1 to {files.trained_steps}; more seldom help")
-    student = StudentPipeline(folder, device=config.device, dtype=config.dtype)
+    student = StudentPipeline(
+        files if isinstance(files, TeacherFolder) else folder,
+        device=config.device,
+        dtype=config.dtype,
+        keeping=keeping,
+        prompts=workspace.root / "prompts",
+    )
     if config.guidance is not None:
         student.set_guidance(config.guidance)
     if (warning := unseen(files.record, config.pixels)) is not None:
@@ -132,10 +184,13 @@ def sample(config: SampleConfig, workspace: Workspace, progress: Progress | None
         elif (cut := student.cut(prompt)) is not None:
             progress.log(f"prompt {number} is too long: {cut}")
 
-    out = config.out or workspace.sample_path(folder.resolve())
+    out = _out(config, files, workspace)
     requests = [(prompt, config.seed + i) for prompt in prompts for i in range(config.num_images)]
     done: dict[int, tuple[DrawnPicture, Image]] = {}
+    _forget_peak(student.device)
+    student.read(prompts, config.steps)
     progress.start("sample", len(requests), "pictures")
+    begun = time.perf_counter()
     for size, numbers in _batches(config, files.record, len(requests)):
         new = student.draw(
             [requests[number][0] for number in numbers],
@@ -151,20 +206,37 @@ def sample(config: SampleConfig, workspace: Workspace, progress: Progress | None
             done[number] = DrawnPicture(prompt=prompt, seed=seed, path=path), picture
         progress.advance(len(new))
     progress.finish()
+    seconds = (time.perf_counter() - begun) / len(requests)
     drawn, pictures = zip(*(done[number] for number in range(len(requests))), strict=True)
     grid, page = _present(out, files.name, config, student.guidance, drawn, pictures)
     result = SampleResult(
         student=folder,
+        teacher=config.teacher,
         folder=out,
         steps=config.steps,
         guidance=student.guidance,
         pictures=drawn,
         grid=grid,
         page=page,
+        seconds_per_picture=seconds,
+        peak_memory_bytes=_peak(student.device),
     )
     record = {"kind": "samples", **result.to_dict(), "config": to_dict(config), "versions": versions()}
     write_run(out, record, finished=True)
     return result
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak(device: torch.device) -> int | None:
+    import torch
+
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def _batches(config: SampleConfig, record: Mapping[str, Any], count: int) -> Iterator[tuple[Size | None, list[int]]]:
@@ -198,9 +270,10 @@ def _present(
         for item, picture in zip(drawn, pictures, strict=True)
     ]
     steps = "one step" if config.steps == 1 else f"{config.steps} steps"
-    facts = {"student": name, "steps": str(config.steps), "versions": _versions_line()}
+    kind, held = ("student", "guidance in the weights") if config.teacher is None else ("teacher", "guidance")
+    facts = {kind: name, "steps": str(config.steps), "versions": _versions_line()}
     if guidance is not None:
-        facts["guidance in the weights"] = f"{guidance:g}"
+        facts[held] = f"{guidance:g}"
     count = "1 picture" if len(drawn) == 1 else f"{len(drawn)} pictures"
     page = gallery_page(out / "index.html", f"{name}, {steps}", f"{count} by {name} in {steps} each.", shown, facts)
     return grid, page

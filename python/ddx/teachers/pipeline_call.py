@@ -23,6 +23,8 @@ class PipelineCall:
     so a student is called with its own; `guidance_off` is then for one whose guidance is not known. always: further
     arguments of every call.
 
+    null_prompt: the negative prompt of a pipeline that guides only when it is given one.
+
     tokens, mask, pooled: the arguments that take encoded text; None where there is none of it. token_lists: tokens go
     in as a list of `[L, D]`.
 
@@ -34,6 +36,7 @@ class PipelineCall:
     guidance_off: Mapping[str, float] = field(default_factory=lambda: {"guidance_scale": 1.0})
     embedded_guidance: bool = False
     always: Mapping[str, Any] = field(default_factory=dict)
+    null_prompt: str | None = None
     tokens: str = "prompt_embeds"
     mask: str | None = None
     pooled: str | None = None
@@ -46,6 +49,14 @@ class PipelineCall:
         if self.embedded_guidance and scale is not None:
             return {"guidance_scale": scale}
         return dict(self.guidance_off)
+
+    def guided(self, scale: float) -> dict[str, Any]:
+        """Return the arguments for a teacher that draws with guidance `scale`, which is 1 without any."""
+        if self.embedded_guidance:
+            return {"guidance_scale": scale}
+        ((name, off),) = self.guidance_off.items()
+        null = {} if self.null_prompt is None or scale == 1.0 else {"negative_prompt": self.null_prompt}
+        return {name: scale - 1.0 + off, **null}
 
     def text(self, condition: Condition, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         """Return the arguments for a batch of encoded texts."""

@@ -347,6 +347,7 @@ def configs_of(
     source = Source(folder=folder, name=name, origin=spec.source, revision=spec.revision, licence=spec.licence)
     return open_teacher(
         source,
+        device=device,
         dtype=dtype,
         resolution=resolution,
         default_resolution=spec.resolution,

@@ -28,6 +28,7 @@ RANK = {
     "networks": 3,
     "teachers": 3,
     "process": 2,
+    "offload": 2,
     "kernels": 1,
     "metrics": 1,
     "device": 1,
@@ -60,6 +61,7 @@ SIDEWAYS = {
     ("bench", "training"),
     # What is counted before a run is the run's own code.
     ("memory", "training"),
+    ("memory", "sampling"),
     ("networks", "teachers"),
     ("config", "errors"),
     ("config", "values"),

@@ -179,7 +179,9 @@ FAMILIES: tuple[Family, ...] = (
         original_names="qwen_image_names.ORIGINAL",
         text_tokens=512,
         resolution=1024,
-        call=PipelineCall(guidance_off={"true_cfg_scale": 1.0}, mask="prompt_embeds_mask", seeds_steps=False),
+        call=PipelineCall(
+            guidance_off={"true_cfg_scale": 1.0}, null_prompt=" ", mask="prompt_embeds_mask", seeds_steps=False
+        ),
         lora_programs="ComfyUI",
     ),
     Family(

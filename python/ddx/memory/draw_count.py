@@ -1,0 +1,157 @@
+"""What a component of a pipeline takes of a GPU while it draws, counted on tensors without data.
+
+The component runs as it does in a drawing, kept as a `Keeping` says, twice: the second time the next layer comes in
+while one computes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddx.memory.fake_gpu import GPU, fake_gpu
+from ddx.memory.ledger import Ledger, Use
+from ddx.offload.keeping import TURNS, Keeping, keep
+from ddx.offload.tables import LARGE
+from ddx.teachers.base import Teacher
+from ddx.teachers.condition import Condition
+from ddx.teachers.encoder_sizes import encoder_parts, encoder_without_weights
+from ddx.teachers.families.table import FAMILIES
+from ddx.teachers.size import Size
+
+VAE = "vae"
+
+
+@dataclass(frozen=True)
+class Count:
+    """Bytes: the peak of a component, its weights, and of these the tables that it looks rows up in.
+
+    first: the peak of the first pass, in which no layer comes in ahead.
+    """
+
+    peak: int
+    weights: int
+    tables: int
+    first: int
+
+
+class DrawCounter:
+    """Counts the components of one pipeline at one size; what is counted once is remembered."""
+
+    def __init__(self, teacher: Teacher, *, guided: bool, size: Size | None = None, rows: int = 1) -> None:
+        """teacher: opened for `GPU`, nothing loaded. guided: two halves of guidance. rows: pictures in a batch."""
+        self.teacher, self.guided, self.size, self.rows = teacher, guided, size, rows
+        self.encoders = encoder_parts(teacher)
+        self.parts = (*self.encoders, teacher.denoiser_part, VAE)
+        self._counted: dict[tuple[Any, ...], Count] = {}
+
+    def count(
+        self,
+        part: str,
+        how: str,
+        maps: int | None = None,
+        *,
+        fp8: bool = False,
+        tables: bool = True,
+        limit: float = math.inf,
+    ) -> Count:
+        """Return what a component takes; a count that passes `limit` ends there, and its peak is the least it takes.
+
+        maps, fp8: see `Keeping`. tables: whether an encoder's tables stay on the host where it is offloaded.
+        """
+        key = (part, how, maps, fp8, tables)
+        if key not in self._counted:
+            found, is_whole = self._count(part, Keeping(parts={part: how}, maps=maps, fp8=fp8, tables=tables), limit)
+            if not is_whole:
+                return found
+            self._counted[key] = found
+        return self._counted[key]
+
+    def _count(self, part: str, keeping: Keeping, limit: float) -> tuple[Count, bool]:
+        ledger = _DeviceLedger(limit)
+        first, is_whole = 0, True
+        try:
+            with fake_gpu(), ledger:
+                network = self._network(part)
+                weights = sum(_num_bytes(value) for value in network.parameters())
+                tables = [value.weight for value in network.modules() if isinstance(value, nn.Embedding)]
+                large = sum(size for size in map(_num_bytes, tables) if size >= LARGE)
+                keep({part: network}, keeping, GPU)
+                with GPU:
+                    run = self._run(part, network)
+                    run()
+                    first = ledger.peak.num_bytes
+                    if keeping.parts[part] != TURNS:
+                        run()
+        except _OverLimitError:
+            is_whole = False
+        finally:
+            self.teacher.unload()
+        return Count(ledger.peak.num_bytes, weights, large if part in self.encoders else 0, first), is_whole
+
+    def _network(self, part: str) -> nn.Module:
+        if part in self.encoders:
+            return encoder_without_weights(self.teacher, part)
+        return self.teacher.vae() if part == VAE else self.teacher.network()
+
+    def _run(self, part: str, network: Any) -> Callable[[], Any]:
+        teacher, shape = self.teacher, self.teacher.latent_shape(self.size)
+        if part == VAE:
+            latents = torch.empty(self.rows, *shape)
+            return lambda: _as_picture(teacher.decode_pixels(latents))
+        if part in self.encoders:
+            ids = torch.ones(self.rows, self._num_tokens(network), dtype=torch.long)
+            return lambda: network(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
+        rows = self.rows * (2 if self.guided and teacher.doubles_batch else 1)
+        x_t, t = torch.empty(rows, *shape), torch.ones(rows, dtype=torch.float64)
+        pooled = None if teacher.pooled_width is None else torch.empty(rows, teacher.pooled_width)
+        words = torch.empty(rows, self._longest, teacher.text_width)
+        mask = torch.ones(rows, self._longest, dtype=torch.bool)
+        text = Condition(words, mask, pooled, counts=(self._longest,) * rows)
+        return lambda: teacher.predict(network, x_t, t, text)
+
+    def _num_tokens(self, network: Any) -> int:
+        limit = getattr(network.config, "max_position_embeddings", None)
+        if "CLIP" in type(network).__name__:
+            return int(limit)
+        if self.teacher.family == "sana":  # behind an instruction; a token has about four letters
+            from ddx.teachers.families.sana_text import pipeline_defaults
+
+            return self._longest + len(pipeline_defaults()[0]) // 4
+        return self._longest
+
+    @property
+    def _longest(self) -> int:
+        return next(family.text_tokens for family in FAMILIES if family.name == self.teacher.family)
+
+
+class _OverLimitError(Exception):
+    """More is alive than was to be counted."""
+
+
+class _DeviceLedger(Ledger):
+    """Counts what is on the GPU, and ends above a limit."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def enter(self, value: Tensor, use: Use | None = None) -> None:
+        """See `Ledger.enter`."""
+        if value.device.type == GPU.type:
+            super().enter(value, use)
+            if self.now > self.limit:
+                raise _OverLimitError
+
+
+def _as_picture(pixels: Tensor) -> Tensor:
+    return (pixels * 0.5 + 0.5).clamp(0, 1)
+
+
+def _num_bytes(value: Tensor) -> int:
+    return value.numel() * value.element_size()

@@ -1,0 +1,1 @@
+"""Networks that are larger than the device: where their weights, tables and maps wait, and when they come in."""
