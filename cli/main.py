@@ -26,7 +26,7 @@ COMMANDS = {
     "precompute": "Encode images and captions into a store of latents and embeddings.",
     "distill": "Train a few-step student of a teacher from a store.",
     "import": "Make a student folder of weights that others published.",
-    "sample": "Draw pictures with a student.",
+    "sample": "Draw pictures with a student, or with a teacher.",
     "evaluate": "Score a teacher and its students.",
     "train": "Train a teacher from a recipe.",
     "prepare": "Tune a SANA teacher for continuous-time distillation.",

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from ddx.memory.fake_gpu import GPU, fake_gpu
 from ddx.memory.ledger import Ledger, Use
-from ddx.offload.keeping import TURNS, Keeping, keep
+from ddx.offload.keeping import TURNS, Keeping, decoding_parts, keep
 from ddx.offload.tables import LARGE
+from ddx.offload.turns import tensors_of
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
 from ddx.teachers.encoder_sizes import encoder_parts, encoder_without_weights
@@ -31,13 +32,15 @@ VAE = "vae"
 class Count:
     """Bytes: the peak of a component, its weights, and of these the tables that it looks rows up in.
 
-    first: the peak of the first pass, in which no layer comes in ahead.
+    first: the peak of the first pass, in which no layer comes in ahead. moved: the weights that a drawing uses, which
+    of an autoencoder are those of its decoder.
     """
 
     peak: int
     weights: int
     tables: int
     first: int
+    moved: int
 
 
 class DrawCounter:
@@ -79,6 +82,8 @@ class DrawCounter:
             with fake_gpu(), ledger:
                 network = self._network(part)
                 weights = sum(_num_bytes(value) for value in network.parameters())
+                used = decoding_parts(network) if part == VAE else (network,)
+                moved = sum(map(_num_bytes, tensors_of(used)))
                 tables = [value.weight for value in network.modules() if isinstance(value, nn.Embedding)]
                 large = sum(size for size in map(_num_bytes, tables) if size >= LARGE)
                 keep({part: network}, keeping, GPU)
@@ -92,7 +97,8 @@ class DrawCounter:
             is_whole = False
         finally:
             self.teacher.unload()
-        return Count(ledger.peak.num_bytes, weights, large if part in self.encoders else 0, first), is_whole
+        large = large if part in self.encoders else 0
+        return Count(ledger.peak.num_bytes, weights, large, first, moved), is_whole
 
     def _network(self, part: str) -> nn.Module:
         if part in self.encoders:

@@ -145,8 +145,8 @@ def cost_of(counter: DrawCounter, part: str, how: str, maps: int | None, count: 
     """Return what it costs to keep a component so, in words."""
     times = {True: "a prompt", False: "an evaluation"}[part in counter.encoders] if part != VAE else "a picture"
     if how == TURNS:
-        return f"{in_gb(count.weights)} cross the bus when its turn comes"
-    moved = f"{in_gb(count.weights - count.tables)} cross the bus {times}"
+        return f"{in_gb(count.moved)} cross the bus when its turn comes"
+    moved = f"{in_gb(count.moved - count.tables)} cross the bus {times}"
     if count.tables and part in counter.encoders:
         return f"{moved}; its table of {in_gb(count.tables)} stays on the host"
     if maps is None:
