@@ -1,7 +1,7 @@
 """What drawing takes of a GPU's memory, ddx beside diffusers' ways to offload: counted on tensors without data.
 
     python benchmarks/draw_memory.py
-    python benchmarks/draw_memory.py --cases sana-600m:512 sd15:512
+    python benchmarks/draw_memory.py --cases sana-600m:512:400MB z-image:1024:2GB
 
 No GPU and no weights are needed. Components are counted one after another, as all these ways have them on the device,
 in bfloat16, for one picture with guidance, and the peak is the largest. The peers are diffusers' own hooks: group
@@ -28,21 +28,27 @@ from ddx.memory.fake_gpu import GPU
 from ddx.offload.keeping import LEAVES, TURNS
 from ddx.teachers.registry import configs_of
 
-CASES = ("sana-600m:512", "sana-600m-1024:1024", "sd15:512", "sd15:1024", "sdxl:1024", "z-image:1024", "z-image:512")
-GOALS = {512: "400MB", 1024: "800MB"}
+CASES = (
+    "sana-600m:512:400MB",
+    "sana-600m-1024:1024:800MB",
+    "sd15:512:400MB",
+    "sd15:1024:800MB",
+    "sdxl:1024:800MB",
+    "z-image:1024:2GB",
+)
 PEERS = ("model offload", "group offload", "sequential offload")
 
 
 def main() -> None:
     """Count, case by case, and write the result after each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--cases", nargs="+", default=CASES, metavar="TEACHER:PIXELS")
+    parser.add_argument("--cases", nargs="+", default=CASES, metavar="TEACHER:PIXELS:MEMORY")
     parser.add_argument("--name", default="draw_memory", help="name of the result's file")
     arguments = parser.parse_args()
     environment, rows = machine(), []
     for case in arguments.cases:
-        teacher, pixels = case.split(":")
-        rows.append(count(teacher, int(pixels)))
+        teacher, pixels, memory = case.split(":")
+        rows.append(count(teacher, int(pixels), memory))
         where = write_result(arguments.name, {"rows": rows}, environment)
     print(f"wrote {where}")
     print_table(rows)
@@ -61,10 +67,9 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         print(f"| {' | '.join(map(str, shown))} | {peak / 1e6:,.0f} | {holds} |")
 
 
-def count(teacher: str, pixels: int) -> dict[str, Any]:
+def count(teacher: str, pixels: int, memory: str) -> dict[str, Any]:
     """Return the peaks of one teacher at one size in bytes, by component and way."""
     counter = DrawCounter(configs_of(teacher, device=GPU, dtype="bf16", resolution=pixels), guided=True)
-    memory = GOALS[pixels]
     plan = fit(counter, parse_amount(memory), lambda text: print(f"{teacher} {pixels}: {text}", flush=True))
     ours = {
         name: {"how": p.how, "maps": p.maps, "peak": p.count.peak, "cost": p.cost} for name, p in plan.parts.items()

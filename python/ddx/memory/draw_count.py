@@ -122,9 +122,8 @@ class DrawCounter:
         return lambda: teacher.predict(network, x_t, t, text)
 
     def _num_tokens(self, network: Any) -> int:
-        limit = getattr(network.config, "max_position_embeddings", None)
         if "CLIP" in type(network).__name__:
-            return int(limit)
+            return int(network.config.max_position_embeddings)
         if self.teacher.family == "sana":  # behind an instruction; a token has about four letters
             from ddx.teachers.families.sana_text import pipeline_defaults
 
