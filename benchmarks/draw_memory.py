@@ -71,9 +71,7 @@ def count(teacher: str, pixels: int, memory: str) -> dict[str, Any]:
     """Return the peaks of one teacher at one size in bytes, by component and way."""
     counter = DrawCounter(configs_of(teacher, device=GPU, dtype="bf16", resolution=pixels), guided=True)
     plan = fit(counter, parse_amount(memory), lambda text: print(f"{teacher} {pixels}: {text}", flush=True))
-    ours = {
-        name: {"how": p.how, "maps": p.maps, "peak": p.count.peak} for name, p in plan.parts.items()
-    }
+    ours = {name: {"how": p.how, "maps": p.maps, "peak": p.count.peak} for name, p in plan.parts.items()}
     turns = {part: counter.count(part, TURNS) for part in counter.parts}
     weights = {part: found.weights for part, found in turns.items()}
     beside = max(found.peak - weights[part] for part, found in turns.items())

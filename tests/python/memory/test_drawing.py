@@ -81,7 +81,7 @@ def test_a_component_takes_what_torchs_allocator_hands_out(sana: Path, counter: 
                 times = torch.ones(rows, dtype=torch.float64)
                 peak = measured(lambda: real.predict(network, latents, times, condition))  # noqa: B023
                 inside = found.weights
-        assert found.peak - inside == pytest.approx(peak, rel=0.12), part
+        assert found.peak - inside == pytest.approx(peak, rel=0.03), part
 
 
 def test_layers_that_wait_on_the_host_are_not_counted(counter: DrawCounter) -> None:
