@@ -167,10 +167,15 @@ allow-tf32 tf32 -> float32 products are torch's own, without TF32
 enable-xformers-memory-efficient-attention enable-xformers xformers use-xformers flash-attention flash-attn
 attention-slicing enable-attention-slicing enable-npu-flash-attention sdpa attn-implementation -> attention is
     torch's own or a kernel of ddx: DDX_KERNELS=auto, triton or torch
-compile torch-compile use-compile dynamo-backend compile-mode dynamo -> ddx has fused kernels in place of
-    torch.compile: DDX_KERNELS=auto, triton or torch; `ddx bench step --compile` times both
 overwrite overwrite-output-dir force -> --out names another folder; a store or a student is never overwritten
 mps -> --device cpu; Apple's GPUs are not supported
+
+[distill]
+torch-compile use-compile dynamo-backend compile-mode dynamo -> --compile
+
+[precompute prepare sample evaluate]
+compile torch-compile use-compile dynamo-backend compile-mode dynamo -> ddx has fused kernels in place of
+    torch.compile: DDX_KERNELS=auto, triton or torch; `ddx distill --compile` compiles what it trains
 
 [train]
 teacher model pretrained-model-name-or-path data dataset-name train-data-dir -> this trains a small teacher from

@@ -215,7 +215,7 @@ class Trainer:
                     stack.enter_context(balance.second())
                 self.scaler.scale(torch.stack(apart).sum()).backward()
 
-    def _update(self, trained: Trained, factor: float, averages: Sequence[EMA]) -> None:
+    def _update(self, trained: Trained, factor: float, averages: Sequence[EMA] = ()) -> None:
         """Take the optimiser's step, with which these averages of the network move."""
         trained.balance.finish()
         self.scaler.unscale_(trained.optimizer)

@@ -109,7 +109,7 @@ def test_no_flag_of_another_program_leads_astray(command: str, words: str) -> No
         ("distill --set use_8bit_adam=true", "did you mean `optimizer: adamw8bit`?"),
         ("precompute a.tar --set disallowed_header_directives=[]", "did you mean `respect_opt_out: false`?"),
         ("distill --set num_train_epochs=3", "counted in steps, not in epochs: train_steps"),
-        ("distill --compile", "DDX_KERNELS"),
+        ("distill --torch-compile", "did you mean --compile?"),
         ("distill --resume", "the same command again goes on"),
         ("distill --method sid --gradient-accumulation-steps=4", "passes of --micro-batch-size"),
         ("distill --losss l2", "did you mean --loss?"),
