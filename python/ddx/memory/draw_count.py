@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException
 
+from ddx.errors import UsageError
 from ddx.memory.fake_gpu import GPU, fake_gpu
 from ddx.memory.ledger import Ledger, Use
 from ddx.offload.keeping import TURNS, Keeping, decoding_parts, keep
@@ -95,6 +97,11 @@ class DrawCounter:
                         run()
         except _OverLimitError:
             is_whole = False
+        except DataDependentOutputException as error:
+            raise UsageError(
+                f"what the {part} of {self.teacher.name} takes cannot be counted: it reads values on its way",
+                hint="leave --memory away, or give --device cpu",
+            ) from error
         finally:
             self.teacher.unload()
         large = large if part in self.encoders else 0
@@ -108,8 +115,8 @@ class DrawCounter:
     def _run(self, part: str, network: Any) -> Callable[[], Any]:
         teacher, shape = self.teacher, self.teacher.latent_shape(self.size)
         if part == VAE:
-            latents = torch.empty(self.rows, *shape)
-            return lambda: _as_picture(teacher.decode_pixels(latents))
+            latents = torch.empty(self.rows, *shape, dtype=teacher.vae_dtype)
+            return lambda: _as_picture(teacher._decode_latents(latents))  # the factors may be among the weights
         if part in self.encoders:
             ids = torch.ones(self.rows, self._num_tokens(network), dtype=torch.long)
             return lambda: network(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)

@@ -54,9 +54,13 @@ class _NoHead(nn.Module):
 
 
 def drop_head(encoder: nn.Module) -> None:
-    """Take the head of a language model away that is a text encoder: pipelines read its hidden states alone.
+    """Take away what a language model has beside its layers: as a text encoder it gives hidden states alone.
 
-    It would bring the whole table to the device, and a score a token and word.
+    Its head would bring the whole table to the device, and a score a token and word; a tower for pictures waits for
+    none.
     """
     if hasattr(encoder, "lm_head"):
         encoder.lm_head = _NoHead()
+    for owner in list(encoder.modules()):
+        if isinstance(getattr(owner, "visual", None), nn.Module):
+            owner.visual = nn.Module()

@@ -29,7 +29,7 @@ class PromptCache:
         self, pipeline: Any, device: torch.device, *, fingerprint: str = "", folder: Path | None = None
     ) -> None:
         """fingerprint: of the encoders' weights. folder: where files are kept (None: in memory alone)."""
-        self._encode = pipeline.encode_prompt
+        self._pipeline, self._encode = pipeline, pipeline.encode_prompt
         self._signature = inspect.signature(self._encode)
         self.device, self.folder = device, folder
         known = {name: value for name, value in versions().items() if name in ("torch", "diffusers", "transformers")}
@@ -38,18 +38,18 @@ class PromptCache:
         }
         self._facts = [fingerprint, type(pipeline).__name__, dtypes, device.type, known]
         self._found: dict[str, Any] = {}
-        self._only_reading = False
         self.runs = 0  # of the encoders
         pipeline.encode_prompt = self._call
 
     def read(self, call: Callable[[], Any]) -> None:
-        """Make a call of the pipeline, as far as its encoders."""
-        self._only_reading = True
+        """Make a call of the pipeline, as far as its encoders: noise comes after all of its texts."""
+        pipeline = self._pipeline
+        pipeline.prepare_latents = _stop
         try:
             with contextlib.suppress(_TextIsRead):
                 call()
         finally:
-            self._only_reading = False
+            del pipeline.prepare_latents
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         key = self._key(self._signature.bind(*args, **kwargs).arguments)
@@ -59,8 +59,6 @@ class PromptCache:
             found = self._encode(*args, **kwargs)
             if key is not None:
                 self._put(key, found)
-        if self._only_reading:
-            raise _TextIsRead
         return _moved(found, self.device)
 
     def _key(self, arguments: dict[str, Any]) -> str | None:
@@ -106,6 +104,10 @@ class PromptCache:
 
 class _TextIsRead(Exception):
     pass
+
+
+def _stop(*_: Any, **__: Any) -> None:
+    raise _TextIsRead
 
 
 def _form(value: Any, tensors: dict[str, Tensor]) -> Any:

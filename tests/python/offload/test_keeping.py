@@ -1,4 +1,7 @@
-"""However a pipeline is kept, it draws the same picture bit for bit; and the encoders run once for a prompt."""
+"""However a pipeline is kept, it draws the same picture, bit for bit but for a decoder in parts.
+
+The encoders run once for a prompt.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +48,13 @@ def test_the_picture_is_the_same(teacher: Path, tmp_path: Path, monkeypatch: pyt
     for number, (denoiser, others, maps) in enumerate(ways):
         parts = {part: others if part in (*encoders, "vae") else denoiser for part in networks}
         kept, pipeline = drawn(teacher, Keeping(parts=parts, maps=maps), tmp_path / str(number))
-        assert np.array_equal(kept, whole), (denoiser, others, maps)
-        assert pipeline.cache is not None and pipeline.cache.runs == len(set(PROMPTS))
+        if maps is None:
+            assert np.array_equal(kept, whole), (denoiser, others)
+        else:  # sums in parts may round another way
+            difference = np.abs(kept.astype(int) - whole)
+            assert difference.max() <= 1 and difference.mean() < 1e-3
+        texts = len(set(PROMPTS)) + (pipeline.files.call.null_prompt is not None)
+        assert pipeline.cache is not None and pipeline.cache.runs == texts
         tables = [m for part in encoders for m in getattr(pipeline.pipeline, part).modules() if type(m) is HostTable]
         assert bool(tables) == (others == LEAVES)
     again, pipeline = drawn(teacher, Keeping(parts=parts), tmp_path / "0")
