@@ -65,4 +65,9 @@ def as_json(footprint: Footprint) -> dict[str, Any]:
     """Return a footprint for `--json`."""
     from ddx.memory.table import by_owner
 
-    return {"peak_bytes": footprint.peak.num_bytes, "during": list(footprint.peak.during), "by": by_owner(footprint)}
+    return {
+        "peak_bytes": footprint.peak.num_bytes,
+        "during": list(footprint.peak.during),
+        "by": by_owner(footprint),
+        "host_bytes": footprint.host_bytes,
+    }

@@ -96,12 +96,14 @@ beta1 beta-1 adam-beta-1 -> --adam-beta1
 beta2 beta-2 adam-beta-2 betas adam-betas -> --adam-beta2
 eps epsilon adam-eps -> --adam-epsilon
 max-grad-norm gradient-clip gradient-clipping gradient-clip-val clip-grad clip-grad-norm grad-clip clip -> --clip-norm
-use-ema ema ema-decay ema-rate ema-beta ema-halflife-kimg foreach-ema offload-ema -> --ema-half-life, in images,
+use-ema ema ema-decay ema-rate ema-beta ema-halflife-kimg foreach-ema -> --ema-half-life, in images,
     is the exported average; --ema-more decay:0.999 adds one
+offload-ema -> --offload averages
 save-dtype output-dtype upcast-before-saving save-precision -> --export-dtype
 cast-teacher-unet teacher-dtype -> the teacher computes in --dtype already
-cpu-offload offload offload-optimizer-device low-vram lowvram do-fp8-training -> nothing is moved to the
-    processor: --micro-batch-size 1, --optimizer adamw8bit or --lora-rank take less memory
+offload-optimizer-device offload-optimizer cpu-adam -> --offload moments
+cpu-offload low-vram lowvram do-fp8-training -> --memory SIZE fits the run to a card, and --offload names what lives
+    in the host's memory
 checkpoints-total-limit save-total-limit max-checkpoint max-checkpoints keep-last -> --keep-checkpoints
 logging-steps log-steps log-iters log-interval log-freq logging-iter tick -> --log-every
 validation-prompt validation-prompts text-prompts final-validation-prompt -> grids show the teacher's standard

@@ -24,16 +24,19 @@ from torch import Tensor, nn
 from ddx.memory.ledger import BLOCK, Ledger, Peak, Use
 from ddx.memory.no_values import no_values
 from ddx.memory.optimizer_steps import step_without_values
+from ddx.memory.repeats import CannotRepeatError, RepeatedBlocks, Repeats
 from ddx.methods.base import Batch, Method
 from ddx.methods.parts.added_discriminator import AddedDiscriminatorConfig
 from ddx.methods.parts.random_numbers import RandomNumbers
 from ddx.methods.registry import load_method
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
+from ddx.training import host_memory
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks
 from ddx.training.ema import EMA
-from ddx.training.optimizer import Clip, measure_clip
+from ddx.training.one_pass import OnePass
+from ddx.training.optimizer import Clip
 from ddx.training.trained import Trained
 from ddx.training.trainer import Trainer
 
@@ -44,10 +47,11 @@ ACTIVATIONS, BACKWARD, TEMPORARIES = "activations", "backward pass", "temporarie
 
 @dataclass(frozen=True)
 class Footprint:
-    """The peak of a run, and the parameters of the denoiser."""
+    """The peak of a run, the parameters of the denoiser, and the bytes that live in the host's memory."""
 
     peak: Peak
     num_parameters: int
+    host_bytes: int = 0
 
 
 def footprint(
@@ -62,32 +66,57 @@ def footprint(
     fused: bool = True,
     block: int = BLOCK,
     limit: float = math.inf,
+    repeats: Repeats | None = None,
 ) -> Footprint:
-    """Return the peak of a whole step with `rows` rows in a micro-batch, and as many micro-batches as matter.
+    """Return the peak of a whole step with `rows` rows in a micro-batch: in the last of them, if there are several.
 
     teacher: opened on the CPU, none of its components loaded. tokens: the length of the captions. Where the weights,
-    averages and moments alone are above `limit` bytes, no step is taken, and the peak is theirs.
+    averages and moments alone are above `limit` bytes, no step is taken, and the peak is theirs. repeats: what is known
+    of blocks that are alike, by earlier counts too; None runs them all.
     """
+    try:
+        return _count(config, method_config, discriminator, teacher, dtype, rows, tokens, fused, block, limit, repeats)
+    except CannotRepeatError:
+        teacher.unload("denoiser")
+        return _count(config, method_config, discriminator, teacher, dtype, rows, tokens, fused, block, limit, None)
+
+
+def _count(
+    config: DistillConfig,
+    method_config: Any,
+    discriminator: AddedDiscriminatorConfig | None,
+    teacher: Teacher,
+    dtype: torch.dtype,
+    rows: int,
+    tokens: int,
+    fused: bool,
+    block: int,
+    limit: float,
+    repeats: Repeats | None,
+) -> Footprint:
     ledger = Ledger(block=block)
     method = load_method(config.method, method_config, teacher, discriminator)  # reads its process's tables
     with ExitStack() as stack:
         stack.enter_context(no_values(fused=fused))
         stack.enter_context(ledger)
+        stack.enter_context(mock.patch.object(host_memory, "allocate", _counted_at_home(ledger)))
         null = _text(teacher, 1, tokens)  # as long as the captions, as batches pad it
         stack.enter_context(mock.patch.object(teacher, "null_condition", lambda: null))
         with ledger.using(Use(TEACHER, WEIGHTS)):
             network = teacher.network()
         trainer = _FakeTrainer(method, config, dtype, ledger)
+        if repeats is not None and config.loss_balance == "none":  # whose two backward passes go through each block
+            stack.enter_context(trainer.repeating(repeats))
         num_parameters = sum(value.numel() for value in network.parameters())
         trainer.make_moments()
         if ledger.now > limit:
-            return Footprint(ledger.peak, num_parameters)
+            return Footprint(ledger.peak, num_parameters, ledger.host_peak)
         ledger.use = Use("", TEMPORARIES)
         with ledger.using(Use(DATA, ACTIVATIONS)):
-            accumulates = config.batch_size > rows
-            batches = [_batch(teacher, method, config, rows, tokens) for _ in range(2 if accumulates else 1)]
-        trainer.step(config.train_steps - 1, batches)  # in the last stage of a method that has stages
-    return Footprint(ledger.peak, num_parameters)
+            batch = _batch(teacher, method, config, rows, tokens)
+        trainer.accumulates = config.batch_size > rows
+        trainer.step(config.train_steps - 1, [batch])  # in the last stage of a method that has stages
+    return Footprint(ledger.peak, num_parameters, ledger.host_peak)
 
 
 class _FakeTrainer(Trainer):
@@ -95,6 +124,8 @@ class _FakeTrainer(Trainer):
 
     def __init__(self, method: Method, config: DistillConfig, dtype: torch.dtype, ledger: Ledger) -> None:
         self.ledger, self.kind = ledger, config.optimizer
+        self.blocks: RepeatedBlocks | None = None
+        self.accumulates = False  # whether a micro-batch finds the gradients of those before it
         stand_in = "adamw" if config.optimizer == "adamw" else "radam"  # whose package need not be here
         with ledger.using(Use("student", WEIGHTS)):
             plain = dataclasses.replace(config, optimizer=stand_in, compile=False, cuda_graphs=False)
@@ -107,14 +138,36 @@ class _FakeTrainer(Trainer):
             ledger.mark(average.parameters().values(), Use(name, AVERAGES))
         ledger.mark(method.teacher.network().parameters(), Use(TEACHER, WEIGHTS))
 
+    @contextmanager
+    def repeating(self, repeats: Repeats) -> Iterator[None]:
+        """Within, blocks of its networks that are alike are counted once."""
+        self.blocks = RepeatedBlocks(self.ledger, repeats, GRADIENTS)
+        for name, module in self._networks().items():
+            self.blocks.replace(module, name)
+        with self.blocks.within():
+            yield
+
+    @contextmanager
+    def autocast(self) -> Iterator[Any]:
+        """See :meth:`Trainer.autocast`; its copies of weights go when it is left."""
+        with super().autocast():
+            yield
+        if self.blocks is not None:
+            self.blocks.forget_casts()
+
     def make_moments(self) -> None:
         """Give every optimiser the state that it has after its first step."""
+        none = torch.zeros(())
         for trained in self.trained.values():
-            for parameter in trained.parameters:
-                parameter.grad = torch.empty_like(parameter)
-            self._take(trained, measure_clip((p.grad for p in trained.parameters), self.config.clip_norm), ())
+            self._give_gradients(trained)
+            self._take(trained, Clip(none, none, none), ())
             trained.optimizer.zero_grad(set_to_none=True)
         self.ledger.forget_peak()
+
+    def _give_gradients(self, trained: Trained) -> None:
+        with self.ledger.using(Use(trained.spec.name, GRADIENTS)):
+            for parameter in trained.parameters:
+                parameter.grad = torch.empty_like(parameter)
 
     def _build(self, spec: Any, start: Any) -> nn.Module:
         with self.ledger.using(Use(spec.name, WEIGHTS)):
@@ -127,6 +180,8 @@ class _FakeTrainer(Trainer):
             super().step(step, batches)
 
     def _accumulate(self, turn: Any, batches: Any) -> None:
+        for name in turn.trains if self.accumulates else ():
+            self._give_gradients(self.trained[name])
         with ExitStack() as stack:
             for name, module in self._networks().items():
                 stack.enter_context(_forwards_counted(self.ledger, module, Use(name, ACTIVATIONS)))
@@ -145,7 +200,18 @@ class _FakeTrainer(Trainer):
         """Step without asking whether the gradients are finite; the moments are the first step's to make."""
         with self.ledger.using(Use(trained.spec.name, OPTIMIZER)):
             step_without_values(trained.optimizer, self.kind)
+            for average in averages:
+                if not (average.is_beside and isinstance(trained.optimizer, OnePass)):  # in whose pass it moves
+                    average.update(self.config.batch_size)
         self.ledger.mark(trained.optimizer_tensors().values(), Use(trained.spec.name, OPTIMIZER))
+
+
+def _counted_at_home(ledger: Ledger) -> Callable[..., Tensor]:
+    def allocate(shape: torch.Size, dtype: torch.dtype, _: bool) -> Tensor:
+        with ledger.on_host():
+            return torch.empty(shape, dtype=dtype)
+
+    return allocate
 
 
 class _Numbers(RandomNumbers):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,16 @@ import torch
 from ddx.errors import UsageError
 from ddx.memory.amount import in_gib
 from ddx.memory.fake_run import Footprint, footprint
+from ddx.memory.repeats import Repeats
 from ddx.methods.parts.added_discriminator import AddedDiscriminatorConfig
+from ddx.methods.registry import trainable_spec
 from ddx.teachers.base import Teacher
 from ddx.teachers.families.table import FAMILIES
 from ddx.teachers.family_of import name_of, weights_are_here
 from ddx.teachers.registry import TEACHERS, configs_of, load_teacher
 from ddx.training.config import DistillConfig
 from ddx.training.run import compute_dtype, teacher_dtype
+from ddx.training.streamed import cannot_stream
 
 ALLOWANCE = 2**30
 """Bytes beside the tensors: the device's context, the workspaces of its libraries, fragments. An assumption, which no
@@ -46,16 +49,44 @@ class Choice:
 
 
 CHECKPOINTING = Choice({"gradient_checkpointing": True}, "blocks are computed twice: about a third more time a step")
+HALF = Choice(
+    {"gradient_checkpointing": True, "checkpointed_share": 0.5},
+    "every second block is computed twice: about a sixth more time a step",
+)
+ROUNDED = Choice({"average_dtype": "bf16"}, "averages are rounded at random; about the same time")
 EIGHT_BITS = Choice({"optimizer": "adamw8bit"}, "moments in 8 bits, by bitsandbytes; about the same time")
+MOMENTS = Choice(
+    {"offload": ("moments",)}, "moments visit from the host: 16 bytes a trained weight cross the bus an update"
+)
+AVERAGES = Choice({"offload": ("averages",)}, "averages visit from the host: 8 bytes a weight cross the bus a step")
+FROZEN = Choice({"offload": ("frozen",)}, "frozen weights visit from the host: all of them cross the bus a pass")
+ACTIVATIONS = Choice(
+    {"offload": ("activations",)}, "what blocks begin with waits on the host, and crosses the bus twice"
+)
 LOW_RANK = Choice({"lora_rank": RANK}, "low-rank matrices are trained, not whole networks; the student is still whole")
 
 LADDER: tuple[tuple[Choice, ...], ...] = (
     (),
+    (HALF,),
     (CHECKPOINTING,),
-    (CHECKPOINTING, EIGHT_BITS),
+    (CHECKPOINTING, ROUNDED),
+    (CHECKPOINTING, ROUNDED, EIGHT_BITS),
+    (CHECKPOINTING, ROUNDED, MOMENTS),
+    (CHECKPOINTING, MOMENTS, AVERAGES, FROZEN, ACTIVATIONS),
     (CHECKPOINTING, LOW_RANK),
-    (CHECKPOINTING, LOW_RANK, EIGHT_BITS),
+    (CHECKPOINTING, LOW_RANK, MOMENTS),
+    (CHECKPOINTING, LOW_RANK, MOMENTS, AVERAGES, FROZEN, ACTIVATIONS),
 )
+
+
+def merged(config: DistillConfig, choices: Iterable[Choice]) -> dict[str, Any]:
+    """Return the settings of some choices together; what is offloaded comes to what the run offloads already."""
+    settings: dict[str, Any] = {}
+    for choice in choices:
+        for name, value in choice.settings.items():
+            before = settings.get(name, config.offload) if name == "offload" else ()
+            settings[name] = tuple(dict.fromkeys((*before, *value))) if name == "offload" else value
+    return settings
 
 
 @dataclass(frozen=True)
@@ -83,6 +114,7 @@ class Planner:
         """tokens: the length of the captions (None: the longest that the teacher's family reads)."""
         self.config, self.method_config, self.discriminator = config, method_config, discriminator
         self.device, self.world = device, world
+        self.repeats = Repeats()
         self.tokens = tokens or _longest_text(self._teacher(config))
 
     def footprint(self, config: DistillConfig | None = None, *, limit: float = math.inf) -> Footprint:
@@ -98,6 +130,7 @@ class Planner:
             tokens=self.tokens,
             fused=self.device.gpu,
             limit=limit,
+            repeats=self.repeats,
         )
 
     def fit(self, num_bytes: int, said: Collection[str], note: Callable[[str], None]) -> Fit:
@@ -107,13 +140,13 @@ class Planner:
         """
         limit, config = num_bytes - ALLOWANCE, self.config
         for choices in self._ladder(said):
-            settings = {name: value for choice in choices for name, value in choice.settings.items()}
+            settings = merged(self.config, choices)
             config = dataclasses.replace(self.config, **settings)
-            shown = ", ".join(f"{name} {value}" for name, value in settings.items()) or "the recipe as it is"
+            shown = ", ".join(f"{name} {_text(value)}" for name, value in settings.items()) or "the recipe as it is"
             note(f"counting a step with {shown} …")
             found = self._most_rows(config, limit, said)
             if found.footprint.peak.num_bytes <= limit:
-                reasons = {name: choice.cost for choice in choices for name in choice.settings}
+                reasons = {name: "; ".join(c.cost for c in choices if name in c.settings) for name in settings}
                 return dataclasses.replace(found, reasons=reasons | found.reasons)
         if "micro_batch_size" not in said:
             config = dataclasses.replace(config, micro_batch_size=1)
@@ -130,17 +163,30 @@ class Planner:
         before = None
         for choices in LADDER:
             left = tuple(choice for choice in choices if self._is_open(choice, said))
+            if LOW_RANK in left and FROZEN in left and self._cannot_stream(RANK):
+                left = tuple(choice for choice in left if choice is not FROZEN)
             if left != before:
                 yield left
             before = left
 
     def _is_open(self, choice: Choice, said: Collection[str]) -> bool:
-        (name, value), now = next(iter(choice.settings.items())), self.config
-        if name in said or getattr(now, name) == value:
+        now = self.config
+        if any(name in said for name in choice.settings) or merged(now, [choice]).items() <= vars(now).items():
             return False
+        if choice is HALF:
+            return not now.gradient_checkpointing
         if choice is EIGHT_BITS:
-            return self.device.gpu and now.optimizer == "adamw"
+            return self.device.gpu and now.optimizer == "adamw" and "moments" not in now.offload
+        if choice is MOMENTS:
+            return now.optimizer == "adamw"
+        if choice in (ROUNDED, AVERAGES):
+            return bool(now.ema_half_life or now.ema_more)
+        if choice is FROZEN:
+            return not self._cannot_stream(now.lora_rank)
         return not (choice is LOW_RANK and now.lora_rank)
+
+    def _cannot_stream(self, rank: int) -> str | None:
+        return cannot_stream(rank, trainable_spec(self.config.method).method.full_precision, self.world)
 
     def _most_rows(self, config: DistillConfig, limit: float, said: Collection[str]) -> Fit:
         """Return the largest micro-batch up to the run's own that fits, or the smallest where none does."""
@@ -180,6 +226,10 @@ def planned_device(config: DistillConfig) -> Device:
     gpu = config.memory is not None or config.device.startswith("cuda")
     gpu = gpu or (config.device == "auto" and torch.cuda.is_available())
     return Device(gpu, compute_dtype(config.dtype, torch.device("cuda" if gpu else "cpu")))
+
+
+def _text(value: Any) -> str:
+    return "+".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _longest_text(teacher: Teacher) -> int:

@@ -34,4 +34,5 @@ def headline(footprint: Footprint) -> str:
     """Return the peak and when it is, in one line."""
     owner, kind = footprint.peak.during
     when = f"in the {kind} of {owner.replace('_', ' ').replace('+', ' and ')}" if owner else f"in the {kind}"
-    return f"{in_gib(footprint.peak.num_bytes)} at the peak, {when}"
+    beside = f", and {in_gib(footprint.host_bytes)} of the host's memory" if footprint.host_bytes else ""
+    return f"{in_gib(footprint.peak.num_bytes)} at the peak, {when}{beside}"

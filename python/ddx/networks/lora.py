@@ -102,7 +102,8 @@ def plain_state(network: nn.Module) -> dict[str, Tensor]:
         layer: Any = network.get_submodule(layer_name)
         plain[f"{layer_name}.{part}"] = value.float()
         if part == "weight":
-            plain[f"{layer_name}.{part}"] = value.float() + layer.get_delta_weight(ADAPTER).float()
+            product = layer.get_delta_weight(ADAPTER).float().to(value.device)  # frozen weights may be on the host
+            plain[f"{layer_name}.{part}"] = value.float() + product
     return plain
 
 

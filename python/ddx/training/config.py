@@ -13,8 +13,8 @@ from ddx.errors import UsageError
 # Settings that may change when a run continues: they change neither the weights nor their meaning.
 RESUMABLE_CHANGES = frozenset(
     (
-        *("out", "data", "device", "memory", "micro_batch_size", "gradient_checkpointing", "prefetch"),
-        *("compile", "cuda_graphs"),
+        *("out", "data", "device", "memory", "offload", "micro_batch_size", "prefetch"),
+        *("gradient_checkpointing", "checkpointed_share", "compile", "cuda_graphs"),
         *("checkpoint_every", "keep_checkpoints", "log_every", "max_lost_steps"),
         *("sample_every", "sample_prompts", "sample_steps", "reference_steps"),
     )
@@ -27,9 +27,11 @@ ADDED_SINCE: Mapping[str, Any] = {
     "student_times": [],
     "guidance_set": None,
     "score_weight": "distance",
+    "average_dtype": "float32",
     **{"near_span": None, "loss": "l2", "barron_c": 1e-3, "jump_weight": "none", "drawing": "path"},
 }
 
+OFFLOADS = ("moments", "averages", "activations", "frozen")
 OPTIMIZERS = ("adamw", "radam", "adamw8bit", "came")
 
 
@@ -82,6 +84,11 @@ class DistillConfig:
     ema_more: tuple[str, ...] = option(
         (), "further averages, written to averages/: decay:0.999, half-life:20000, power:6.94", metavar="KIND:X"
     )
+    average_dtype: str = option(
+        "float32",
+        "dtype of the averages that are written; bf16 is rounded at random, so that it does not stand still",
+        choices=("float32", "bf16"),
+    )
     dtype: str = option(
         "auto",
         "dtype of the computation (auto: bf16 on a GPU); fp16, with scaled losses, for teachers trained in it",
@@ -100,7 +107,14 @@ class DistillConfig:
         metavar="SIZE",
         example="24GB",
     )
+    offload: tuple[str, ...] = option(
+        (),
+        "what lives in the host's memory and visits the device, with the same results: the moments of adamw; averages; "
+        "the activations that checkpointed blocks begin with; frozen weights, the teacher's or a low-rank run's",
+        choices=OFFLOADS,
+    )
     gradient_checkpointing: bool = option(True, "recompute activations in the backward pass to save memory")
+    checkpointed_share: float = option(1.0, "share of the blocks that gradient_checkpointing computes again")
     compile: bool = option(False, "compile the blocks of the networks, by torch.compile")
     cuda_graphs: bool = option(
         False,
@@ -133,6 +147,17 @@ class DistillConfig:
                 )
         for name in self.ema_more:
             parse_average(name)
+        if not 0.0 < self.checkpointed_share <= 1.0:
+            raise UsageError(
+                f"checkpointed_share = {self.checkpointed_share} must be above 0 and at most 1",
+                hint="--checkpointed-share 0.5, or --gradient-checkpointing false for none",
+            )
+        if self.compile and "frozen" in self.offload:
+            raise UsageError("offload = frozen does not go with compile", hint="leave one of them away")
+        if "moments" in self.offload and self.optimizer != "adamw":
+            raise UsageError(
+                f"offload = moments is for adamw, and optimizer = {self.optimizer}", hint="leave one of them away"
+            )
         if self.from_student is not None and self.lora_rank:
             raise UsageError(
                 f"from_student = {self.from_student} gives whole weights, lora_rank = {self.lora_rank} trains "

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ddx.methods.parts.random_numbers import mix
 from ddx.training.config import parse_average
+from ddx.training.host_memory import empty_at_home, parts, visit
 
 
 class EMA:
-    """A float32 average of the trainable parameters of a network.
+    """An average of the trainable parameters of a network, float32 or bfloat16, on their device or on the host.
+
+    In bfloat16 it is rounded up or down at random, with the chances that keep its expectation (`rounded_at_random`):
+    rounded to the nearest it would stand still, since a step of it is smaller than half of its last digit.
 
     Exactly one of `decay` (per update), `half_life_images` (the number of images after which a weight counts half;
     Karras et al. 2022) and `power` (step n of the past counts as n**power; Karras et al. 2024) is given. With `ramp_up`
@@ -28,6 +33,9 @@ class EMA:
         half_life_images: float | None = None,
         power: float | None = None,
         ramp_up: float | None = None,
+        dtype: torch.dtype = torch.float32,
+        on_host: bool = False,
+        seed: int = 0,
     ) -> None:
         if [decay, half_life_images, power].count(None) != 2:
             raise ValueError("give exactly one of decay, half_life_images and power")
@@ -36,8 +44,14 @@ class EMA:
         self.half_life_images = half_life_images
         self.ramp_up = ramp_up
         self.num_images = 0
+        self.dtype, self.on_host, self.seed = dtype, on_host, seed
         self._live = {name: value for name, value in module.named_parameters() if value.requires_grad}
-        self._shadow = {name: value.detach().float().clone() for name, value in self._live.items()}
+        self._shadow = {name: self._first(value.detach(), dtype) for name, value in self._live.items()}
+
+    def _first(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        if self.on_host:
+            return empty_at_home(value, dtype).copy_(value)
+        return value.to(dtype, copy=True)
 
     def decay_of(self, batch_size: int) -> float:
         """Return the factor that the average keeps at an update after `batch_size` more images."""
@@ -62,23 +76,50 @@ class EMA:
     def update(self, batch_size: int = 1) -> None:
         """Move the average towards the current weights, after a step on `batch_size` images."""
         weight = self.advance(batch_size)
-        if weight is not None:
-            targets = [value.detach().float() for value in self._live.values()]
-            torch._foreach_lerp_(list(self._shadow.values()), targets, weight)
+        if weight is None:
+            return
+        generator: torch.Generator | None = None  # equal on every rank, and after a restore
+        for shadows, live in self._parts():
+            targets = [value.detach().float() for value in live]
+            if shadows[0].dtype == torch.float32:
+                torch._foreach_lerp_(shadows, targets, weight)
+                continue
+            if generator is None:
+                generator = torch.Generator(live[0].device).manual_seed(mix(self.seed, self.num_images))
+            moved = [shadow.float() for shadow in shadows]
+            torch._foreach_lerp_(moved, targets, weight)
+            torch._foreach_copy_(shadows, rounded_at_random(moved, generator))
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether it is in float32 on the device of its weights, so that a pass over them can move it."""
+        return self.dtype == torch.float32 and not self.on_host
 
     def of(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """Return the averages of these parameters, the live ones. KeyError for one that is not averaged."""
         found = {id(value): self._shadow[name] for name, value in self._live.items()}
         return [found[id(parameter)] for parameter in parameters]
 
+    def _parts(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """Yield averages, on the device, beside their parameters: all in one, or parts where they need room there."""
+        shadows = list(self._shadow.values())
+        live: list[Tensor] = list(self._live.values())
+        if not shadows:
+            return
+        cuts = [slice(None)] if self.is_beside else list(parts(shadows))
+        groups = [shadows[cut] for cut in cuts]
+        for cut, group in zip(cuts, visit(groups, live[0].device) if self.on_host else groups, strict=True):
+            yield group, live[cut]
+
     @classmethod
-    def named(cls, module: nn.Module, name: str) -> EMA:
+    def named(cls, module: nn.Module, name: str, **settings: Any) -> EMA:
         """Return the average that a setting names: `decay:0.999`, `half-life:20000` (images) or `power:6.94`.
 
         UsageError for another text.
         """
         kind, value = parse_average(name)
-        return cls(module, **{{"half-life": "half_life_images"}.get(kind, kind): value})
+        settings[{"half-life": "half_life_images"}.get(kind, kind)] = value
+        return cls(module, **settings)
 
     @torch.no_grad()
     def renew(self) -> None:
@@ -94,7 +135,7 @@ class EMA:
             parameters[name].copy_(value)
 
     def parameters(self) -> dict[str, Tensor]:
-        """Return the averaged tensors by parameter name, float32; they are the live ones, not copies."""
+        """Return the averaged tensors by parameter name; they are the live ones, not copies."""
         return self._shadow
 
     def state_dict(self) -> dict[str, Any]:
@@ -107,6 +148,20 @@ class EMA:
         self.num_images = int(state["num_images"])
         for name, value in self._shadow.items():
             value.copy_(state["shadow"][name])
+
+
+def rounded_at_random(values: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
+    """Return float32 tensors in bfloat16, each rounded to one of its two neighbours, whose expectation it is.
+
+    A random number is added to the half of a float32's bits that bfloat16 has not, which are then cut off
+    (Gupta et al. 2015, arXiv:1502.02551).
+    """
+    flat = torch.cat([value.flatten() for value in values])
+    bits = flat.view(torch.int32)
+    bits += torch.randint(0, 2**16, bits.shape, dtype=torch.int32, device=bits.device, generator=generator)
+    bits &= -(2**16)
+    rounded = flat.to(torch.bfloat16).split([value.numel() for value in values])
+    return [part.view(value.shape) for part, value in zip(rounded, values, strict=True)]
 
 
 class Swapped(AbstractContextManager[nn.Module]):

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from ddx.methods.base import Method
 from ddx.training.config import DistillConfig
@@ -58,4 +58,4 @@ def recomputation(network: nn.Module) -> Callable[..., Any] | None:
 
 
 def _again(block: nn.Module, *inputs: Any) -> Any:
-    return checkpoint(block.__call__, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return torch.utils.checkpoint.checkpoint(block.__call__, *inputs, use_reentrant=False, preserve_rng_state=False)

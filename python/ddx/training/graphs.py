@@ -41,6 +41,8 @@ def why_no_graphs(config: DistillConfig, method: Method, device: torch.device, w
         return "several processes exchange gradients within a backward pass"
     if config.dtype == "fp16":
         return "fp16 scales losses by a number that the host changes"
+    if offloaded := [name for name in ("activations", "frozen") if name in config.offload]:
+        return f"offload = {', '.join(offloaded)} takes memory of the host within a pass"
     if config.loss_balance != "none":
         return f"loss_balance = {config.loss_balance} parts two gradients on the host"
     if method.host_numbers(0, 0.0) is None:

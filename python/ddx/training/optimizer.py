@@ -16,13 +16,14 @@ from ddx.kernels import dispatch
 from ddx.training.came import CAME
 from ddx.training.config import DistillConfig
 from ddx.training.ema import EMA
+from ddx.training.host_adamw import HostAdamW
 from ddx.training.one_pass import OnePass
 
 
 def make_optimizer(parameters: list[nn.Parameter], learning_rate: float, config: DistillConfig) -> Optimizer:
     """Return the optimiser that `config` names. DdxError when the library that it comes from is not installed."""
     betas, decay = (config.adam_beta1, config.adam_beta2), config.weight_decay
-    if config.optimizer in ("adamw", "radam") and _runs_kernels(parameters):
+    if config.optimizer in ("adamw", "radam") and "moments" not in config.offload and _runs_kernels(parameters):
         return OnePass(
             parameters,
             lr=learning_rate,
@@ -32,6 +33,8 @@ def make_optimizer(parameters: list[nn.Parameter], learning_rate: float, config:
             rectified=config.optimizer == "radam",
         )
     match config.optimizer:
+        case "adamw" if "moments" in config.offload:
+            return HostAdamW(parameters, lr=learning_rate, betas=betas, eps=config.adam_epsilon, weight_decay=decay)
         case "adamw":  # one multi-tensor kernel, which also skips a step on the device
             return torch.optim.AdamW(
                 parameters, lr=learning_rate, betas=betas, eps=config.adam_epsilon, weight_decay=decay, fused=True
@@ -134,10 +137,10 @@ def guarded_step(
     """
     skipped += clip.found_inf
     if isinstance(optimizer, OnePass):
-        moves = [(average, average.advance(num_images)) for average in averages]
+        moves = [(average, average.advance(num_images)) for average in averages if average.is_beside]
         optimizer.take(clip.divisor, clip.found_inf, [(a, weight) for a, weight in moves if weight is not None])
-        return
-    if all(group.get("fused") for group in optimizer.param_groups):
+        averages = [average for average in averages if not average.is_beside]
+    elif all(group.get("fused") for group in optimizer.param_groups):
         scaled: dict[str, Tensor] = {"grad_scale": clip.divisor, "found_inf": clip.found_inf}
         for name, value in scaled.items():
             setattr(optimizer, name, value)

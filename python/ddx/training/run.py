@@ -28,6 +28,7 @@ from ddx.training.distributed import Ranks
 from ddx.training.find_store import find_store, require_pairs
 from ddx.training.presets import preset_for, preset_names
 from ddx.training.run_folder import CHECKPOINTS, RunFolder, cannot_extend, choose_folder
+from ddx.training.streamed import cannot_stream
 from ddx.training.tracking import Metrics
 from ddx.workspace import Workspace
 
@@ -77,6 +78,13 @@ def prepare_run(
             f"batch_size = {config.batch_size} does not divide over {ranks.world} processes",
             hint=f"--batch-size {math.ceil(config.batch_size / ranks.world) * ranks.world}",
         )
+    if "frozen" in config.offload:
+        reason = cannot_stream(config.lora_rank, trainable_spec(config.method).method.full_precision, ranks.world)
+        if reason is not None:
+            raise UsageError(
+                f"offload = frozen does not go with lora_rank = {config.lora_rank}: {reason}",
+                hint="leave --offload frozen or --lora-rank away",
+            )
     dtype = compute_dtype(config.dtype, ranks.device)
     teacher = load_teacher(
         config.teacher, device=ranks.device, dtype=teacher_dtype(config, dtype), resolution=config.resolution

@@ -11,6 +11,7 @@ from ddx.training.balance import LossBalance
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks, replicate
 from ddx.training.divergence import LostSteps
+from ddx.training.host_adamw import HostAdamW
 from ddx.training.optimizer import make_optimizer
 
 
@@ -41,10 +42,13 @@ class Trained:
         for label, value in tensors.items():
             name, _, key = label.rpartition("|")
             parameter = named[name]
+            state = self.optimizer.state.setdefault(parameter, {})
+            if isinstance(self.optimizer, HostAdamW):
+                state[key] = self.optimizer.restored(key, value, parameter)
+                continue
             group = groups[id(parameter)]
             # torch keeps the count of steps on the host, where it is read in every step, unless the device counts
             on_host = key == "step" and not (group.get("fused") or group.get("capturable"))
-            state = self.optimizer.state.setdefault(parameter, {})
             state[key] = value.to("cpu" if on_host else parameter.device).clone()
 
     def tensors(self) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """The networks of a run, their averages, and one step of all of them.
 
-Weights, gradients and optimiser state are float32; with bf16 and fp16 the forward passes run under autocast, but for
-the losses of methods with `full_precision`. With fp16 the losses are scaled, so that small gradients do not vanish.
+Weights, gradients, optimiser state and, unless the run says otherwise, averages are float32; with bf16 and fp16 the
+forward passes run under autocast, but for the losses of methods with `full_precision`. With fp16 the losses are scaled,
+so that small gradients do not vanish.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ddx.methods.base import STUDENT, Batch, Losses, Method, NetworkSpec, Turn
 from ddx.methods.parts.random_numbers import mix
 from ddx.networks.lora import add_lora
 from ddx.training.checkpoint import Snapshot
+from ddx.training.checkpointing import some_again
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks, without_sync
 from ddx.training.ema import EMA, Swapped, average_in_place
@@ -35,6 +37,7 @@ from ddx.training.optimizer import (
     warmup_linear,
 )
 from ddx.training.starting_weights import start_from
+from ddx.training.streamed import stream_teacher
 from ddx.training.trained import Trained
 
 EXPORTED = "ema"
@@ -56,6 +59,8 @@ class Trainer:
     ) -> None:
         self.method, self.config, self.ranks, self.dtype = method, config, ranks, dtype
         method.train_steps = config.train_steps
+        if "frozen" in config.offload:
+            stream_teacher(method.teacher)
         self.specs = {spec.name: spec for spec in method.networks()}
         self.trained: dict[str, Trained] = {}
         self.averages: dict[str, tuple[nn.Module, EMA]] = {}
@@ -64,8 +69,7 @@ class Trainer:
             module = self._build(spec, start)
             if spec.trained:
                 if config.gradient_checkpointing and hasattr(module, "enable_gradient_checkpointing"):
-                    again = recomputation(module)
-                    getattr(module, "enable_gradient_checkpointing")(again)  # noqa: B009 diffusers adds it
+                    getattr(module, "enable_gradient_checkpointing")(self._again(module))  # noqa: B009 diffusers' own
                 self.trained[spec.name] = Trained(spec, module, config, ranks)
             else:
                 assert spec.average_of is not None
@@ -73,10 +77,15 @@ class Trainer:
                 self.averages[spec.name] = (module, average_in_place(module, source, spec.decay))
         student = self.trained[STUDENT].module
         self.exported: EMA | None = None
+        kept: dict[str, Any] = {
+            "dtype": torch.bfloat16 if config.average_dtype == "bf16" else torch.float32,
+            "on_host": "averages" in config.offload,
+            "seed": config.seed,
+        }
         if config.ema_half_life > 0.0:
-            self.exported = EMA(student, half_life_images=config.ema_half_life, ramp_up=config.ema_ramp_up)
-        self.more = {name: EMA.named(student, name) for name in config.ema_more}
-        self._teacher_again = recomputation(method.teacher.network())
+            self.exported = EMA(student, half_life_images=config.ema_half_life, ramp_up=config.ema_ramp_up, **kept)
+        self.more = {name: EMA.named(student, name, **kept) for name in config.ema_more}
+        self._teacher_again = self._again(method.teacher.network())
         if config.compile and why_not_compiled(method, ranks.device) is None:
             compile_blocks(method, (method.teacher.network(), *self._modules().values()))
         self.graphs = make_graphs(config, method, ranks, say)
@@ -195,6 +204,11 @@ class Trainer:
             yield
         finally:
             network.disable_gradient_checkpointing()
+
+    def _again(self, network: nn.Module) -> Callable[..., Any] | None:
+        """Return how blocks of a network are computed again in the backward pass; None is diffusers' own way."""
+        config, again = self.config, recomputation(network)
+        return some_again(again, config.checkpointed_share, on_host="activations" in config.offload)
 
     def _backward(self, turn: Turn, losses: Losses, num_rows: int) -> None:
         """Add the gradients of a micro-batch; a balanced second loss adds its own separately, see `LossBalance`."""

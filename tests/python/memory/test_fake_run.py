@@ -1,4 +1,7 @@
-"""A step on tensors without data takes what the same step takes in memory, as torch's allocator counts it."""
+"""A step on tensors without data takes what the same step takes in memory, as torch's allocator counts it.
+
+Blocks that are alike are counted once, as `--dry-run` counts them.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,13 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from ddx.memory.fake_run import footprint
+from ddx.memory.fake_run import Footprint, footprint
+from ddx.memory.plan import HALF, ROUNDED
+from ddx.memory.repeats import Repeats
 from ddx.methods.registry import load_method, method_spec
 from ddx.teachers.registry import load_teacher
-from ddx.training.config import DistillConfig
+from ddx.training import host_memory
+from ddx.training.config import OFFLOADS, DistillConfig
 from ddx.training.distributed import Ranks
 from ddx.training.trainer import Trainer
 from distilling import make_batch
@@ -55,6 +61,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "lcm": ("sana", "lcm", {}),
     "lcm, checkpointed": ("sana", "lcm", {"gradient_checkpointing": True}),
     "lcm, low rank": ("sana", "lcm", {"lora_rank": 8}),
+    "lcm, half checkpointed, averages in bfloat16": ("sana", "lcm", {**HALF.settings, **ROUNDED.settings}),
     "sid": ("sana", "sid", {}),
     "sid, more averages": ("sana", "sid", {"ema_more": ("power:6.94", "decay:0.99")}),
     "dmd2": ("sana", "dmd2", {}),
@@ -65,7 +72,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-QUICK = ("lcm, checkpointed", "lcm, low rank", "scm", "lcm of a UNet")
+QUICK = ("lcm, half checkpointed, averages in bfloat16", "lcm, low rank", "scm", "lcm of a UNet")
 
 
 @pytest.mark.parametrize(
@@ -73,20 +80,49 @@ QUICK = ("lcm, checkpointed", "lcm, low rank", "scm", "lcm of a UNet")
 )
 def test_the_peak_is_that_of_a_real_step(folders: dict[str, Path], case: str) -> None:
     kind, name, settings = CASES[case]
-    values = {"batch_size": ROWS, "micro_batch_size": ROWS, "gradient_checkpointing": False, "train_steps": 10}
-    defaults = method_spec(name).method.defaults
-    config = DistillConfig(method=name, **{**defaults, **values, **settings, "optimizer": "adamw"})
-    tokens = make_batch(load_teacher(folders[kind])).condition.tokens.shape[1]
-    counted = footprint(
-        config,
-        method_spec(name).config(),
-        None,
-        load_teacher(folders[kind]),
-        dtype=torch.float32,
-        rows=ROWS,
-        tokens=tokens,
-        fused=False,
-        block=CPU_BLOCK,
-    )
+    config = config_of(name, settings)
+    counted = count(folders[kind], config, Repeats())
     real = measured_peak(folders[kind], config)
     assert counted.peak.num_bytes == pytest.approx(real, rel=0.05)
+
+
+def config_of(name: str, settings: dict[str, Any]) -> DistillConfig:
+    values = {"batch_size": ROWS, "micro_batch_size": ROWS, "gradient_checkpointing": False, "train_steps": 10}
+    defaults = method_spec(name).method.defaults
+    return DistillConfig(method=name, **{**defaults, **values, **settings, "optimizer": "adamw"})
+
+
+def count(folder: Path, config: DistillConfig, repeats: Repeats | None, **more: Any) -> Footprint:
+    settings = {"dtype": torch.float32, "rows": ROWS, "fused": False, "block": CPU_BLOCK, **more}
+    tokens = make_batch(load_teacher(folder)).condition.tokens.shape[1]
+    method_config = method_spec(config.method).config()
+    return footprint(config, method_config, None, load_teacher(folder), tokens=tokens, repeats=repeats, **settings)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_blocks_that_are_alike_are_counted_once(folders: dict[str, Path], checkpointing: bool) -> None:
+    # in bfloat16, whose copies of weights autocast keeps, and with gradients that are added to others
+    config = config_of("lcm", {"gradient_checkpointing": checkpointing, "batch_size": 2 * ROWS})
+    known = Repeats()
+    settings: dict[str, Any] = {"dtype": torch.bfloat16, "fused": True}
+    once = count(folders["sana"], config, known, **settings)
+    tried = len(known.tolls)
+    again = count(folders["sana"], config, known, **settings)
+    assert len(known.tolls) == tried > 0 and again.peak.num_bytes == pytest.approx(once.peak.num_bytes, rel=0.005)
+    in_full = count(folders["sana"], config, None, **settings)
+    assert once.peak.num_bytes == pytest.approx(in_full.peak.num_bytes, rel=0.02)
+    assert once.peak.during[0] == in_full.peak.during[0]
+
+
+def test_what_lives_on_the_host_is_counted_apart(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_memory, "PART", 1000)  # so that little visits at a time
+    config = config_of("lcm", {"gradient_checkpointing": True})
+    known = Repeats()
+    plain = count(folders["sana"], config, known)
+    offloaded = count(folders["sana"], dataclasses.replace(config, offload=OFFLOADS), known)
+    weights = 4 * plain.num_parameters
+    assert plain.host_bytes == 0
+    saved = plain.peak.num_bytes - offloaded.peak.num_bytes
+    at_home = 2 * weights + weights + weights  # moments, the average, the teacher's blocks, in float32 here
+    assert at_home < offloaded.host_bytes < 2.2 * at_home  # pinned memory is given out in powers of two
+    assert 0.85 * at_home < saved < 1.05 * at_home

@@ -38,13 +38,13 @@ def test_settings_are_chosen_from_cheap_to_dear(folder: Path) -> None:
     for least_rows, settings, share in (
         (8, set(), 1.0),
         (1, set(), 0.97),
-        (1, {"gradient_checkpointing", "optimizer"}, 0.8),
+        (1, {"gradient_checkpointing", "checkpointed_share", "average_dtype", "optimizer", "offload"}, 0.8),
     ):
         fit = run.fit(int(share * as_asked) + ALLOWANCE, (), seen.append)
         assert fit.footprint.peak.num_bytes <= share * as_asked
         assert fit.reasons.keys() - {"micro_batch_size"} <= settings and fit.config.batch_size == 16
         assert fit.config.micro_batch_size is not None and fit.config.micro_batch_size >= least_rows
-        assert fit.footprint == run.footprint(fit.config)
+        assert fit.footprint.peak.num_bytes == pytest.approx(run.footprint(fit.config).peak.num_bytes, rel=0.01)
     low = run.fit(int(0.3 * as_asked) + ALLOWANCE, (), seen.append)
     assert low.config.lora_rank and low.reasons["lora_rank"]
     assert seen[0] == "counting a step with the recipe as it is …"
@@ -59,7 +59,7 @@ def test_what_the_user_decided_stays(folder: Path) -> None:
     assert (fit.config.micro_batch_size, fit.config.gradient_checkpointing, fit.config.optimizer) == (8, False, "adamw")
     assert set(fit.reasons) == {"lora_rank"}
     with pytest.raises(UsageError, match="does not fit") as error:
-        run.fit(enough, (*said, "lora_rank"), lambda _: None)
+        run.fit(enough, (*said, "lora_rank", "offload", "average_dtype"), lambda _: None)
     least = re.search(r"the least is about ([\d.]+ GiB)", str(error.value))
     assert least is not None and least[1] == in_gib(peak + ALLOWANCE)
     assert error.value.hint is not None and "--memory 2GiB" in error.value.hint

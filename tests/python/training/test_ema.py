@@ -52,6 +52,48 @@ def test_a_snapshot_moves_only_when_it_is_renewed() -> None:
     assert float(average.parameters()["weight"]) == 2.0
 
 
+def noisy(module: nn.Module, steps: range, *averages: EMA) -> None:
+    """Walk a network at random around 1, and its averages with it."""
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        for parameter in module.parameters():
+            parameter.data = 1.0 + 0.01 * torch.randn(parameter.shape, generator=generator)
+        for average in averages:
+            average.update()
+
+
+def test_an_average_in_bfloat16_follows_and_does_not_stand_still() -> None:
+    layer = nn.Linear(64, 64)
+    nn.init.constant_(layer.weight, 0.5)
+    exact, rounded = (EMA(layer, decay=0.999, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    nearest = exact.parameters()["weight"].bfloat16()
+    steps = 1500
+    for start in range(0, steps, 500):
+        noisy(layer, range(start, start + 500), exact, rounded)
+    for step in range(steps):
+        noisy(layer, range(step, step + 1))
+        nearest.lerp_(layer.weight.detach().bfloat16(), 0.001)
+    expected, found = exact.parameters()["weight"], rounded.parameters()["weight"]
+    assert found.dtype == torch.bfloat16 and 0.85 < float(expected.mean()) < 0.95
+    assert torch.equal(nearest, torch.full_like(nearest, 0.5))  # what rounding to the nearest would have done
+    last = 2.0**-8  # a unit in the last place, from 0.5 to 1
+    error = found.float() - expected
+    # the variance of a rounding is at most last * step, and its weight falls by 0.999**2 an update
+    assert float(error.std()) < (last * 0.001 * 0.5 / (1.0 - 0.999**2)) ** 0.5
+    assert abs(float(error.mean())) < 5.0 * float(error.std()) / error.numel() ** 0.5
+
+
+def test_an_average_in_bfloat16_goes_on_exactly_from_its_state() -> None:
+    layer, other = nn.Linear(8, 8), nn.Linear(8, 8)
+    first, second = (EMA(module, decay=0.9, dtype=torch.bfloat16, seed=3) for module in (layer, other))
+    noisy(layer, range(5), first)
+    second.load_state_dict({"num_images": 5, "shadow": {n: v.clone() for n, v in first.parameters().items()}})
+    torch.rand(7)  # anyone else who draws
+    noisy(layer, range(5, 9), first)
+    noisy(other, range(5, 9), second)
+    assert all(torch.equal(value, second.parameters()[name]) for name, value in first.parameters().items())
+
+
 @pytest.mark.parametrize("name", ["decay", "decay:1", "halflife:3", "power:x", "half-life:-1"])
 def test_what_names_no_average_is_refused(name: str) -> None:
     with pytest.raises(UsageError) as error:
