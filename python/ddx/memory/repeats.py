@@ -146,8 +146,8 @@ class RepeatedBlocks:
 
     def _cast_weights(self, block: _Block, size: int) -> None:
         block.casts = size
-        if size and id(block) not in self._cast:
-            self._cast[id(block)] = torch.empty(size, dtype=torch.uint8)
+        if size > block.keeps and id(block) not in self._cast:
+            self._cast[id(block)] = torch.empty(size - block.keeps, dtype=torch.uint8)
 
     def _checkpoint(self, function: Callable[..., Any], *args: Any, **settings: Any) -> Any:
         """What stands in for torch's own: a block is told of it, in anything else all is run."""
@@ -202,7 +202,7 @@ class RepeatedBlocks:
 
     def _try(self, block: _Block, checkpointed: bool, values: list[Any], spec: Any, graph: bool) -> Toll:
         """Run a block by itself, and leave everything as it was."""
-        before = [parameter.grad for parameter in block.parameters]
+        before, alive = [parameter.grad for parameter in block.parameters], self.ledger.now
         with self._all_run(), self.ledger.apart(), _cast_once():
             start = self.ledger.now
             with torch.set_grad_enabled(graph):
@@ -211,6 +211,7 @@ class RepeatedBlocks:
             toll = self._measure(block, checkpointed, values, spec, graph, casts)
         for parameter, gradient in zip(block.parameters, before, strict=True):
             parameter.grad = gradient
+        block.keeps += max(self.ledger.now - alive, 0)
         return toll
 
     def _run(self, block: _Block, checkpointed: bool, values: list[Any], spec: Any) -> Any:
@@ -276,6 +277,7 @@ class _Block:
         self.parameters = list(module.parameters())
         self.signature = signature(module)
         self.casts = 0
+        self.keeps = 0  # bytes that it keeps by itself since it was tried, such as weights that it has joined
 
     @property
     def needs(self) -> bool:
