@@ -7,6 +7,7 @@ weights in autocast's dtype. A network of many equal blocks is counted in the ti
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,11 +33,13 @@ class CannotRepeatError(Exception):
 class Toll:
     """What a block takes, in bytes beside what was alive before.
 
-    casts: copies of its weights in autocast's dtype. forward, backward: the most on the way, by kind. kept: what the
+    casts: copies of its weights in autocast's dtype. keeps: what it keeps by itself from its first pass on, such as
+    weights that it has joined. forward, backward: the most on the way, by kind. kept: what the
     backward pass needs, beside the inputs in `holds`. gradients: the places of parameters that get one.
     """
 
     casts: int
+    keeps: int
     forward: dict[str, int]
     kept: int
     holds: tuple[int, ...]
@@ -61,6 +64,7 @@ class RepeatedBlocks:
         self.ledger, self.tolls, self.gradients = ledger, repeats.tolls, gradients
         self.blocks: dict[int, _Block] = {}
         self._cast: dict[int, Tensor] = {}  # by block, until autocast forgets its copies
+        self._kept: dict[int, Tensor | None] = {}  # by block; None where it holds them itself
         self._off = 0
         self._checkpointed = False
         self._need = torch.zeros((), requires_grad=True)  # outputs need gradients of weights, whatever the inputs need
@@ -121,14 +125,15 @@ class RepeatedBlocks:
             if key not in self.tolls:
                 result, self.tolls[key] = self._watch(lambda: network.forward(*args, **kwargs), values, blocks)
                 return result
-            for block, size in zip(blocks, self.tolls[key].holds, strict=True):
-                self._cast_weights(block, size)
+            toll = self.tolls[key]
+            for block, casts, keeps in zip(blocks, toll.holds, toll.gradients, strict=True):
+                self._cast_weights(block, casts, keeps)
             return self._made_anew(network, self.tolls[key], [v for v in values if isinstance(v, Tensor)])
 
         return forward
 
     def _watch(self, run: Callable[[], Any], values: list[Any], blocks: list[_Block]) -> tuple[Any, Toll]:
-        """Return what a pass returns and takes; in `holds` the weights that each block casts."""
+        """Return what a pass returns and takes; in `holds` and `gradients` what each block casts, and keeps."""
         ledger, before, cast = self.ledger, self.ledger.peak, sum(value.numel() for value in self._cast.values())
         base = ledger.begin_span()
         result = run()
@@ -136,18 +141,20 @@ class RepeatedBlocks:
         size = ledger.span(base)[""] - cast
         ledger.peak = max(before, ledger.peak, key=lambda peak: peak.num_bytes)
         places = {v.untyped_storage()._cdata: k for k, v in enumerate(v for v in values if isinstance(v, Tensor))}
-        casts = tuple(block.casts for block in blocks)
-        return result, Toll(0, {"": size}, 0, casts, {}, (), *_described(result, places))
+        casts, keeps = tuple(block.casts for block in blocks), tuple(block.keeps for block in blocks)
+        return result, Toll(0, 0, {"": size}, 0, casts, {}, keeps, *_described(result, places))
 
     def _made_anew(self, block: _Block, toll: Toll, inputs: list[Tensor]) -> Any:
         """Return outputs like those of a pass without a graph."""
         self.ledger.bump(self._uses(block, toll.forward))
         return _assembled(toll, inputs, _make(toll.made))
 
-    def _cast_weights(self, block: _Block, size: int) -> None:
-        block.casts = size
-        if size > block.keeps and id(block) not in self._cast:
-            self._cast[id(block)] = torch.empty(size - block.keeps, dtype=torch.uint8)
+    def _cast_weights(self, block: _Block, casts: int, keeps: int) -> None:
+        block.casts, block.keeps = casts, max(block.keeps, keeps)
+        if casts and id(block) not in self._cast:
+            self._cast[id(block)] = torch.empty(casts, dtype=torch.uint8)
+        if keeps and id(block) not in self._kept:
+            self._kept[id(block)] = torch.empty(keeps, dtype=torch.uint8)
 
     def _checkpoint(self, function: Callable[..., Any], *args: Any, **settings: Any) -> Any:
         """What stands in for torch's own: a block is told of it, in anything else all is run."""
@@ -191,7 +198,7 @@ class RepeatedBlocks:
         if key not in self.tolls:
             self.tolls[key] = self._try(block, checkpointed, values, spec, graph)
         toll = self.tolls[key]
-        self._cast_weights(block, toll.casts)
+        self._cast_weights(block, toll.casts, toll.keeps)
         if not graph:
             return self._made_anew(block, toll, inputs)
         return _assembled(toll, inputs, _Entered.apply(self, block, toll, checkpointed, self._need, *inputs))
@@ -211,8 +218,10 @@ class RepeatedBlocks:
             toll = self._measure(block, checkpointed, values, spec, graph, casts)
         for parameter, gradient in zip(block.parameters, before, strict=True):
             parameter.grad = gradient
-        block.keeps += max(self.ledger.now - alive, 0)
-        return toll
+        keeps = max(self.ledger.now - alive, 0)
+        if keeps:
+            self._kept[id(block)] = None
+        return dataclasses.replace(toll, casts=max(toll.casts - keeps, 0), keeps=keeps)
 
     def _run(self, block: _Block, checkpointed: bool, values: list[Any], spec: Any) -> Any:
         args, kwargs = tree_unflatten(values, spec)
@@ -254,7 +263,7 @@ class RepeatedBlocks:
                 torch.autograd.backward(wanted, given_back)
             backward = ledger.span(base, of_kind=self.gradients)
             gradients = tuple(k for k, p in enumerate(block.parameters) if p.grad is not None)
-        return Toll(casts, forward, max(kept, 0), holds, backward, gradients, made, described)
+        return Toll(casts, 0, forward, max(kept, 0), holds, backward, gradients, made, described)
 
 
 @contextmanager
@@ -276,8 +285,7 @@ class _Block:
         self.module, self.owner, self.forward = module, owner, module.forward
         self.parameters = list(module.parameters())
         self.signature = signature(module)
-        self.casts = 0
-        self.keeps = 0  # bytes that it keeps by itself since it was tried, such as weights that it has joined
+        self.casts = self.keeps = 0
 
     @property
     def needs(self) -> bool:
