@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -52,9 +54,14 @@ def read_run(folder: str | Path) -> dict[str, Any] | None:
 def versions() -> dict[str, str]:
     """Return the versions that decide a run's bytes: ddx, Python, the platform, and the packages that do arithmetic."""
     found = {"ddx": __version__, "python": platform.python_version(), "platform": platform.platform()}
-    for package in RECORDED_PACKAGES:
-        try:
+    return {**found, **_installed(RECORDED_PACKAGES)}
+
+
+@functools.cache
+def _installed(packages: tuple[str, ...]) -> dict[str, str]:
+    """Return the versions of those that are installed; each is a file of a thousand lines to read."""
+    found = {}
+    for package in packages:
+        with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return found
