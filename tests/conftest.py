@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import signal
@@ -40,8 +41,19 @@ def own_workspace(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     yield
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests first, so that no process ends long after the others. Tests marked `gpu` are skipped without one."""
+def test_of(item: pytest.Item) -> str:
+    """The test without its case."""
+    return item.nodeid.partition("[")[0]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Slow tests first, so that no process ends long after the others. Tests marked `gpu` are skipped without one.
+
+    Tests marked `short` are left out where the slow case does the same and more.
+    """
+    if not config.option.markexpr:
+        whole = {test_of(item) for item in items if item.get_closest_marker("slow")}
+        items[:] = [item for item in items if not (item.get_closest_marker("short") and test_of(item) in whole)]
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
@@ -51,6 +63,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available() or os.environ["TRITON_INTERPRET"] == "1":
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and `make test-gpu`"))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: no collection of garbage looks through it again, which took a twentieth of the time."""
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Else extension modules report what they hold as leaked."""
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -26,15 +26,16 @@ found = compile_cases(all_cases(Size(batch=2)), capability=capability, dtype=dty
 print(json.dumps([asdict(entry) for entry in found]))
 """
 
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # of a program: a KiB less than a multiprocessor has
 REGISTERS = 255  # of a thread; more do not exist, and what does not fit is spilled
 
 
 @pytest.mark.parametrize(
     ("capability", "dtype", "selection"),
     [
-        (90, "bfloat16", "defaults"),
-        pytest.param(80, "bfloat16", "defaults", marks=pytest.mark.slow),  # a minute, as the next one
-        pytest.param(90, "float32", "defaults", marks=pytest.mark.slow),
+        pytest.param(90, "bfloat16", "defaults", marks=pytest.mark.short),
+        # the wider dtype on the smaller GPU: what takes the most registers where there is the least shared memory
+        pytest.param(80, "float32", "defaults", marks=pytest.mark.slow),  # a minute
         pytest.param(90, "bfloat16", "candidates", marks=pytest.mark.slow),  # some hundred compilations
     ],
 )
@@ -53,4 +54,4 @@ def test_no_kernel_spills(capability: int, dtype: str, selection: str, compiled_
     for entry in compiled:
         assert entry["local_bytes"] == 0, f"spills: {entry}"
         assert 0 < entry["registers"] <= REGISTERS, entry
-        assert entry["shared_bytes"] <= 227 * 1024, entry
+        assert entry["shared_bytes"] <= SHARED_BYTES[capability], entry

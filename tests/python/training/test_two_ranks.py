@@ -25,7 +25,10 @@ from watchdog import WATCHDOG_S
 RUN = {"method": "sana-sprint", "loss_balance": "norm", "time_adaptive": True, "optimizer": "radam"}
 
 
-@pytest.mark.parametrize("which", ["few", pytest.param("every", marks=pytest.mark.slow)])  # minutes
+@pytest.mark.parametrize(
+    "which",
+    [pytest.param("few", marks=pytest.mark.short), pytest.param("every", marks=pytest.mark.slow)],  # minutes
+)
 def test_two_ranks_and_micro_batches_train_as_one_batch_does(
     teacher_folder: Path, store: Path, tmp_path: Path, which: str
 ) -> None:
