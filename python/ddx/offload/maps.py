@@ -64,7 +64,8 @@ class maps_on_host(TorchDispatchMode):
         if packet in _ENLARGES:
             return self._enlarge(packet, func, args, kwargs)
         if packet in _POINTWISE or packet in _REDUCTIONS:
-            return self._pointwise(func, args, kwargs, packet in _REDUCTIONS)
+            dims = _reduced(packet, args, kwargs) if packet in _REDUCTIONS else ()
+            return self._whole(func, args, kwargs) if dims is None else self._pointwise(func, args, kwargs, dims)
         return self._whole(func, args, kwargs)
 
     # where values are
@@ -109,7 +110,7 @@ class maps_on_host(TorchDispatchMode):
         found = func(*host, **kwargs)
         return found if self._is_large(found) else self._in(found)
 
-    def _pointwise(self, func: Any, args: Any, kwargs: Any, reduces: bool) -> Any:
+    def _pointwise(self, func: Any, args: Any, kwargs: Any, reduces: Sequence[int]) -> Any:
         values = [v for v in tree_leaves(args) if isinstance(v, Tensor)]
         shape = torch.broadcast_shapes(*(v.shape for v in values))
         dtype = kwargs.get("dtype") or _result_dtype(values)
@@ -117,7 +118,7 @@ class maps_on_host(TorchDispatchMode):
         taken = sum(_num_bytes(v) for v in values if v.ndim) + (0 if reduces else size)
         if taken <= self.limit:
             return self._whole_in_place(func, args, kwargs) if _writes(func) else self._whole(func, args, kwargs)
-        reduced = [dim % len(shape) for dim in args[1]] if reduces else []
+        reduced = [dim % len(shape) for dim in reduces]
         largest = max(values, key=_num_bytes)
         free = [dim for dim in range(len(shape)) if dim not in reduced and shape[dim] > 1 and _spans(largest, shape)]
         if not free:
@@ -254,6 +255,14 @@ def _on_host(value: Tensor) -> Tensor:
         if stride == 0:
             once = once.narrow(dim, 0, 1)
     return once.to("cpu").expand(value.shape)
+
+
+def _reduced(packet: Any, args: Any, kwargs: Any) -> Sequence[int] | None:
+    """Return the dimensions that a reduction sums over and keeps; None where it keeps none, or sums over all."""
+    place = 2 if packet is aten.linalg_vector_norm else 1
+    dims = args[place] if len(args) > place else kwargs.get("dim")
+    keeps = args[place + 1] if len(args) > place + 1 else kwargs.get("keepdim", False)
+    return dims if dims and keeps else None
 
 
 def _is_view(func: Any) -> bool:

@@ -32,6 +32,9 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "a row for all": lambda x: x * torch.linspace(0, 1, 32),
     "another dtype": lambda x: x.to(torch.bfloat16),
     "nearest": lambda x: functional.interpolate(x, scale_factor=2.0, mode="nearest"),
+    "unit length": lambda x: functional.normalize(x, dim=1),
+    "a sum of all": lambda x: x / x.abs().sum(),
+    "a mean that keeps no dimension": lambda x: x.mean(dim=1),
     "pixel shuffle": lambda x: functional.pixel_shuffle(x.repeat_interleave(2, dim=1), 2),
     "cat": lambda x: torch.cat([x, x[:, :3]], dim=1),
     "pad": lambda x: functional.pad(x, (1, 2, 3, 0)),
@@ -47,7 +50,11 @@ def test_parts_give_what_the_whole_gives(name: str) -> None:
         with maps_on_host(CPU, LIMIT):
             parts = OPERATIONS[name](x.clone())
     assert parts.dtype == whole.dtype
-    if name == "norm over channels":  # a sum over several strides; its order may follow the shape
+    if name in (
+        "norm over channels",
+        "unit length",
+        "a mean that keeps no dimension",
+    ):  # a sum over several strides; its order may follow the shape
         assert torch.allclose(parts, whole, rtol=1e-6, atol=0.0)
     else:
         assert torch.equal(parts, whole)
