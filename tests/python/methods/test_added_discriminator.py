@@ -11,6 +11,7 @@ from ddx.errors import UsageError
 from ddx.methods.base import STUDENT, Method, Turn
 from ddx.methods.parts.added_discriminator import AddedDiscriminatorConfig, WithDiscriminator
 from ddx.methods.parts.adversarial import DISCRIMINATOR, AdversarialConfig
+from ddx.methods.parts.around import Around
 from ddx.methods.registry import METHODS, load_method
 from ddx.teachers.base import Teacher
 from distilling import assert_gradients_reach_their_networks, in_turns, make_batch, make_trainer
@@ -82,7 +83,7 @@ def test_each_turn_trains_its_own_networks(teacher: Teacher, name: str) -> None:
 def test_all_that_it_adds_nothing_to_is_asked_of_the_method(teacher: Teacher) -> None:
     for_methods = {"config", "defaults", "new_network", "stage_at"}
     method = load_method("reflow", METHODS["reflow"].config(pairs="stored", rounds=2), teacher, ADDED)
-    asked = {*vars(WithDiscriminator), *vars(method)}
+    asked = {*vars(Around), *vars(method)}
     assert {name for name in vars(Method) if not name.startswith("_")} - for_methods <= asked
     method.train_steps, method.shares_backbone = 8, True
     assert isinstance(method, WithDiscriminator) and method.method.train_steps == 8 and method.method.shares_backbone

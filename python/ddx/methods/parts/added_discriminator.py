@@ -10,21 +10,20 @@ The stored latents are the real ones: what the teacher drew has its guidance, pi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ddx.config import option
 from ddx.errors import UsageError
-from ddx.methods.base import STUDENT, Batch, Losses, Method, NetworkSpec, Turn
+from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
 from ddx.methods.parts.adversarial import DISCRIMINATOR, FeatureJudge, JudgeConfig
+from ddx.methods.parts.around import Around
 from ddx.methods.parts.config import at_least
 from ddx.methods.parts.flow_method import FlowMethod
 from ddx.methods.parts.time_sampling import logit_normal
-from ddx.teachers.condition import Condition
 
 Misaligned = Callable[[Batch, Tensor], Tensor | None]
 """From a batch and flow times to further fakes at these times."""
@@ -93,17 +92,14 @@ class AddedDiscriminator:
         return s, method.noisy(batch.x0, method.draw_noise(batch), s), method.noisy(x, method.draw_noise(batch), s)
 
 
-class WithDiscriminator(Method):
-    """`method` and a discriminator of what its student draws in one step; all else is asked of the method."""
+class WithDiscriminator(Around):
+    """`method` and a discriminator of what its student draws in one step."""
+
+    method: FlowMethod
 
     def __init__(self, method: FlowMethod, config: AddedDiscriminatorConfig) -> None:
-        self.method = method
+        super().__init__(method)
         self.discriminator = AddedDiscriminator(method, config, config.gan_weight)
-        super().__init__(method.config, method.teacher)
-        self.makes, self.sampler, self.folded_steps = method.makes, method.sampler, method.folded_steps
-        self.full_precision = method.full_precision
-
-    # what the discriminator adds
 
     def networks(self) -> tuple[NetworkSpec, ...]:
         """Return the method's networks, and the heads on the teacher's features."""
@@ -133,71 +129,3 @@ class WithDiscriminator(Method):
         """Return what the student draws in one step, `[B, C, h, w]`, differentiable."""
         guidance = self.method.draw_guidance(batch)
         return self.method.drawn(student, [self.method.draw_noise(batch)], batch.condition, guidance)
-
-    # what is the method's
-
-    @property
-    def shares_backbone(self) -> bool:
-        """See :class:`Method`."""
-        return self.method.shares_backbone
-
-    @shares_backbone.setter
-    def shares_backbone(self, shared: bool) -> None:
-        self.method.shares_backbone = shared
-
-    @property
-    def train_steps(self) -> int:
-        """See :class:`Method`."""
-        return self.method.train_steps
-
-    @train_steps.setter
-    def train_steps(self, steps: int) -> None:
-        self.method.train_steps = steps
-
-    @property
-    def reads_pairs(self) -> bool:
-        """See :meth:`Method.reads_pairs`."""
-        return self.method.reads_pairs
-
-    @property
-    def reads_neighbours(self) -> bool:
-        """See :meth:`Method.reads_neighbours`."""
-        return self.method.reads_neighbours
-
-    def renewed(self, step: int) -> tuple[str, ...]:
-        """See :meth:`Method.renewed`."""
-        return self.method.renewed(step)
-
-    def learning_rate_factor(self, step: int) -> float:
-        """See :meth:`Method.learning_rate_factor`."""
-        return self.method.learning_rate_factor(step)
-
-    def decay_at(self, spec: NetworkSpec, step: int) -> float:
-        """See :meth:`Method.decay_at`."""
-        return self.method.decay_at(spec, step)
-
-    def stretched(self, share: float) -> tuple[str, ...]:
-        """See :meth:`Method.stretched`."""
-        return self.method.stretched(share)
-
-    def state(self) -> dict[str, Tensor]:
-        """See :meth:`Method.state`."""
-        return self.method.state()
-
-    def end_step(self, mean: Callable[[Tensor], Tensor]) -> None:
-        """See :meth:`Method.end_step`."""
-        self.method.end_step(mean)
-
-    def draw(
-        self, student: nn.Module, noises: Sequence[Tensor], condition: Condition, *, guidance: float | None = None
-    ) -> Tensor:
-        """See :meth:`Method.draw`."""
-        return self.method.draw(student, noises, condition, guidance=guidance)
-
-    def plain_network(self, student: nn.Module, num_steps: int = 1) -> nn.Module:
-        """See :meth:`Method.plain_network`."""
-        return self.method.plain_network(student, num_steps)
-
-    def export_notes(self) -> dict[str, Any]:
-        """See :meth:`Method.export_notes`."""
-        return self.method.export_notes()
