@@ -136,7 +136,8 @@ class _FakeTrainer(Trainer):
                 parameter.register_post_accumulate_grad_hook(_marks_gradient(ledger, Use(name, GRADIENTS)))
         for name, average in self._all_averages().items():
             ledger.mark(average.parameters().values(), Use(name, AVERAGES))
-        ledger.mark(method.teacher.network().parameters(), Use(TEACHER, WEIGHTS))
+        for name, module in {TEACHER: method.teacher.network(), **method.onlookers()}.items():
+            ledger.mark(module.parameters(), Use(name, WEIGHTS))
 
     @contextmanager
     def repeating(self, repeats: Repeats) -> Iterator[None]:
@@ -190,7 +191,7 @@ class _FakeTrainer(Trainer):
     def _networks(self) -> dict[str, nn.Module]:
         found = {name: trained.module for name, trained in self.trained.items()}
         found |= {name: module for name, (module, _) in self.averages.items()}
-        return {TEACHER: self.method.teacher.network(), **found}
+        return {TEACHER: self.method.teacher.network(), **self.method.onlookers(), **found}
 
     def _backward(self, turn: Any, losses: Any, num_rows: int) -> None:
         with self.ledger.using(Use("+".join(turn.trains), BACKWARD)):
@@ -240,6 +241,7 @@ def _batch(teacher: Teacher, method: Method, config: DistillConfig, rows: int, t
         progress=1.0 - 1.0 / config.train_steps,
         noise=torch.empty_like(x0) if method.reads_pairs else None,
         neighbour=torch.empty_like(x0) if method.reads_neighbours else None,
+        captions=("",) * rows if method.reads_captions else None,
     )
 
 

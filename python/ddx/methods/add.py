@@ -97,6 +97,7 @@ class ADD(AdversarialStudent):
             by_network={STUDENT: adversarial},
             secondary={STUDENT: self.config.regression_weight * regression},
             tracked={"regression": regression},
+            generated=x,
         )
 
     def judged(self, heads: nn.Module, batch: Batch) -> Callable[[Tensor], Tensor]:

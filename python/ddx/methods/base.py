@@ -79,7 +79,7 @@ class Batch:
     random: the random numbers of the rows. progress: the finished share of the run, in [0, 1).
     noise: the unit noise from which the teacher drew x0, float32 like x0; only for methods with `reads_pairs`.
     neighbour: the x0 of the previous row of the global batch, the last row's for the first; only for methods with
-    `reads_neighbours`.
+    `reads_neighbours`. captions: the words behind the condition; only for methods with `reads_captions`.
     """
 
     x0: Tensor
@@ -90,6 +90,7 @@ class Batch:
     progress: float = 0.0
     noise: Tensor | None = None
     neighbour: Tensor | None = None
+    captions: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return self.x0.shape[0]
@@ -103,12 +104,15 @@ class Losses:
     secondary: a second, weighted loss of each row. The trainer adds it to the first or balances the two.
     dropped: bool `[B]`, the rows with a loss that is not finite; they count as 0 and have no gradient.
     tracked: further numbers for the metrics, `[B]`.
+    generated: the clean latents that the student drew, `[B, C, h, w]`, through their gradient; of methods whose loss
+    looks at what the student itself draws, in the student's turn.
     """
 
     by_network: Mapping[str, Tensor]
     secondary: Mapping[str, Tensor] = field(default_factory=dict)
     dropped: Mapping[str, Tensor] = field(default_factory=dict)
     tracked: Mapping[str, Tensor] = field(default_factory=dict)
+    generated: Tensor | None = None
 
     def detached(self) -> Losses:
         """Return their values alone."""
@@ -151,6 +155,15 @@ class Method(ABC):
     def reads_neighbours(self) -> bool:
         """Whether batches must contain the latents of another row for each row; a micro-batch may have one row."""
         return False
+
+    @property
+    def reads_captions(self) -> bool:
+        """Whether batches must contain the captions in words."""
+        return False
+
+    def onlookers(self) -> Mapping[str, nn.Module]:
+        """Return the frozen networks that a loss looks through beside the teacher's, by name."""
+        return {}
 
     @abstractmethod
     def networks(self) -> tuple[NetworkSpec, ...]:

@@ -11,7 +11,7 @@ are constants; y_phi and y_psi have no guidance, y_null is the teacher's without
 The paper writes s for the scores and has no normaliser; its figures on SDXL are DMD2's setup with these times. As in
 DMD2 the scores are predictions of x0 here, and each term is divided by the distance between the sample and the
 teacher's x0, w = max(mean|x - y|, 1e-5), with guidance in w_ca; `normalise` off leaves both out. The settings are those
-of DMD2's SDXL, and the paper's four steps and uniform times. There is no reward, which is a method apart (DMDR).
+of DMD2's SDXL, and the paper's four steps and uniform times. `reward` adds what DMDR does beside it.
 """
 
 from __future__ import annotations

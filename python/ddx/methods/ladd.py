@@ -56,6 +56,7 @@ class LADD(AdversarialStudent):
         fake_t = self.noisy(x, self.draw_noise(batch), times.t)
         seen = (networks[DISCRIMINATOR], self.teacher.network(), real_t, fake_t, times.t, batch.condition)
         if of_student:
-            return Losses(by_network={STUDENT: times.weight * self.judge.generator_loss(*seen)})
+            loss = times.weight * self.judge.generator_loss(*seen)
+            return Losses(by_network={STUDENT: loss}, generated=x)
         loss = self.judge.discriminator_loss(*seen, self.draw_noise(batch))
         return Losses(by_network={DISCRIMINATOR: times.weigh(loss)})

@@ -246,13 +246,19 @@ def trainable_spec(name: str) -> MethodSpec:
 def load_method(
     name: str, config: Any, teacher: Teacher, discriminator: AddedDiscriminatorConfig | None = None
 ) -> Method:
-    """Return method `name` for `teacher`, with a discriminator beside it if `discriminator` gives it a weight.
+    """Return method `name` for `teacher`, with a discriminator beside it if `discriminator` gives it a weight, and with
+    the reward that `config` may name.
 
     `config` is an instance of its config class.
     """
-    method = trainable_spec(name).method(config, teacher)
-    if discriminator is None or discriminator.gan_weight == 0.0:
-        return method
-    from ddx.methods.parts.added_discriminator import WithDiscriminator
+    plain = trainable_spec(name).method(config, teacher)
+    method: Method = plain
+    if discriminator is not None and discriminator.gan_weight != 0.0:
+        from ddx.methods.parts.added_discriminator import WithDiscriminator
 
-    return WithDiscriminator(method, discriminator)
+        method = WithDiscriminator(plain, discriminator)
+    if getattr(config, "reward", None) is not None:
+        from ddx.methods.parts.reward import WithReward
+
+        method = WithReward(method)
+    return method

@@ -110,8 +110,12 @@ class TDM(ScoreDistillation):
         """Return the loss of each row of the student, and how far the scores are apart."""
         seen = self.scores(x_t, t, batch, fake, guidance)
         loss, dropped = self.generator_loss(x, seen, batch)
-        per_element = loss / x[0].numel()
-        return Losses(by_network={STUDENT: per_element}, dropped={STUDENT: dropped}, tracked=score_gaps(seen))
+        return Losses(
+            by_network={STUDENT: loss / x[0].numel()},
+            dropped={STUDENT: dropped},
+            tracked=score_gaps(seen),
+            generated=x,
+        )
 
     def generator_loss(self, x: Tensor, seen: Scores, batch: Batch) -> GuardedLoss:
         """Return the distance from x moved by the difference of the scores, over how far the teacher's is from x."""

@@ -174,6 +174,7 @@ def _facts(student: StudentFolder) -> str:
         ("draws at", ", ".join(f"{time:g}" for time in student.own_times)),
         ("resolution", f"{student.resolution} × {student.resolution} pixels"),
         ("trained at", shown_sizes(record) if len(trained_sizes(record)) > 1 else None),
+        ("reward", _reward(record)),
         ("data", record.get("source") or _data_name(record)),
         ("images seen", _thousands(record.get("images_seen"))),
         ("skipped steps", _skipped(record)),
@@ -184,6 +185,14 @@ def _facts(student: StudentFolder) -> str:
     ]
     lines = [f"| {name} | {value} |" for name, value in rows if value not in (None, "")]
     return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _reward(record: Mapping[str, Any]) -> str | None:
+    """Return the scorer that rewarded the student, if one did."""
+    if not record.get("reward"):
+        return None
+    revision = record.get("reward_revision")
+    return f"`{record['reward']}`{f' at {revision}' if revision else ''}, weight {record['reward_weight']:g}"
 
 
 def _score_table(scores: Sequence[Mapping[str, Any]]) -> str:

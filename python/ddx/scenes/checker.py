@@ -91,6 +91,11 @@ def score(images: NDArray[np.uint8], captions: Sequence[str]) -> dict[str, float
     }
 
 
+def shows(found: list[FoundObject], spec: SceneSpec) -> bool:
+    """Return whether these objects are what a scene says, in all that it says."""
+    return _mark(found, spec)["overall"] == 1.0
+
+
 def _mark(found: list[FoundObject], spec: SceneSpec) -> dict[str, float]:
     wanted = spec.objects
     marks = {

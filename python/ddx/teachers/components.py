@@ -78,7 +78,7 @@ def load_model(
     """A network of the pipeline, frozen and in evaluation mode."""
     loader = component_class(source, part, expected)
     folder = source.folder / part
-    if _WITHOUT_WEIGHTS.get():
+    if not weights_are_wanted():
         return _from_config(loader, folder, dtype)
     files = weight_files(folder)
     if not files:
@@ -109,6 +109,11 @@ def without_weights() -> Iterator[None]:
         yield
     finally:
         _WITHOUT_WEIGHTS.reset(token)
+
+
+def weights_are_wanted() -> bool:
+    """Whether networks are to be loaded with their weights: not within :func:`without_weights`."""
+    return not _WITHOUT_WEIGHTS.get()
 
 
 def _from_config(loader: Any, folder: Path, dtype: torch.dtype) -> nn.Module:

@@ -52,6 +52,7 @@ def micro_batches(run: Run, data: Any, step: int) -> Iterator[Batch]:
     neighbour: Tensor | None = None
     if run.method.reads_neighbours and run.config.batch_size > 1:  # a row alone has no other one
         neighbour = run.ranks.rolled(x0)
+    captions = None if run.captions is None else run.captions.of(data.rows)
     for start in range(0, rows, size):
         part = slice(start, min(start + size, rows))
         indices = range(first + part.start, first + part.stop)
@@ -64,4 +65,5 @@ def micro_batches(run: Run, data: Any, step: int) -> Iterator[Batch]:
             progress=step / run.config.train_steps,
             noise=None if noise is None else noise[part],
             neighbour=None if neighbour is None else neighbour[part],
+            captions=None if captions is None else captions[part],
         )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ddx.config import to_dict
+from ddx.data.captions import Captions
 from ddx.data.picture_sizes import PictureSizes
 from ddx.data.store import Store
 from ddx.errors import UsageError
@@ -46,6 +47,7 @@ class Run:
     null: Condition
     folder: RunFolder
     sizes: PictureSizes | None  # of the originals, for teachers that are told of them
+    captions: Captions | None  # in words, for methods that read them
     history: list[Mapping[str, Any]]  # of settings that were changed on the way
     preset_settings: Mapping[str, Any]  # of the preset as it was when the run began
     metrics: Metrics
@@ -124,6 +126,7 @@ def prepare_run(
         null=store.null_condition().to(ranks.device, torch.float32),
         folder=folder,
         sizes=PictureSizes(store) if tells_sizes else None,
+        captions=Captions(store) if method.reads_captions else None,
         history=_history(folder, before or {}),
         preset_settings=_preset_settings(config, before or {}),
         metrics=Metrics(folder.path),

@@ -17,11 +17,12 @@ from ddx.methods.base import STUDENT, Batch, Turn
 from ddx.methods.parts.adversarial import DISCRIMINATOR, AdversarialConfig
 from ddx.methods.parts.config import FlowConfig, at_least, changed, check_num_times, within
 from ddx.methods.parts.flow_method import FlowMethod
+from ddx.methods.parts.reward import RewardConfig
 from ddx.methods.parts.time_sampling import grid_index
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdversarialStudentConfig(AdversarialConfig, FlowConfig):
+class AdversarialStudentConfig(AdversarialConfig, FlowConfig, RewardConfig):
     """The times of the student, those of the discriminator, and its form. Guidance is that of the stored latents."""
 
     num_steps: int = option(4, "number of steps that the student learns to draw in")
@@ -32,6 +33,7 @@ class AdversarialStudentConfig(AdversarialConfig, FlowConfig):
     def __post_init__(self) -> None:
         FlowConfig.__post_init__(self)
         AdversarialConfig.__post_init__(self)
+        RewardConfig.__post_init__(self)
         at_least(self, 1, "num_steps")
         check_num_times(self)
         within(self, 0.0, 1.0, "noise_share")

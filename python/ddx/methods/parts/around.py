@@ -64,6 +64,15 @@ class Around(Method):
         """See :meth:`Method.reads_neighbours`."""
         return self.method.reads_neighbours
 
+    @property
+    def reads_captions(self) -> bool:
+        """See :meth:`Method.reads_captions`."""
+        return self.method.reads_captions
+
+    def onlookers(self) -> Mapping[str, nn.Module]:
+        """See :meth:`Method.onlookers`."""
+        return self.method.onlookers()
+
     def renewed(self, step: int) -> tuple[str, ...]:
         """See :meth:`Method.renewed`."""
         return self.method.renewed(step)

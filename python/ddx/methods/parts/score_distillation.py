@@ -33,6 +33,7 @@ from ddx.methods.base import FAKE, STUDENT, Batch, Losses, NetworkSpec, Turn
 from ddx.methods.parts.config import TIME_SAMPLING, FlowConfig, above_zero, at_least, changed, check_num_times, within
 from ddx.methods.parts.flow_method import FlowMethod
 from ddx.methods.parts.flow_view import clean, mean_square
+from ddx.methods.parts.reward import RewardConfig
 from ddx.methods.parts.time_sampling import grid_index
 from ddx.methods.parts.weighting import DENOISING_WEIGHTS, DenoisingConfig, denoising_loss
 from ddx.networks.guidance import add_interval_embedder, interval_input
@@ -42,7 +43,7 @@ NUM_BINS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(FlowConfig, DenoisingConfig):
+class ScoreConfig(FlowConfig, DenoisingConfig, RewardConfig):
     """The settings of all methods of the family."""
 
     num_steps: int = option(1, "number of steps that the student learns to draw in")
@@ -71,6 +72,7 @@ class ScoreConfig(FlowConfig, DenoisingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         DenoisingConfig.__post_init__(self)
+        RewardConfig.__post_init__(self)
         at_least(self, 1, "num_steps", "fake_updates")
         check_num_times(self)
         above_zero(self, "start_time", "fake_rate")
@@ -171,6 +173,7 @@ class ScoreDistillation(FlowMethod):
             secondary={} if second is None else {STUDENT: second},
             dropped={STUDENT: dropped},
             tracked=score_gaps(seen),
+            generated=made.x,
         )
 
     @abstractmethod
