@@ -115,8 +115,17 @@ class Losses:
     generated: Tensor | None = None
 
     def detached(self) -> Losses:
-        """Return their values alone."""
-        return Losses(**{part: {name: rows.detach() for name, rows in vars(self)[part].items()} for part in vars(self)})
+        """Return their values alone, without what was generated."""
+        return Losses(
+            by_network=_detached(self.by_network),
+            secondary=_detached(self.secondary),
+            dropped=_detached(self.dropped),
+            tracked=_detached(self.tracked),
+        )
+
+
+def _detached(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: rows.detach() for name, rows in named.items()}
 
 
 class Method(ABC):

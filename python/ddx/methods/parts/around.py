@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -80,6 +80,10 @@ class Around(Method):
     def learning_rate_factor(self, step: int) -> float:
         """See :meth:`Method.learning_rate_factor`."""
         return self.method.learning_rate_factor(step)
+
+    def host_numbers(self, step: int, progress: float) -> Hashable | None:
+        """See :meth:`Method.host_numbers`; None: nobody has looked at what is added."""
+        return None
 
     def decay_at(self, spec: NetworkSpec, step: int) -> float:
         """See :meth:`Method.decay_at`."""
