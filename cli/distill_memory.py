@@ -29,9 +29,13 @@ def fitted(invocation: Invocation, recipe: Recipe) -> tuple[Recipe, Footprint]:
     progress = invocation.progress if os.environ.get("RANK", "0") == "0" else NullProgress()
     fit = planner_of(recipe).fit(num_bytes, recipe.decided, progress.log)
     peak, settings = in_gib(fit.footprint.peak.num_bytes), to_dict(fit.config)
-    said = "; ".join(f"{name} {settings[name]} ({why})" for name, why in fit.reasons.items()) or "the recipe as it is"
-    progress.log(f"memory: {peak} at the peak, with {said}")
+    chosen = "; ".join(f"{name} {_said(settings[name])} ({why})" for name, why in fit.reasons.items())
+    progress.log(f"memory: {peak} at the peak, with {chosen or 'the recipe as it is'}")
     return dataclasses.replace(recipe, config=fit.config, chosen=fit.reasons), fit.footprint
+
+
+def _said(value: Any) -> str:
+    return " and ".join(value) if isinstance(value, (list, tuple)) else str(value)
 
 
 def planner_of(recipe: Recipe) -> Planner:

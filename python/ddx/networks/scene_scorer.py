@@ -1,8 +1,8 @@
 """A small model that scores pictures of `scenes` for their captions: convolutions and words, in the manner of CLIP.
 
 It is a model of transformers, so `save_pretrained` writes it and `--reward FOLDER` opens it. Plain convolutions with
-batch norms learn the shapes of 64 pixels in a tenth of the steps that a vision transformer takes, and their map is read
-whole, not averaged: where an object is, is half of what a caption says.
+batch norms learnt the shapes of 64 pixels soonest (docs/log.md), and their map is read whole, not averaged: where an
+object is, is half of what a caption says.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from ddx.device import send
 from ddx.errors import DdxError
 from ddx.networks.picture_input import PictureInput
 from ddx.teachers.components import no_progress_bars, weights_are_wanted
+from ddx.teachers.registry import is_hub_id
 
 NUM_CACHED = 100_000  # captions whose features are kept, in float32 on the CPU: 400 MB of the widest model's
 
@@ -88,12 +89,17 @@ def load_scorer(name: str, device: torch.device) -> Scorer:
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise DdxError(
             f"no scorer at {name!r}: {str(error).strip().splitlines()[0]}",
-            hint=f"with a network, run `hf download {name}`; or give --reward a folder that save_pretrained wrote: "
-            "the model, its tokenizer and its image processor",
+            hint=f"{_download(name)}give --reward a folder that save_pretrained wrote: the model, its tokenizer and "
+            "its image processor",
         ) from error
     if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
         raise _no_scorer(name, f"{type(model).__name__} gives no features of pictures and of text")
     return Scorer(model.to(device), tokenizer, PictureInput(settings, name))
+
+
+def _download(name: str) -> str:
+    """Return the advice to download it, where it may be the id of a hub; a path is none."""
+    return f"with a network, run `hf download {name}`; or " if is_hub_id(name) else ""
 
 
 def _no_scorer(name: str, why: str) -> DdxError:
