@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ddx.memory.ledger import BLOCK, Ledger, Peak, Use
-from ddx.memory.no_values import no_values
+from ddx.memory.no_values import lengths, no_values
 from ddx.memory.optimizer_steps import step_without_values
 from ddx.memory.repeats import CannotRepeatError, RepeatedBlocks, Repeats
 from ddx.methods.base import Batch, Method
@@ -98,6 +98,7 @@ def _count(
     method = load_method(config.method, method_config, teacher, discriminator)  # reads its process's tables
     with ExitStack() as stack:
         stack.enter_context(no_values(fused=fused))
+        stack.enter_context(lengths(tokens))
         stack.enter_context(ledger)
         stack.enter_context(mock.patch.object(host_memory, "allocate", _counted_at_home(ledger)))
         null = _text(teacher, 1, tokens)  # as long as the captions, as batches pad it

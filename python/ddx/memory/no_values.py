@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 from torch import Tensor, nn
-from torch._subclasses import FakeTensorMode
+from torch._subclasses import FakeTensor, FakeTensorMode
 
 from ddx.kernels import cpu_bfloat16, dispatch
 from ddx.memory.cuda_casts import cuda_casts
@@ -45,6 +45,13 @@ def no_values(*, fused: bool) -> Iterator[None]:
             stack.enter_context(mock.patch.object(nn.init, name, _leave))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(cuda_casts())
+        yield
+
+
+@contextmanager
+def lengths(tokens: int) -> Iterator[None]:
+    """Let networks read how long their captions are, which is all that one asks: each has `tokens`."""
+    with mock.patch.object(FakeTensor, "tolist", lambda self: [tokens] * len(self)):
         yield
 
 

@@ -24,6 +24,7 @@ from ddx.training.distributed import Ranks
 from ddx.training.trainer import Trainer
 from distilling import make_batch
 from pipelines import make_sana, make_stable_diffusion
+from tiny import lumina2
 
 CPU_BLOCK = 64  # what the processor's allocator rounds to
 ROWS = 4
@@ -36,6 +37,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "sana": make_sana(root / "sana", layers=2, width=160),
         "sd": make_stable_diffusion(root / "sd", "epsilon"),
+        "lumina2": lumina2.make(root / "lumina2"),
     }
 
 
@@ -69,10 +71,14 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "shortcut, no average": ("sana", "shortcut", {"ema_half_life": 0.0}),
     "lcm of a UNet": ("sd", "lcm", {}),
     "dmd2 of a UNet, checkpointed": ("sd", "dmd2", {"gradient_checkpointing": True}),
+    "lcm of a network that reads the lengths of its texts": ("lumina2", "lcm", {}),
 }
 
 
-QUICK = ("lcm, half checkpointed, averages in bfloat16", "lcm, low rank", "scm", "lcm of a UNet")
+QUICK = (
+    *("lcm, half checkpointed, averages in bfloat16", "lcm, low rank", "scm", "lcm of a UNet"),
+    "lcm of a network that reads the lengths of its texts",
+)
 
 
 @pytest.mark.parametrize(
