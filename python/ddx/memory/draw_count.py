@@ -24,7 +24,7 @@ from ddx.offload.turns import tensors_of
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
 from ddx.teachers.encoder_sizes import encoder_parts, encoder_without_weights
-from ddx.teachers.families.table import FAMILIES
+from ddx.teachers.families.table import FAMILIES, Family
 from ddx.teachers.size import Size
 
 VAE = "vae"
@@ -131,15 +131,15 @@ class DrawCounter:
     def _num_tokens(self, network: Any) -> int:
         if "CLIP" in type(network).__name__:
             return int(network.config.max_position_embeddings)
-        if self.teacher.family == "sana":  # behind an instruction; a token has about four letters
-            from ddx.teachers.families.sana_text import pipeline_defaults
-
-            return self._longest + len(pipeline_defaults()[0]) // 4
-        return self._longest
+        return self._longest + self._family.instruction_tokens
 
     @property
     def _longest(self) -> int:
-        return next(family.text_tokens for family in FAMILIES if family.name == self.teacher.family)
+        return self._family.text_tokens
+
+    @property
+    def _family(self) -> Family:
+        return next(family for family in FAMILIES if family.name == self.teacher.family)
 
 
 class _OverLimitError(Exception):

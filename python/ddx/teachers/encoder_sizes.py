@@ -86,9 +86,9 @@ SIZES: dict[str, dict[str, Any]] = {
 
 _T5 = ("T5EncoderModel", "T5 XXL")
 _BIG_G = ("CLIPTextModelWithProjection", "OpenCLIP ViT-bigG")
-OF_FAMILY: dict[str, dict[str, tuple[str, str]]] = {
+OF_FAMILY: dict[str, dict[str, tuple[str, str | dict[int, str]]]] = {
     "sana": {"text_encoder": ("Gemma2Model", "Gemma 2 2B")},
-    "stable-diffusion": {"text_encoder": ("CLIPTextModel", "CLIP ViT-L")},
+    "stable-diffusion": {"text_encoder": ("CLIPTextModel", {768: "CLIP ViT-L", 1024: "OpenCLIP ViT-H"})},
     "sdxl": {"text_encoder": ("CLIPTextModel", "CLIP ViT-L"), "text_encoder_2": _BIG_G},
     "stable-diffusion-3": {
         "text_encoder": ("CLIPTextModelWithProjection", "CLIP ViT-L"),
@@ -104,12 +104,18 @@ OF_FAMILY: dict[str, dict[str, tuple[str, str]]] = {
     "qwen-image": {"text_encoder": ("Qwen2_5_VLForConditionalGeneration", "Qwen2.5-VL 7B")},
     "flux2-klein": {"text_encoder": ("Qwen3ForCausalLM", "Qwen3 4B")},
 }
-"""By part: the class in transformers, and its size."""
+"""By part: the class in transformers, and its size; by the width of the text where that tells which one it is."""
 
 
 def encoder_parts(teacher: Teacher) -> tuple[str, ...]:
     """Return the parts of a teacher's pipeline that are text encoders."""
     return tuple(part for part in teacher.part_classes if part.startswith("text_encoder"))
+
+
+def published_size(teacher: Teacher, part: str) -> tuple[str, dict[str, Any]]:
+    """Return the class in transformers of a text encoder of a named teacher, and what shapes it."""
+    kind, size = OF_FAMILY[teacher.family][part]
+    return kind, SIZES[size if isinstance(size, str) else size[teacher.text_width]]
 
 
 def encoder_without_weights(teacher: Teacher, part: str) -> nn.Module:
@@ -120,11 +126,9 @@ def encoder_without_weights(teacher: Teacher, part: str) -> nn.Module:
         return load_model(teacher.source_info, part, classes, dtype=teacher.text_dtype, device=place)
     import transformers
 
-    kind, size = OF_FAMILY[teacher.family][part]
-    if teacher.family == "stable-diffusion" and teacher.text_width == 1024:  # of Stable Diffusion 2
-        size = "OpenCLIP ViT-H"
+    kind, size = published_size(teacher, part)
     loader: Any = getattr(transformers, kind)
-    config = loader.config_class(**SIZES[size])
+    config = loader.config_class(**size)
     before = torch.get_default_dtype()
     torch.set_default_dtype(teacher.text_dtype)
     try:

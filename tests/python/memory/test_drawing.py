@@ -17,7 +17,7 @@ from ddx.memory.draw_plan import WORKSPACE, first_that_fits, fit, whole
 from ddx.memory.fake_gpu import GPU
 from ddx.offload.keeping import BLOCKS, DEVICE, LEAVES, TURNS
 from ddx.sampling.config import SampleConfig
-from ddx.teachers.encoder_sizes import OF_FAMILY, SIZES
+from ddx.teachers.encoder_sizes import OF_FAMILY, published_size
 from ddx.teachers.families.table import FAMILIES, open_teacher
 from ddx.teachers.hub import local_source
 from ddx.teachers.registry import configs_of, load_teacher
@@ -123,16 +123,17 @@ def test_what_does_not_fit_is_refused_with_the_least_that_would_do(counter: Draw
 
 def test_the_encoders_of_named_teachers_are_as_wide_as_their_denoisers_read() -> None:
     names = {"sana-600m", "sd15", "sdxl", "sd35-medium", "flux1-dev", "pixart-sigma", "pixart-alpha", "auraflow"}
-    names |= {"z-image", "lumina2", "qwen-image", "flux2-klein-base-4b"}
+    names |= {"sd21", "z-image", "lumina2", "qwen-image", "flux2-klein-base-4b"}
     families = set()
     for name in names:
         teacher = configs_of(name)
         families.add(teacher.family)
         assert tuple(OF_FAMILY[teacher.family]) == tuple(p for p in teacher.part_classes if p.startswith("text_en"))
         widths = []
-        for part, (kind, size) in OF_FAMILY[teacher.family].items():
+        for part in OF_FAMILY[teacher.family]:
+            kind, size = published_size(teacher, part)
             assert kind in teacher.part_classes[part]
-            sizes = SIZES[size].get("text_config", SIZES[size])
+            sizes = size.get("text_config", size)
             widths.append(sizes.get("hidden_size") or sizes["d_model"])
         layers = 3 if teacher.family == "flux2-klein" else 1  # of the encoder, side by side
         sums = {sum(widths[:k]) for k in (1, 2, 3)} | {width * layers for width in widths}

@@ -187,7 +187,7 @@ def test_texts_are_padded_to_few_lengths_where_shapes_must_repeat(teacher: Teach
     config = dataclasses.replace(trainer.config, cuda_graphs=asked)
     run: Any = SimpleNamespace(
         **{"ranks": Ranks(), "rows_per_rank": 4, "config": config, "teacher": teacher, "method": trainer.method},
-        **{"sizes": None, "null": batch.null},
+        **{"sizes": None, "null": batch.null, "captions": None},
     )
     (made,) = micro_batches(run, SimpleNamespace(latents=batch.x0, condition=batch.condition), 0)
     length = batch.condition.tokens.shape[1]

@@ -30,6 +30,7 @@ class Family:
     pipelines: tuple[str, ...]
     adapter: str
     text_tokens: int  # the tokens of the longest text that its pipeline reads, as the denoiser sees it
+    instruction_tokens: int = 0  # before them, where only the text encoder sees them; about one in four letters
     student_pipelines: tuple[str, ...] = ()  # of published students, which a student may start from
     resolution: int | None = None  # pixels a side, for denoisers whose config does not say it
     call: PipelineCall = field(default_factory=PipelineCall)
@@ -72,6 +73,7 @@ FAMILIES: tuple[Family, ...] = (
         adapter="sana.SanaTeacher",
         original_names="sana_names.ORIGINAL",
         text_tokens=300,
+        instruction_tokens=264,
         student_pipelines=("SanaSprintPipeline",),
         call=PipelineCall(always={"use_resolution_binning": False}, mask="prompt_attention_mask", half_alone=True),
         has_kernels=True,
