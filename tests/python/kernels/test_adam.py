@@ -89,7 +89,7 @@ def test_a_step_against_float64(triton_path: None, name: str, count: int) -> Non
         assert all((outside(value) == GUARD_VALUE).all() for value in named(each).values())
 
 
-@pytest.mark.parametrize(("seed", "name"), enumerate(RULES))
+@pytest.mark.parametrize(("seed", "name"), list(enumerate(RULES)))
 def test_many_steps_are_those_of_torch(triton_path: None, name: str, seed: int) -> None:
     rule, kind = RULES[name], torch.optim.RAdam if RULES[name].rectified else torch.optim.AdamW
     tensors = drawn(0, seed, averages=0)
