@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from ddx.errors import UsageError
 from ddx.memory.fake_gpu import GPU, fake_gpu
 from ddx.memory.ledger import Ledger, Use
+from ddx.memory.no_values import lengths
 from ddx.offload.keeping import TURNS, Keeping, decoding_parts, keep
 from ddx.offload.tables import LARGE
 from ddx.offload.turns import tensors_of
@@ -81,7 +82,7 @@ class DrawCounter:
         ledger = _DeviceLedger(limit)
         first, is_whole = 0, True
         try:
-            with fake_gpu(), ledger:
+            with fake_gpu(), lengths(self._longest), ledger:
                 network = self._network(part)
                 weights = sum(_num_bytes(value) for value in network.parameters())
                 used = decoding_parts(network) if part == VAE else (network,)

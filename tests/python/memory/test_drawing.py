@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
+from allocator import measured_peak
 from ddx.cli.main import run
 from ddx.errors import UsageError
 from ddx.memory.draw_count import VAE, DrawCounter
@@ -39,18 +39,6 @@ def quiet(_: str) -> None:
     pass
 
 
-def measured(run_it: Any) -> int:
-    """The largest sum of bytes that torch's allocator on the processor has handed out in a call."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        run_it()
-    now = peak = 0
-    for event in sorted(recorded.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            peak = max(peak, now)
-    return peak
-
-
 def test_a_component_takes_what_torchs_allocator_hands_out(sana: Path, counter: DrawCounter, tmp_path: Path) -> None:
     """The decoder and the denoiser of SANA at 512 px, and a UNet's; what is beside their weights."""
     unet = make_stable_diffusion(tmp_path / "sd", "epsilon")
@@ -69,7 +57,7 @@ def test_a_component_takes_what_torchs_allocator_hands_out(sana: Path, counter: 
         latents = torch.randn(rows, *shape)
         with torch.no_grad():
             if part == VAE:
-                peak = measured(lambda: (real.decode_pixels(latents) * 0.5 + 0.5).clamp(0, 1))  # noqa: B023
+                peak = measured_peak(lambda: (real.decode_pixels(latents) * 0.5 + 0.5).clamp(0, 1))  # noqa: B023
                 inside = sum(p.nbytes for name, p in network.named_parameters() if name.startswith("decoder"))
             else:
                 long = count._longest
@@ -79,7 +67,7 @@ def test_a_component_takes_what_torchs_allocator_hands_out(sana: Path, counter: 
                     counts=(long,) * 2,
                 )
                 times = torch.ones(rows, dtype=torch.float64)
-                peak = measured(lambda: real.predict(network, latents, times, condition))  # noqa: B023
+                peak = measured_peak(lambda: real.predict(network, latents, times, condition))  # noqa: B023
                 inside = found.weights
         assert found.peak - inside == pytest.approx(peak, rel=0.03), part
 

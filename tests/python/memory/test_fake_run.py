@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
+from allocator import measured_peak
 from ddx.memory.fake_run import Footprint, footprint
 from ddx.memory.plan import HALF, ROUNDED
 from ddx.memory.repeats import Repeats
@@ -41,22 +41,19 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def measured_peak(folder: Path, config: DistillConfig) -> int:
+def peak_of_steps(folder: Path, config: DistillConfig) -> int:
     """The largest sum of bytes that torch's allocator has handed out, in two whole steps and what comes before."""
     method_config = method_spec(config.method).config()
     last = config.train_steps - 1
     batch = dataclasses.replace(make_batch(load_teacher(folder)), step=last)  # by a teacher whose text encoder goes
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+
+    def two_steps() -> None:
         method = load_method(config.method, method_config, load_teacher(folder))
         trainer = Trainer(method, config, Ranks(), torch.float32)
         for _ in range(2):
             trainer.step(last, [batch])
-    now = peak = 0
-    for event in sorted(recorded.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            peak = max(peak, now)
-    return peak
+
+    return measured_peak(two_steps)
 
 
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -88,7 +85,7 @@ def test_the_peak_is_that_of_a_real_step(folders: dict[str, Path], case: str) ->
     kind, name, settings = CASES[case]
     config = config_of(name, settings)
     counted = count(folders[kind], config, Repeats())
-    real = measured_peak(folders[kind], config)
+    real = peak_of_steps(folders[kind], config)
     assert counted.peak.num_bytes == pytest.approx(real, rel=0.05)
 
 
