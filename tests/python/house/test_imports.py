@@ -24,6 +24,7 @@ RANK = {
     "bench": 5,
     "importing": 5,
     "memory": 5,
+    "watch": 5,
     "methods": 4,
     "networks": 3,
     "teachers": 3,
@@ -49,6 +50,9 @@ SIDEWAYS = {
     ("training", "data"),
     ("training", "sampling"),
     ("training", "workspace"),
+    # A run watches what its student draws, in the feature space and with the checker of the evaluation.
+    ("training", "watch"),
+    ("watch", "evaluation"),
     ("sampling", "workspace"),
     ("sampling", "data"),
     ("evaluation", "sampling"),
