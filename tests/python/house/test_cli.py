@@ -69,6 +69,12 @@ print("LOADED", [name for name in {HEAVY!r} if name in sys.modules])
     assert set(loaded) <= {allowed}
 
 
+def test_the_package_runs_as_a_module_for_launchers_that_take_one() -> None:
+    done = subprocess.run([sys.executable, "-m", "ddx", "--verson"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "did you mean --version?" in done.stderr
+
+
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_the_list_of_commands_repeats_their_docstrings(name: str) -> None:
     assert (loaded_command(name).help or "").strip().splitlines()[0] == COMMANDS[name]

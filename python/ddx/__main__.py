@@ -1,0 +1,6 @@
+"""`python -m ddx`: the command line, for launchers that take a module: `torchrun --nproc-per-node 8 -m ddx distill …`."""
+
+from ddx.cli.main import main
+
+if __name__ == "__main__":
+    main()
