@@ -34,8 +34,9 @@ class SampleGrid:
     ) -> None:
         self.method, self.config = method, config
         self.teacher: Teacher = method.teacher
-        self.conditions = [c.to(self.teacher.device) for c in conditions[: config.sample_prompts]]
-        self.null = null.to(self.teacher.device)
+        # float32 as in training: on a CPU, autocast refuses to join the store's float16 to anything.
+        self.conditions = [c.to(self.teacher.device, torch.float32) for c in conditions[: config.sample_prompts]]
+        self.null = null.to(self.teacher.device, torch.float32)
         random = RandomNumbers(config.seed, -1, range(len(self.conditions)), self.teacher.device)
         self.noises = [random.normal(*latent_shape) for _ in range(max(config.sample_steps))]
         self._reference: Tensor | None = None
