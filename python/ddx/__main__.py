@@ -1,4 +1,4 @@
-"""`python -m ddx`: the command line, for launchers that take a module: `torchrun --nproc-per-node 8 -m ddx distill …`."""
+"""`python -m ddx`: the command line, for launchers that take a module (`torchrun -m ddx distill …`)."""
 
 from ddx.cli.main import main
 

@@ -57,7 +57,9 @@ def test_the_exported_weights_are_the_average_and_not_the_last(undisturbed: Path
 
 def test_bf16_on_a_processor_takes_the_stores_float16(teacher_folder: Path, store: Path, tmp_path: Path) -> None:
     # CPU autocast refuses to join float16 to anything.
-    student = runs.run(teacher_folder, store, tmp_path, dtype="bf16", export_dtype="bf16", train_steps=2, sample_every=2)
+    student = runs.run(
+        teacher_folder, store, tmp_path, dtype="bf16", export_dtype="bf16", train_steps=2, sample_every=2
+    )
     assert [line["step"] for line in runs.lines(student) if "loss" in line] == [1, 2]
 
 
