@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,16 +89,25 @@ def scores(table: Table) -> str:
     )
 
 
-def write_page(path: Path, title: str, lead: str, body: str, facts: Mapping[str, str]) -> Path:
-    """Write a page with `body`, which is HTML, and `facts` at its foot; the rest is plain text. Returns its path."""
+def write_page(
+    path: Path, title: str, lead: str, body: str, facts: Mapping[str, str], *, refresh_s: int | None = None
+) -> Path:
+    """Write a page with `body`, which is HTML, and `facts` at its foot; the rest is plain text. Returns its path.
+
+    With `refresh_s` a browser loads it again after so many seconds. No reader sees half of it.
+    """
+    again = "" if refresh_s is None else f'<meta http-equiv="refresh" content="{refresh_s}">\n'
     foot = " · ".join(f"{html.escape(name)}: {html.escape(text)}" for name, text in facts.items())
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"{again}"
         f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
         f'<h1>{html.escape(title)}</h1>\n<p class="lead">{html.escape(lead)}</p>\n{body}\n'
         f"<footer>{foot}</footer>\n</main>\n</body>\n</html>\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, path)
     return path

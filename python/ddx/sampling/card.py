@@ -178,6 +178,8 @@ def _facts(student: StudentFolder) -> str:
         ("data", record.get("source") or _data_name(record)),
         ("images seen", _thousands(record.get("images_seen"))),
         ("skipped steps", _skipped(record)),
+        ("stopped early by", record.get("stopped")),
+        ("weights", _weights(student)),
         ("training time", _seconds(record.get("seconds"))),
         ("seed", record.get("seed")),
         ("saved in", student.component_dtypes()[next(reversed(student.component_dtypes()))]),
@@ -185,6 +187,19 @@ def _facts(student: StudentFolder) -> str:
     ]
     lines = [f"| {name} | {value} |" for name, value in rows if value not in (None, "")]
     return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _weights(student: StudentFolder) -> str | None:
+    """Return which weights these are, where a run has kept its best ones too."""
+    best = student.record.get("best")
+    if not isinstance(best, dict):
+        return None
+    what = f"step {best['step']}, the best by {best['metric']} ({best['value']:.3g})"
+    if student.folder.name == "best":
+        return f"those of {what}; the folder above has those of the last step"
+    if not (student.folder / "best" / "model_index.json").is_file():
+        return f"those of the last step; the best look was at {what}, and was not kept"
+    return f"those of the last step; `best/` has those of {what}"
 
 
 def _reward(record: Mapping[str, Any]) -> str | None:

@@ -17,6 +17,8 @@ RESUMABLE_CHANGES = frozenset(
         *("gradient_checkpointing", "checkpointed_share", "compile", "cuda_graphs"),
         *("checkpoint_every", "keep_checkpoints", "log_every", "max_lost_steps"),
         *("sample_every", "sample_prompts", "sample_steps", "reference_steps"),
+        *("watch", "watch_every", "watch_cost", "watch_prompts", "watch_seeds"),
+        *("keep_best", "patience", "stop_on_alarm"),
     )
 )
 # What may differ if the command names it and the folder: it goes into the record's history.
@@ -131,6 +133,21 @@ class DistillConfig:
     reference_steps: int = option(
         20, "steps of the teacher's pictures in a grid; `ode_distance` is the distance to them"
     )
+    watch: bool = option(
+        True, "look at what the student draws while it trains: watch.jsonl, index.html, alarms (docs/watch.md)"
+    )
+    watch_every: int = option(50, "least number of steps between two looks. Shorter runs take none")
+    watch_cost: float = option(0.03, "share of the training time that looks may take; they are fewer where dear")
+    watch_prompts: int = option(8, "validation prompts that a look draws")
+    watch_seeds: int = option(4, "pictures of each of these prompts")
+    keep_best: str = option(
+        "none",
+        "keep the export of the best look in best/, by: distance, of the pictures to the teacher's; ode_distance; "
+        "overall, the checker's marks, where the prompts are scenes",
+        choices=("none", "distance", "ode_distance", "overall"),
+    )
+    patience: int = option(0, "end the run after this many looks without a better one; 0: never")
+    stop_on_alarm: bool = option(False, "end the run at the first alarm")
     max_lost_steps: int = option(20, "stop the run after this many consecutive steps without a finite gradient")
     seed: int = option(0, "seed of the order of the data, the noise and the times")
 
@@ -148,6 +165,16 @@ class DistillConfig:
                 )
         for name in self.ema_more:
             parse_average(name)
+        if not self.watch_cost > 0.0:
+            raise UsageError(
+                f"watch_cost = {self.watch_cost} must be above 0",
+                hint="--watch-cost 0.03, or --no-watch for no looks",
+            )
+        for name in ("keep_best", "patience", "stop_on_alarm"):
+            if not self.watch and getattr(self, name) not in ("none", 0, False):
+                raise UsageError(
+                    f"{name} = {getattr(self, name)} needs looks, and watch is off", hint="leave --no-watch away"
+                )
         if not 0.0 < self.checkpointed_share <= 1.0:
             raise UsageError(
                 f"checkpointed_share = {self.checkpointed_share} must be above 0 and at most 1",
@@ -201,4 +228,8 @@ _LEAST = {
     "sample_every": 0,
     "sample_prompts": 1,
     "reference_steps": 1,
+    "watch_every": 1,
+    "watch_prompts": 1,
+    "watch_seeds": 2,
+    "patience": 0,
 }

@@ -26,11 +26,12 @@ from ddx.training.grids import SampleGrid
 from ddx.training.interruption import StopSignal, tells_what_is_saved
 from ddx.training.run import Run, prepare_run
 from ddx.training.run_folder import RunFolder
-from ddx.training.run_output import finish_run, record_run
+from ddx.training.run_output import export_best, finish_run, record_run
 from ddx.training.sole_writer import sole_writer
 from ddx.training.starting_weights import starting_weights
 from ddx.training.tracking import Clock, peak_memory_bytes
 from ddx.training.trainer import Trainer
+from ddx.training.watching import Watch
 from ddx.workspace import Workspace
 
 
@@ -70,13 +71,16 @@ def distill(
         start = _resume(run, trainer)
         record_run(run, start, finished=False)
         grid, clock = _sample_grid(run), Clock(_seconds_before(run, start))
+        watch = Watch(run, workspace, progress)
         progress.start("distill", config.train_steps, "step")
         progress.advance(start)
         if start == 0:
             _draw_grid(run, trainer, grid, clock, 0)
+        with clock.pause():
+            watch.begin(start, trainer)
         with StopSignal(progress.log) as stop:
-            _train(run, trainer, range(start, config.train_steps), stop, grid, clock, progress)
-        finish_run(run, trainer, clock, progress)
+            end = _train(run, trainer, range(start, config.train_steps), stop, grid, watch, clock, progress)
+        finish_run(run, trainer, end, watch, clock, progress)
         return run.folder.path
 
 
@@ -86,30 +90,44 @@ def _train(
     steps: range,
     stop: StopSignal,
     grid: SampleGrid | None,
+    watch: Watch,
     clock: Clock,
     progress: Progress,
-) -> None:
-    """Take these steps. A checkpoint that is due in a series of lost steps waits for the first that is not."""
-    config, due = run.config, False
+) -> int:
+    """Take these steps, or those up to where the watching ends the run; return the number that are done.
+
+    A checkpoint that is due in a series of lost steps waits for the first that is not.
+    """
+    config, due, done = run.config, False, steps.start
     limit = min(config.max_lost_steps, config.train_steps)
     for step, data in zip(steps, batches(run, steps.start), strict=False):
         trainer.step(step, list(micro_batches(run, data, step)))
         done = step + 1
-        _log(run, trainer, clock, done, progress)
-        stopping, last = run.ranks.any(stop.requested), done == config.train_steps
+        _log(run, trainer, clock, watch, done, progress)
+        with clock.pause():
+            watch.after_step(done, trainer)
+        stopping = run.ranks.any(stop.requested or watch.ends is not None)
+        ended = stopping and not run.ranks.any(stop.requested)
+        last = ended or done == config.train_steps
         due = due or stopping or _due(done, config.checkpoint_every, config.train_steps)
         if due or done % config.log_every == 0 or done % limit == 0:  # where the host waits for the device anyway
             lost = trainer.lost_in_a_row()
             if lost >= limit:
+                export_best(run, trainer, watch, progress)
                 rate = f"--out {run.folder.path} --set learning_rate={config.learning_rate / 4:.2g}"
                 raise diverged(done, lost, run.checkpoints, f"the same command with a lower rate, {rate},")
             if due and (last or not lost):
-                _save(run, trainer, clock, done)
+                with watch.aside():
+                    _save(run, trainer, clock, done)
                 due = False
         if stopping and not last:
             raise KeyboardInterrupt
-        if _grid_due(config, done):
-            _draw_grid(run, trainer, grid, clock, done)
+        if ended or _grid_due(config, done):
+            with watch.aside():
+                _draw_grid(run, trainer, grid, clock, done)
+        if ended:
+            break
+    return done
 
 
 @dataclass(frozen=True)
@@ -171,7 +189,7 @@ def _seconds_before(run: Run, start: int) -> float:
     return run.metrics.resume(start if run.folder.checkpoint is not None else -1)
 
 
-def _log(run: Run, trainer: Trainer, clock: Clock, step: int, progress: Progress) -> None:
+def _log(run: Run, trainer: Trainer, clock: Clock, watch: Watch, step: int, progress: Progress) -> None:
     """Count the step, and every `log_every` steps write a line of metrics."""
     config = run.config
     if step % config.log_every and step != config.train_steps:
@@ -188,6 +206,7 @@ def _log(run: Run, trainer: Trainer, clock: Clock, step: int, progress: Progress
     loss = line.get("loss")
     shown = {"dropped": round(line["dropped"], 5)} if line.get("dropped") else {}
     progress.advance(1, loss=round(loss, 5) if loss is not None else "not finite", images=line["images"], **shown)
+    watch.note(line)
     if run.ranks.is_first:
         run.metrics.write(line)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -164,10 +164,24 @@ def rounded_at_random(values: Sequence[Tensor], generator: torch.Generator) -> l
     return [part.view(value.shape) for part, value in zip(rounded, values, strict=True)]
 
 
+class Weights:
+    """Values by name that a network can be given for a while, as those of an average."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        self.values = values
+
+    @torch.no_grad()
+    def copy_to(self, module: nn.Module) -> None:
+        """Write them into the parameters of `module`, in their dtype. Raises KeyError if a name is missing."""
+        parameters = dict(module.named_parameters())
+        for name, value in self.values.items():
+            parameters[name].copy_(value)
+
+
 class Swapped(AbstractContextManager[nn.Module]):
     """Inside, a network has the weights of its average, and evaluates."""
 
-    def __init__(self, network: nn.Module, average: EMA | None) -> None:
+    def __init__(self, network: nn.Module, average: EMA | Weights | None) -> None:
         self.network, self.average = network, average
         self.kept: dict[str, Tensor] = {}
 

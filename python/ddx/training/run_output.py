@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ddx.data.buckets import described
+from ddx.errors import DdxError
 from ddx.progress import Progress
 from ddx.run_record import versions, write_run
-from ddx.training.ema import EMA, Swapped
+from ddx.training.ema import EMA, Swapped, Weights
 from ddx.training.export import export_student
 from ddx.training.run import Run
 from ddx.training.tracking import Clock, peak_memory_bytes
 from ddx.training.trainer import Trainer
+from ddx.training.watching import Watch
+
+BEST = "best"
 
 
 def record_run(run: Run, step: int, *, finished: bool, **more: Any) -> None:
     """Write run.json: at the start, so that a stopped run is found again, and at the end."""
     if not run.ranks.is_first:
         return
+    write_run(run.folder.path, _record(run, step, more), finished=finished)
+
+
+def _record(run: Run, step: int, more: Mapping[str, Any]) -> dict[str, Any]:
     config = run.config
-    record = {
+    return {
         "kind": run.method.makes,
         "teacher": config.teacher,
         **run.teacher.facts(config.resolution),
@@ -39,29 +48,31 @@ def record_run(run: Run, step: int, *, finished: bool, **more: Any) -> None:
         "preset_settings": run.preset_settings,
         "versions": versions(),
     }
-    write_run(run.folder.path, record, finished=finished)
 
 
-def finish_run(run: Run, trainer: Trainer, clock: Clock, progress: Progress) -> None:
-    """Export the student; run.json says "finished" last, when everything else is in place."""
+def finish_run(run: Run, trainer: Trainer, step: int, watch: Watch, clock: Clock, progress: Progress) -> None:
+    """Export the student after `step`; run.json says "finished" last, when everything else is in place."""
     if run.ranks.is_first:
         student = trainer.final_student()
         for name, average in trainer.more.items():
             _export_average(run, student, name, average)
+        export_best(run, trainer, watch, progress)
         notes = export_student(run.method, student, run.folder.path, run.config.export_dtype, run.dtype)
         skipped = int(trainer.skipped)
         if skipped:
             progress.log(
-                f"warning: {skipped} updates in {run.config.train_steps} steps were skipped, their gradient was not "
+                f"warning: {skipped} updates in {step} steps were skipped, their gradient was not "
                 "finite; a lower learning rate may help"
             )
         costs = {
             **notes,
+            **watch.as_record(),
             "seconds": round(clock.seconds(), 1),
             "skipped_steps": skipped,
             "peak_memory_bytes": peak_memory_bytes(run.ranks.device),
         }
-        record_run(run, run.config.train_steps, finished=True, **costs)
+        watch.write_page(finished=True)
+        record_run(run, step, finished=True, **costs)
         if run.method.makes == "student":
             _write_card(run.folder.path)
     progress.finish()
@@ -75,6 +86,31 @@ def _export_average(run: Run, student: torch.nn.Module, name: str, average: EMA)
         notes = export_student(run.method, averaged, folder, run.config.export_dtype, run.dtype)
     record = {"kind": run.method.makes, "teacher": run.config.teacher, "method": run.config.method, "average": name}
     write_run(folder, {**record, **run.method.export_notes(), **notes}, finished=True)
+
+
+def export_best(run: Run, trainer: Trainer, watch: Watch, progress: Progress) -> None:
+    """Write the student of the best look to best/, a pipeline of its own with a card, if the run keeps it.
+
+    What an export folds in may stay in the student: call it when no step is left.
+    """
+    if not watch.on or watch.best.step is None:
+        return
+    try:
+        weights = watch.best.weights()
+    except DdxError as error:
+        progress.log(f"warning: {error}; best/ is not written")
+        return
+    if weights is None:
+        return
+    folder, step = run.folder.path / BEST, watch.best.step
+    with Swapped(trainer.student, Weights(weights)) as student:
+        notes = export_student(run.method, student, folder, run.config.export_dtype, run.dtype)
+    record = _record(run, step, {**notes, "best": watch.best.as_record()})
+    write_run(folder, record, finished=True)
+    if run.method.makes == "student":
+        _write_card(folder)
+    best = watch.best
+    progress.log(f"{folder}: the student of step {step}, the best by {best.metric} ({best.value:.4g})")
 
 
 def _write_card(folder: Path) -> None:

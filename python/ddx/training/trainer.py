@@ -260,6 +260,12 @@ class Trainer:
         """Return a context that yields the student with the weights of the export."""
         return Swapped(self.student, self.exported)
 
+    def exported_tensors(self) -> dict[str, Tensor]:
+        """Return the trained parameters of the student with the weights of the export, by name; the live ones."""
+        if self.exported is not None:
+            return self.exported.parameters()
+        return {name: value.detach() for name, value in self.student.named_parameters() if value.requires_grad}
+
     def final_student(self) -> nn.Module:
         """Return the student with the weights of the export, for good. All other state is released."""
         student, self.graphs = self.student, None

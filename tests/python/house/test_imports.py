@@ -53,6 +53,7 @@ SIDEWAYS = {
     # A run watches what its student draws, in the feature space and with the checker of the evaluation.
     ("training", "watch"),
     ("watch", "evaluation"),
+    ("watch", "sampling"),
     ("sampling", "workspace"),
     ("sampling", "data"),
     ("evaluation", "sampling"),

@@ -1,0 +1,264 @@
+"""A run that is watched: when it looks, what it writes of a look, and when it ends the run.
+
+A look never changes the run: its noises are its own, and the weights of the average are swapped in and out again. A
+look that fails is a warning; three in a row end the watching and not the run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddx.methods.base import Method
+from ddx.progress import Progress
+from ddx.training.run import Run
+from ddx.training.trainer import Trainer
+from ddx.watch.alarms import Alarm, alarms
+from ddx.watch.best import Best, value_of
+from ddx.watch.drawing import Easel, Seen, Subject, innermost
+from ddx.watch.history import History
+from ddx.watch.pace import Pace
+from ddx.watch.page import write_watch_page
+from ddx.watch.signals import Signals
+from ddx.watch.strip import save_strip
+from ddx.watch.words import look_line
+from ddx.workspace import Workspace
+
+FOLDER = "watch"
+MAX_FAILURES = 3
+
+
+class Watch:
+    """The looks of one run; of ranks behind the first, and where nothing is watched, none."""
+
+    def __init__(self, run: Run, workspace: Workspace, progress: Progress) -> None:
+        self.run, self.progress, config = run, progress, run.config
+        self.ends: str | None = None
+        self.failures = 0
+        self.on = run.ranks.is_first and _wanted(run)
+        if not self.on:
+            return
+        self.folder = run.folder.path / FOLDER
+        self.steps = judged_steps(run.method)
+        subject = _subject(run, sorted({1, self.steps, max(config.sample_steps)}))
+        self.on = subject is not None
+        if subject is None:
+            return
+        self.easel = Easel(run.method, subject, workspace.root / "cache" / "watch")
+        self.pace = Pace(config.watch_every, config.watch_cost, config.train_steps)
+        self.history, self.signals = History(run.folder.path), Signals()
+        keep = config.keep_best != "none"
+        self.best = Best(self.folder, config.keep_best if keep else "distance", keep=keep)
+        self.said: set[str] = set()
+        self.said_interval = config.watch_every
+        self.mark = time.monotonic()
+
+    def begin(self, step: int, trainer: Trainer) -> None:
+        """Go on from `step`; a run that begins is looked at."""
+        if not self.on:
+            return
+        try:
+            self.history.resume(step if self.run.folder.checkpoint is not None else -1)
+        except OSError as error:
+            self._failed(step, error)
+        if self.history.looks:
+            self.pace.last = int(self.history.looks[-1]["step"])
+        if step == 0 and not self.history.looks:
+            self._look(0, trainer)
+        self.mark = time.monotonic()
+
+    def note(self, line: Mapping[str, Any]) -> None:
+        """Remember a line of the metrics."""
+        if self.on:
+            self.signals.add(line)
+
+    def after_step(self, step: int, trainer: Trainer) -> None:
+        """Count a step, and look if it is time."""
+        if not self.on:
+            return
+        now = time.monotonic()
+        self.pace.trained(now - self.mark, 1)
+        self.mark = now
+        if self.pace.due(step):
+            self._look(step, trainer)
+            self._say_pace()
+            self.mark = time.monotonic()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Within, what is done is neither training nor a look: grids, checkpoints."""
+        began = time.monotonic()
+        yield
+        if self.on:
+            self.mark += time.monotonic() - began
+
+    def as_record(self) -> dict[str, Any]:
+        """Return what run.json says of the watching."""
+        if not self.on:
+            return {}
+        found: dict[str, Any] = {} if self.ends is None else {"stopped": self.ends}
+        if self.best.step is not None:
+            found["best"] = self.best.as_record()
+        raised = dict.fromkeys(alarm["name"] for look in self.history.looks for alarm in look["alarms"])
+        return {**found, "alarms": list(raised)}
+
+    def write_page(self, *, finished: bool) -> None:
+        """Write the page a last time: a finished one does not refresh itself."""
+        if self.on and self.history.looks:
+            try:
+                self._write_page(finished=finished)
+            except Exception as error:
+                self.progress.log(f"warning: the page of the looks was not written: {_words(error)}")
+
+    def _look(self, step: int, trainer: Trainer) -> None:
+        device = self.run.ranks.device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # what the training still computes is not the look's
+        if "reference" not in self.easel.__dict__:
+            self._first(trainer)
+        began = time.monotonic()
+        try:
+            with _untouched_random_state(device):
+                with trainer.exported_student() as student, trainer.autocast():
+                    seen = self.easel.look(student)
+                self._judge(step, seen, trainer, began)
+            self.failures = 0
+        except Exception as error:  # whatever it is: a run of days must not end by it
+            self._failed(step, error)
+        self.pace.looked(step, time.monotonic() - began)
+
+    def _first(self, trainer: Trainer) -> None:
+        """Have the teacher draw: once, and no part of what a look costs."""
+        began = time.monotonic()
+        try:
+            with _untouched_random_state(self.run.ranks.device), trainer.autocast():
+                _ = self.easel.teacher_values
+        except Exception:
+            return  # the look fails by it too, and says so
+        seconds = time.monotonic() - began
+        if seconds > 1.0:
+            self.progress.log(f"watch: the teacher's pictures of the validation prompts took {seconds:.1f} s, once")
+
+    def _judge(self, step: int, seen: Seen, trainer: Trainer, began: float) -> None:
+        config = self.run.config
+        look: dict[str, Any] = {
+            "step": step,
+            "images": step * config.batch_size,
+            "judged_steps": self.steps,
+            **seen.values,
+            "signals": self.signals.read(),
+        }
+        looks = [*self.history.looks, look]
+        found = alarms(looks, self.steps, self._warm_up())
+        value = value_of(look, self.best.metric, self.steps)
+        if step > 0 and self.best.is_better(value):
+            assert value is not None
+            self.best.take(step, value, trainer.exported_tensors() if self.best.keep else {})
+        look["alarms"] = [vars(alarm) for alarm in found]
+        look["best"] = self.best.as_record()
+        save_strip(self.folder / f"step-{step:06d}.jpg", seen.pictures)
+        if not (self.folder / "teacher.jpg").is_file():
+            save_strip(self.folder / "teacher.jpg", {0: self.easel.reference[1].pictures})
+        look["seconds"] = round(time.monotonic() - began, 3)
+        self.history.add(look)
+        self.progress.log(look_line(look))
+        self._say_alarms(found)
+        self._end_if_asked(step, found)
+        self.write_page(finished=False)
+
+    def _warm_up(self) -> int:
+        """Steps whose looks are no measure of the later ones; a student of another one's weights needs none."""
+        config = self.run.config
+        return 0 if config.from_student is not None else max(1, min(config.warmup_steps, config.train_steps // 5))
+
+    def _say_alarms(self, found: list[Alarm]) -> None:
+        for alarm in found:
+            if alarm.name not in self.said:
+                best = "" if self.best.step is None else f"; best so far is step {self.best.step}"
+                self.progress.log(f"alarm: {alarm.reason}: {alarm.cure}{best}")
+        self.said = {alarm.name for alarm in found}
+
+    def _end_if_asked(self, step: int, found: list[Alarm]) -> None:
+        config = self.run.config
+        if step >= config.train_steps:
+            return
+        if config.stop_on_alarm and found:
+            self.ends = f"an alarm at step {step}: {found[0].reason}"
+        elif config.patience and self.best.step is not None:
+            later = sum(1 for look in self.history.looks if look["step"] > self.best.step)
+            if later >= config.patience:
+                self.ends = f"{later} looks without a better {self.best.metric} than at step {self.best.step}"
+        if self.ends is not None:
+            self.progress.log(f"watch: the run ends by {self.ends}")
+
+    def _say_pace(self) -> None:
+        interval = self.pace.interval
+        if self.on and interval > 1.25 * self.said_interval:
+            seconds = self.pace.look_seconds[-1]
+            self.progress.log(
+                f"watch: a look takes {seconds:.2g} s; one in {interval} steps, not in {self.said_interval}, keeps all "
+                f"of them within {100 * self.pace.cost:.3g} % of the time (--watch-cost)"
+            )
+            self.said_interval = interval
+
+    def _failed(self, step: int, error: Exception) -> None:
+        self.failures += 1
+        self.progress.log(f"warning: the look at step {step} failed: {_words(error)}; training goes on")
+        if self.run.ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if self.failures >= MAX_FAILURES:
+            self.progress.log(f"warning: {self.failures} looks in a row failed, so none is taken any more")
+            self.on = False
+
+    def _write_page(self, *, finished: bool) -> None:
+        config = self.run.config
+        title = f"{self.run.folder.path.name}: {config.method} of {Path(str(config.teacher)).name}"
+        write_watch_page(
+            self.run.folder.path, self.folder, title, self.history.looks, config.train_steps, finished=finished
+        )
+
+
+def judged_steps(method: Method) -> int:
+    """Return the number of steps that the student is made to draw in: what alarms and the best are of."""
+    inner: Any = innermost(method)
+    return max(1, int(getattr(inner.config, "num_steps", 1)), len(getattr(inner, "own_times", ())))
+
+
+def _wanted(run: Run) -> bool:
+    config = run.config
+    return config.watch and config.watch_every <= config.train_steps and run.method.makes == "student"
+
+
+def _subject(run: Run, steps: list[int]) -> Subject | None:
+    """Return what is drawn; None of a store without validation prompts."""
+    config = run.config
+    prompts, conditions = run.store.validation()
+    if not conditions:
+        return None
+    return Subject(
+        prompts=prompts[: config.watch_prompts],
+        conditions=conditions[: config.watch_prompts],
+        null=run.null,
+        resolution=config.resolution or run.teacher.default_resolution,
+        num_seeds=config.watch_seeds,
+        steps=steps,
+        reference_steps=config.reference_steps,
+        seed=config.seed,
+    )
+
+
+@contextmanager
+def _untouched_random_state(device: torch.device) -> Iterator[None]:
+    """Within, torch's own random numbers may be drawn without those of the training being others."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+def _words(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

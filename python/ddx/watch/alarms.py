@@ -1,0 +1,124 @@
+"""Alarms: what a student draws moves away from its teacher and from its own best, over several looks.
+
+For a watched number m of the student and m* of the teacher, the deviation at a look is
+
+    dev = |log(m / m*)|        ratios: brightness, contrast, saturation, octaves, variety
+    dev = |m - m*|             shares: clipped
+    dev = m                    the distance to the teacher's pictures
+
+and its excess is dev less the smallest one of the run so far. An alarm needs an excess above its bound at `LOOKS` looks
+in a row. So a student that begins blurred, or that settles a little off its teacher, raises none; one that was nearer
+and leaves does. Looks in the warm-up do not count. The bounds are what healthy runs stay under
+(`benchmarks/collapses.py` fits them on one half of its runs and judges them on the other).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ddx.watch.vector import ratio
+
+LOOKS = 2
+Look = Mapping[str, Any]
+
+_RATE = "lower the learning rate or the guidance"
+_VARIETY = "lower the weight of the adversarial loss or the guidance, or update the fake score more often"
+_SHARP = "lower the learning rate, or raise the half-life of the average"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """When one watched number is an alarm: its excess is above `bound`. `low` and `high`: what it then says, and cure.
+
+    `title` names the number in words.
+    """
+
+    name: str
+    title: str
+    bound: float
+    cure_low: str = _RATE
+    cure_high: str = _RATE
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(name="brightness", title="brightness", bound=0.20),
+    Rule(name="contrast", title="contrast", bound=0.35),
+    Rule(name="saturation", title="saturation", bound=0.35),
+    Rule(name="clipped", title="the share of clipped values", bound=0.05),
+    Rule(name="octave_1", title="the finest detail", bound=0.5, cure_low=_SHARP, cure_high=_SHARP),
+    Rule(name="octave_2", title="fine detail", bound=0.5, cure_low=_SHARP, cure_high=_SHARP),
+    Rule(name="octave_3", title="detail of middle size", bound=0.4),
+    Rule(name="octave_5", title="coarse structure", bound=0.4),
+    Rule(name="variety_features", title="variety over the seeds of a prompt", bound=0.35, cure_low=_VARIETY),
+    Rule(name="variety_pixels", title="variety over the seeds of a prompt, in pixels", bound=0.35, cure_low=_VARIETY),
+    Rule(name="distance", title="the distance to the teacher's pictures", bound=0.5),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alarm:
+    """One alarm: the rule's name, the step of the first of the looks that raise it, why, and what may help."""
+
+    name: str
+    since: int
+    reason: str
+    cure: str
+
+
+def deviations(looks: Sequence[Look], name: str, steps: int) -> list[float]:
+    """Return dev of each look for the number `name`, as the student draws in `steps` steps."""
+    found = []
+    for look in looks:
+        student = look["student"][str(steps)]
+        if name == "distance":
+            found.append(float(student[name]))
+        elif name == "clipped":
+            found.append(abs(student[name] - look["teacher"][name]))
+        else:
+            found.append(abs(math.log(ratio(student[name], look["teacher"][name]))))
+    return found
+
+
+def excesses(looks: Sequence[Look], name: str, steps: int) -> list[float]:
+    """Return how far dev of each look is above the smallest one up to then."""
+    found, least = [], math.inf
+    for value in deviations(looks, name, steps):
+        least = min(least, value)
+        found.append(value - least)
+    return found
+
+
+def alarms(looks: Sequence[Look], steps: int, warm_up: int = 0, rules: Sequence[Rule] = RULES) -> list[Alarm]:
+    """Return the alarms at the last of the looks, those of the first `warm_up` steps left out."""
+    looks = [look for look in looks if look["step"] >= warm_up]
+    found = []
+    for rule in rules:
+        above = [value > rule.bound for value in excesses(looks, rule.name, steps)]
+        streak = next((n for n, value in enumerate(reversed(above)) if not value), len(above))
+        if streak >= LOOKS:
+            found.append(_alarm(rule, looks, looks[len(looks) - streak], steps))
+    return found
+
+
+def _alarm(rule: Rule, looks: Sequence[Look], first: Look, steps: int) -> Alarm:
+    now, since = looks[-1]["student"][str(steps)][rule.name], int(first["step"])
+    if rule.name == "distance":
+        least = min(looks, key=lambda look: float(look["student"][str(steps)]["distance"]))
+        reason = (
+            f"{rule.title} is {now:.3g} since step {since}, and was {_of(least, steps):.3g} at step {least['step']}"
+        )
+        return Alarm(name=rule.name, since=since, reason=reason, cure=rule.cure_high)
+    theirs = looks[-1]["teacher"][rule.name]
+    cure = rule.cure_high if now >= theirs else rule.cure_low
+    if rule.name == "clipped":
+        reason = f"{rule.title} is {now:.3f} since step {since}, the teacher's {theirs:.3f}"
+    else:
+        reason = f"{rule.title} is {ratio(now, theirs):.2g} times the teacher's since step {since}"
+    return Alarm(name=rule.name, since=since, reason=reason, cure=cure)
+
+
+def _of(look: Look, steps: int) -> float:
+    return float(look["student"][str(steps)]["distance"])
