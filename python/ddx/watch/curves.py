@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 WIDTH, HEIGHT = 340, 170
@@ -36,7 +36,7 @@ class Chart:
     """A chart: `lines` of (step, value) by name; `reference`: the teacher's value; `best`: a step; `alarms`: steps."""
 
     title: str
-    lines: dict[str, Sequence[Point]]
+    lines: Mapping[str, Sequence[Point]]
     note: str = ""
     reference: float | None = None
     best: int | None = None
