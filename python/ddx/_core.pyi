@@ -268,8 +268,9 @@ class BatchReader(Iterator[dict[str, Any]]):
     (zero behind each caption's end), `lengths` int32 `[B]`, and, if the store has them, `logvar` `[B, C, h, w]` and
     `pooled` `[B, K]`, float16. Tokens in eight bits are uint8 codes, to be multiplied with `scales` float32 `[B]`.
     A sample of a store with mirrored pictures is one of them half of the time (`flipped`: a list of bool); of several
-    captions it draws one. Raises CoreError naming the shard when `verify` finds bytes that do not match their checksum:
-    at the first reading of a row, and at every one if the store is larger than half of the memory.
+    captions it draws one (`captions` int32 `[B]`: which). Raises CoreError naming the shard when `verify` finds
+    bytes that do not match their checksum: at the first reading of a row, and at every one if the store is larger than
+    half of the memory.
     """
 
     def __new__(

@@ -108,8 +108,13 @@ def read_meter(trainer: Trainer) -> dict[str, float | None]:
     return trainer.meter.read(lambda value: value)
 
 
-def make_store(teacher_folder: Path, folder: Path, *, rows: int = 24, resolution: int | None = None) -> Path:
-    """A real store of generated pictures, made by precompute for the teacher in `teacher_folder`."""
+def make_store(
+    teacher_folder: Path, folder: Path, *, rows: int = 24, resolution: int | None = None, several: bool = False
+) -> Path:
+    """A real store of generated pictures, made by precompute for the teacher in `teacher_folder`.
+
+    several: two captions a row, the second begins with "the light".
+    """
     import io
 
     import numpy as np
@@ -130,7 +135,11 @@ def make_store(teacher_folder: Path, folder: Path, *, rows: int = 24, resolution
     captions = [CAPTIONS[row % len(CAPTIONS)] for row in range(rows)]
     folder.mkdir(parents=True, exist_ok=True)
     parquet = folder / "pictures.parquet"
-    pq.write_table(pa.table({"image": images, "caption": captions}), parquet)
+    columns = {"caption": captions, "other": [f"the light {text}" for text in captions]}
+    pq.write_table(pa.table({"image": images, **columns}), parquet)
     out = folder / "pictures.zarr"
-    config = PrecomputeConfig(teacher=str(teacher_folder), out=out, part_rows=rows, resolution=resolution)
+    named = ("caption", "other") if several else ()
+    config = PrecomputeConfig(
+        teacher=str(teacher_folder), out=out, part_rows=rows, resolution=resolution, caption_column=named
+    )
     return precompute(config, [str(parquet)])

@@ -17,19 +17,15 @@ if TYPE_CHECKING:
 
 
 class Captions:
-    """Reads the captions of all rows once, and gives those of a batch: some 60 bytes a row.
+    """Reads the captions of all rows once, and gives those of a batch: some 60 bytes a caption.
 
-    DdxError for a store whose captions a batch cannot know.
+    DdxError for a store whose embeddings lack their captions in words.
     """
 
     def __init__(self, store: Store) -> None:
         table = pa.concat_tables(tables(store.path, range(store.num_parts), ("caption", "captions", "status")))
-        self._captions, used = table["caption"], pc.equal(table["status"], OK)
-        if pc.any(pc.and_(used, pc.greater(pc.list_value_length(table["captions"]), 1))).as_py():
-            raise DdxError(
-                f"{store.path} has several captions a row, and a batch does not tell which of them it drew",
-                hint="precompute another store with one --caption-column and --max-captions 1",
-            )
+        self._captions, self._lists = table["caption"], table["captions"]
+        used = pc.equal(table["status"], OK)
         lost = pc.sum(pc.and_(used, pc.equal(pc.utf8_trim_whitespace(pc.fill_null(self._captions, "")), ""))).as_py()
         if lost:
             raise DdxError(
@@ -37,7 +33,16 @@ class Captions:
                 hint="precompute the store again from its sources, with their captions",
             )
 
-    def of(self, rows: Tensor) -> list[str]:
-        """Return the captions of these input rows."""
-        found: list[str] = self._captions.take(pa.array(rows.numpy())).to_pylist()
+    def of(self, rows: Tensor, numbers: Tensor | None = None) -> list[str]:
+        """Return the captions of these input rows.
+
+        rows: int64 `[B]`; numbers: int32 `[B]`, which of its captions each row drew, where rows have several.
+        """
+        places = pa.array(rows.numpy())
+        found: list[str]
+        if numbers is None:
+            found = self._captions.take(places).to_pylist()
+        else:
+            lists = self._lists.take(places).to_pylist()
+            found = [texts[number] for texts, number in zip(lists, numbers.tolist(), strict=True)]
         return found

@@ -28,7 +28,8 @@ class StoredBatch:
 
     latents: unscaled, float16 `[B, C, h, w]`, all of one aspect bucket, of a store with means and variances drawn from
     them; condition: padded to the longest caption of the global batch, float16, or float32 of embeddings that exceed
-    it; rows: int64 `[B]`, the input rows; flipped: bool `[B]`, whether a sample is the mirrored picture. On the CPU, in
+    it; rows: int64 `[B]`, the input rows; flipped: bool `[B]`, whether a sample is the mirrored picture; captions:
+    int32 `[B]`, which of its row's captions each sample drew, None in a store of one caption a row. On the CPU, in
     pinned memory where there is a GPU.
     """
 
@@ -36,6 +37,7 @@ class StoredBatch:
     condition: Condition
     rows: Tensor
     flipped: Tensor
+    captions: Tensor | None = None
 
 
 class Loader(IterableDataset[StoredBatch]):
@@ -103,9 +105,9 @@ class Loader(IterableDataset[StoredBatch]):
         mask = torch.arange(tokens.shape[1]) < _tensor(arrays["lengths"])[:, None]
         pooled = self._pinned(_tensor(arrays["pooled"])) if "pooled" in arrays else None
         rows, flipped = self._pinned(_tensor(arrays["rows"])), torch.tensor(arrays["flipped"])
-        return StoredBatch(
-            self._pinned(latents), Condition(self._pinned(tokens), self._pinned(mask), pooled), rows, flipped
-        )
+        condition = Condition(self._pinned(tokens), self._pinned(mask), pooled)
+        captions = _tensor(arrays["captions"]) if "captions" in arrays else None
+        return StoredBatch(self._pinned(latents), condition, rows, flipped, captions)
 
     def _latents(self, arrays: dict[str, Any]) -> Tensor:
         mean = _tensor(arrays["latents"])

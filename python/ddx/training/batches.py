@@ -52,7 +52,7 @@ def micro_batches(run: Run, data: Any, step: int) -> Iterator[Batch]:
     neighbour: Tensor | None = None
     if run.method.reads_neighbours and run.config.batch_size > 1:  # a row alone has no other one
         neighbour = run.ranks.rolled(x0)
-    captions = None if run.captions is None else run.captions.of(data.rows)
+    captions = None if run.captions is None else run.captions.of(data.rows, data.captions)
     for start in range(0, rows, size):
         part = slice(start, min(start + size, rows))
         indices = range(first + part.start, first + part.stop)

@@ -223,13 +223,15 @@ impl PyBatchReader {
         let token_shape = [num, batch.length, store.token_width()];
         let dict = PyDict::new(py);
         let rows = batch.rows.iter().flat_map(|row| row.to_le_bytes()).collect();
-        let lengths = batch.lengths.iter().flat_map(|length| length.to_le_bytes()).collect();
         dict.set_item("rows", Buffer::new(rows, Element::I64, &[num]))?;
-        dict.set_item("lengths", Buffer::new(lengths, Element::I32, &[num]))?;
+        dict.set_item("lengths", i32_buffer(&batch.lengths))?;
         dict.set_item("flipped", batch.flipped)?;
         dict.set_item("latents", Buffer::new(batch.latents, Element::F16, &shape))?;
         if let Some(logvar) = batch.logvar {
             dict.set_item("logvar", Buffer::new(logvar, Element::F16, &shape))?;
+        }
+        if let Some(captions) = batch.captions {
+            dict.set_item("captions", i32_buffer(&captions))?;
         }
         let element = if batch.scales.is_some() { Element::U8 } else { Element::F16 };
         dict.set_item("tokens", Buffer::new(batch.tokens, element, &token_shape))?;
@@ -250,6 +252,11 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyStoreWriter>()?;
     module.add_class::<PyStoreVerifier>()?;
     module.add_class::<PyBatchReader>()
+}
+
+fn i32_buffer(values: &[i32]) -> Buffer {
+    let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    Buffer::new(bytes, Element::I32, &[values.len()])
 }
 
 fn contiguous<'a>(name: &str, buffer: &'a PyBuffer<u8>) -> PyResult<&'a [u8]> {

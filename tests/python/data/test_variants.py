@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from ddx.data.captions import Captions
 from ddx.data.config import PrecomputeConfig
 from ddx.data.loader import Loader
 from ddx.data.precompute import precompute
@@ -192,11 +193,16 @@ def test_a_row_of_several_captions_draws_one_of_those_it_has(
     assert length.shape == (NUM, 2)
     for column, name in enumerate(captions):
         assert np.array_equal(length[:, column], one[name].array("text/length"))
+        assert Captions(one[name]).of(torch.tensor([3, 1])) == [(SHORT, LONG)[column][row] for row in (3, 1)]
     tokens = store.array("text/tokens")
     seen = set()
-    loader = Loader(store, 6, seed=0)
+    loader, words = Loader(store, 6, seed=0), Captions(store)
     for _ in range(20):
         batch = next(loader)
+        assert batch.captions is not None and batch.captions.dtype == torch.int32
+        assert words.of(batch.rows, batch.captions) == [
+            (SHORT, LONG)[column][row] for row, column in zip(batch.rows.tolist(), batch.captions.tolist(), strict=True)
+        ]
         for sample, row in enumerate(batch.rows.tolist()):
             drawn = batch.condition.tokens[sample][batch.condition.mask[sample]].numpy()
             places = store.array("text/offset")[row]
@@ -206,7 +212,7 @@ def test_a_row_of_several_captions_draws_one_of_those_it_has(
                 if places[column] >= 0
                 and np.array_equal(drawn, tokens[places[column] : places[column] + length[row, column]])
             ]
-            assert matching
+            assert matching == [batch.captions[sample]]
             seen.add((row, *matching))
     assert {(0, 0), (0, 1), (2, 1), (4, 0)} <= seen
     assert not {(2, 0), (4, 1)} & seen

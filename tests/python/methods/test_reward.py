@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ddx.memory.fake_run import footprint
 from ddx.methods.base import FAKE, STUDENT, Batch, Turn
 from ddx.methods.parts.reward import SCORER, RewardConfig, WithReward
 from ddx.methods.registry import METHODS, load_method
+from ddx.networks.scorers import Scorer
 from ddx.teachers.base import Teacher
 from ddx.teachers.registry import load_teacher
 from ddx.training.config import DistillConfig
@@ -133,14 +135,24 @@ def test_settings_that_do_not_fit_together_are_refused(settings: dict[str, Any],
         METHODS["diff-instruct"].config(**settings)
 
 
-def test_a_run_reads_the_captions_and_its_record_and_card_name_the_scorer(tmp_path: Path, scorer: str) -> None:
-    folder = make_sana(tmp_path / "teacher")
-    store = make_store(folder, tmp_path / "data", rows=8)
+def test_a_run_reads_the_drawn_captions_and_its_record_and_card_name_the_scorer(
+    tmp_path: Path, scorer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, read, drawn = make_sana(tmp_path / "teacher"), Scorer.text_features, list[str]()
+
+    def recorded(self: Scorer, captions: Sequence[str], device: torch.device) -> torch.Tensor:
+        drawn.extend(captions)
+        return read(self, captions, device)
+
+    monkeypatch.setattr(Scorer, "text_features", recorded)
+    store = make_store(folder, tmp_path / "data", rows=8, several=True)
     config = DistillConfig(
         method="diff-instruct", teacher=str(folder), data=store, out=tmp_path / "student", train_steps=2, batch_size=4,
         loss_balance="norm", sample_every=0, log_every=1, checkpoint_every=0,
     )  # fmt: skip
     out = distill(config, config_of("diff-instruct", scorer))
+    assert {*drawn} <= {*CAPTIONS, *(f"the light {text}" for text in CAPTIONS)}
+    assert {text.startswith("the light") for text in drawn} == {True, False}
     record = json.loads((out / "run.json").read_text())
     assert (record["reward"], record["config"]["reward_weight"]) == (scorer, 1.0)
     assert f"| reward | `{scorer}`, weight 1 |" in (out / "README.md").read_text()

@@ -52,6 +52,8 @@ pub struct Batch {
     pub length: usize,
     /// Tokens of every caption.
     pub lengths: Vec<i32>,
+    /// Which of its row's captions every sample drew, in a store of several captions a row.
+    pub captions: Option<Vec<i32>>,
     /// What every caption's tokens are multiplied with, where they are codes of eight bits.
     pub scales: Option<Vec<f32>>,
     /// Pooled embeddings, if the store has them.
@@ -194,6 +196,8 @@ impl Plan {
             rows: samples.iter().map(|sample| sample.row as i64).collect(),
             flipped: samples.iter().map(|sample| sample.flipped).collect(),
             lengths: samples.iter().map(|sample| self.length(sample) as i32).collect(),
+            captions: (self.store.num_captions() > 1)
+                .then(|| samples.iter().map(|sample| sample.caption as i32).collect()),
             scales: samples.iter().map(|sample| self.store.scale(sample.row, sample.caption)).collect(),
             latents: read(RowArray::Latents, RowArray::Flip)?.unwrap_or_default(),
             logvar: read(RowArray::LogVar, RowArray::LogVarFlip)?,
