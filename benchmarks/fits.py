@@ -3,8 +3,9 @@
     python benchmarks/fits.py
     python benchmarks/fits.py --teachers sdxl --methods lcm sid
 
-A line a teacher and method, GiB with each set of savings. One row a micro-batch and the longest captions: the least
-that a run takes. `ddx distill --memory` chooses from the same.
+A row a teacher and method: what the recipe of `ddx distill` takes with one row a micro-batch and the longest captions,
+then with the savings of `ddx distill --memory` in their order, until the smallest device holds it. Rows that the result
+file has already are not counted again.
 """
 
 from __future__ import annotations
@@ -18,49 +19,26 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import torch
 from _environment import machine, write_result
 
-from ddx.memory.plan import (
-    ACTIVATIONS,
-    ALLOWANCE,
-    AVERAGES,
-    CHECKPOINTING,
-    EIGHT_BITS,
-    FROZEN,
-    LOW_RANK,
-    MOMENTS,
-    ROUNDED,
-    Device,
-    Planner,
-    merged,
-)
-from ddx.methods.registry import method_spec
-from ddx.training.config import DistillConfig
+from ddx.cli.distill_memory import planner_of
+from ddx.config import Settings
+from ddx.errors import DdxError
+from ddx.memory.plan import ALLOWANCE, merged
+from ddx.methods.registry import METHODS
+from ddx.training.resolve import resolve_recipe
 
 TEACHERS = ("sana-600m", "sana-1600m", "sdxl", "z-image", "flux1-dev")
-# one of each kind: a student and its target; a student and a fake score; these and a discriminator on features
-METHODS = ("lcm", "sid", "dmd2")
-ALL_ON_HOST = (MOMENTS, AVERAGES, FROZEN, ACTIVATIONS)
-SAVINGS = {
-    "whole": (CHECKPOINTING,),
-    "bf16 averages": (CHECKPOINTING, ROUNDED),
-    "bf16 averages, 8-bit moments": (CHECKPOINTING, ROUNDED, EIGHT_BITS),
-    "bf16 averages, moments on the host": (CHECKPOINTING, ROUNDED, MOMENTS),
-    "all on the host": (CHECKPOINTING, *ALL_ON_HOST),
-    "low rank": (CHECKPOINTING, LOW_RANK),
-    "low rank, moments on the host": (CHECKPOINTING, LOW_RANK, MOMENTS),
-    "low rank, all on the host": (CHECKPOINTING, LOW_RANK, *ALL_ON_HOST),
-}
 DEVICES = (12, 24, 48, 80, 141)  # GB of the cards that people have
 LARGEST = 150e9  # bytes: what is above without its activations is not counted further
+SAID = ("micro_batch_size",)
 
 
 def main() -> None:
     """Count and write the result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--teachers", nargs="+", default=TEACHERS)
-    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--methods", nargs="+", default=tuple(METHODS))
     parser.add_argument("--name", default="fits", help="name of the result's file")
     arguments = parser.parse_args()
     environment, rows = machine(), rows_so_far(arguments.name)
@@ -71,41 +49,76 @@ def main() -> None:
                 rows.append(count(teacher, method))
                 where = write_result(arguments.name, {"allowance": ALLOWANCE, "rows": rows}, environment)
                 print(f"wrote {where}", flush=True)
-    print_table(rows)
+    for line in table(rows):
+        print(line)
 
 
 def rows_so_far(name: str) -> list[dict[str, Any]]:
-    """Return the rows of an earlier call with the same savings: a long table is counted in several."""
+    """Return the rows of an earlier call: a long table is counted in several."""
     path = Path(__file__).parent / "results" / f"{name}.json"
     rows = json.loads(path.read_text())["result"]["rows"] if path.is_file() else []
-    return [row for row in rows if row["peak_bytes"].keys() == SAVINGS.keys()]
-
-
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """Print what fits which device, as docs/memory.md has it."""
-    print(f"| teacher | method | {' | '.join(f'{size} GB' for size in DEVICES)} |")
-    print("|---|---|" + "---|" * len(DEVICES))
-    for row in rows:
-        fits = [
-            next((k for k, v in row["peak_bytes"].items() if v and v + ALLOWANCE <= size * 1e9), "–")
-            for size in DEVICES
-        ]
-        print(f"| `{row['teacher']}` | `{row['method']}` | {' | '.join(fits)} |")
+    return [row for row in rows if "counted" in row]
 
 
 def count(teacher: str, method: str) -> dict[str, Any]:
-    """Return the peaks of one teacher and method in bytes, by what is saved; None above the largest device."""
-    spec = method_spec(method)
-    config = DistillConfig(method=method, teacher=teacher, **{**spec.method.defaults, "micro_batch_size": 1})
-    planner = Planner(config, spec.config(), None, device=Device(True, torch.bfloat16))
-    peaks: dict[str, int | None] = {}
-    for name, choices in SAVINGS.items():
-        changes = merged(config, choices)
-        found = planner.footprint(dataclasses.replace(config, **changes), limit=LARGEST).peak.num_bytes
-        peaks[name] = found if found <= LARGEST else None
-    shown = ", ".join(f"{name} {'more' if size is None else f'{size / 2**30:.1f}'}" for name, size in peaks.items())
-    print(f"{teacher} {method}: {shown} GiB", flush=True)
-    return {"teacher": teacher, "method": method, "peak_bytes": peaks}
+    """Return the peaks in bytes of one teacher and method, saving by saving; or why the two do not go together."""
+    values = {"teacher": teacher, "method": method, "micro_batch_size": 1, "memory": f"{DEVICES[-1]}GB"}
+    counted: list[dict[str, Any]] = []
+    try:
+        recipe = resolve_recipe([Settings(values, "the benchmark")])
+        planner = planner_of(recipe)
+        for choices in planner.ladder(SAID):
+            settings = merged(recipe.config, choices)
+            found = planner.footprint(dataclasses.replace(recipe.config, **settings), limit=LARGEST)
+            peak = found.peak.num_bytes
+            counted.append({"settings": settings, "peak_bytes": peak, "host_bytes": found.host_bytes})
+            print(f"{teacher} {method} {settings}: {peak / 2**30:.1f} GiB", flush=True)
+            if peak + ALLOWANCE <= DEVICES[0] * 1e9:
+                break
+    except DdxError as error:
+        print(f"{teacher} {method}: {error}", flush=True)
+        return {"teacher": teacher, "method": method, "counted": [], "refused": str(error)}
+    return {"teacher": teacher, "method": method, "counted": counted}
+
+
+def first_fit(row: dict[str, Any], size: int) -> dict[str, Any] | None:
+    """Return the settings of the first saving with which a device of `size` GB holds the step."""
+    fits = (saving for saving in row["counted"] if saving["peak_bytes"] + ALLOWANCE <= size * 1e9)
+    return next((saving["settings"] for saving in fits), None)
+
+
+def named(settings: dict[str, Any] | None) -> str:
+    """Return a saving in few words: its last and dearest parts."""
+    if settings is None:
+        return "–"
+    offloaded, words = settings.get("offload", ()), []
+    if "lora_rank" in settings:
+        words.append("LoRA")
+    if len(offloaded) > 1:
+        words.append("all on the host")
+    elif offloaded:
+        words.append("moments on the host")
+    elif "optimizer" in settings:
+        words.append("8-bit moments")
+    elif "average_dtype" in settings:
+        words.append("bf16 averages")
+    elif not words and settings:
+        words.append("checkpointing")
+    return ", ".join(words) or "as it is"
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the lines of docs/memory.md; methods that a teacher's devices hold with the same savings share one."""
+    shared: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        if row["counted"]:
+            cells = tuple(named(first_fit(row, size)) for size in DEVICES)
+            shared.setdefault((row["teacher"], *cells), []).append(f"`{row['method']}`")
+    lines = [
+        f"| teacher | methods | {' | '.join(f'{size} GB' for size in DEVICES)} |",
+        "|---|---|" + "---|" * len(DEVICES),
+    ]
+    return lines + [f"| `{key[0]}` | {' '.join(methods)} | {' | '.join(key[1:])} |" for key, methods in shared.items()]
 
 
 if __name__ == "__main__":

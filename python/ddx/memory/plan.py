@@ -139,7 +139,7 @@ class Planner:
         `note` is told what is tried. UsageError, with the least that would do, where nothing fits.
         """
         limit, config = num_bytes - ALLOWANCE, self.config
-        for choices in self._ladder(said):
+        for choices in self.ladder(said):
             settings = merged(self.config, choices)
             config = dataclasses.replace(self.config, **settings)
             shown = ", ".join(f"{name} {_text(value)}" for name, value in settings.items()) or "the recipe as it is"
@@ -158,7 +158,7 @@ class Planner:
             "fewer networks (`ddx list methods`)",
         )
 
-    def _ladder(self, said: Collection[str]) -> Iterator[tuple[Choice, ...]]:
+    def ladder(self, said: Collection[str]) -> Iterator[tuple[Choice, ...]]:
         """Yield the choices that change something and that the user has not decided, from cheap to dear."""
         before = None
         for choices in LADDER:
