@@ -119,6 +119,12 @@ class PrecomputeConfig:
     append: bool = option(False, "add the rows to the existing store of --out")
     prefetch_rows: int | None = option(None, "rows to fetch and decode ahead (none: enough for the settings above)")
     decode_threads: int | None = option(None, "threads that decode (none: one per core)")
+    rank: int | None = option(
+        None, "number of this process among --world, from 0: a task of a job array (none: torchrun's)", metavar="N"
+    )
+    world: int | None = option(
+        None, "number of processes that share the work, which meet through files alone (none: torchrun's)", metavar="N"
+    )
     dtype: str = option("auto", "dtype of the encoders (auto: bf16 on a GPU)", choices=("auto", "float32", "bf16"))
     device: str = option("auto", "device to encode on (auto: a GPU if present)", metavar="DEVICE")
 
@@ -156,8 +162,22 @@ class PrecomputeConfig:
                 cure = f"did you mean `{near}`?" if near else "statuses are " + ", ".join(STATUSES)
                 raise UsageError(f"retry = {pattern}: no row fails like that", hint=cure)
         self._check_synthetic()
+        self._check_rank()
         if self.host_rate is not None and not self.host_rate > 0:
             raise UsageError(f"host_rate = {self.host_rate} is not above 0", hint="--host-rate 2 is two a second")
+
+    def _check_rank(self) -> None:
+        if (self.rank is None) != (self.world is None):
+            given, missing = ("rank", "world") if self.world is None else ("world", "rank")
+            raise UsageError(
+                f"{given} = {getattr(self, given)} says nothing without {missing}",
+                hint="--rank $SLURM_ARRAY_TASK_ID --world $SLURM_ARRAY_TASK_COUNT",
+            )
+        if self.rank is not None and self.world is not None and not 0 <= self.rank < self.world:
+            raise UsageError(
+                f"rank = {self.rank} is not among the {self.world} of world, which count from 0",
+                hint=f"number the tasks from 0: sbatch --array=0-{max(self.world, 1) - 1}",
+            )
 
     def _check_synthetic(self) -> None:
         """Refuse what has no meaning where pictures are drawn, and settings of drawing where they are not."""

@@ -1,4 +1,4 @@
-"""Precompute under torchrun: each rank takes its parts, and they meet through files alone, on one node or many."""
+"""Precompute in several processes: each takes its parts, and they meet through files alone, on one node or many."""
 
 from __future__ import annotations
 
@@ -12,28 +12,37 @@ from pathlib import Path
 from ddx.errors import DdxError, cannot_write
 from ddx.workspace import LOCKS
 
+CREATE = "create"  # the lock of whoever creates a store
 READERS = "readers"  # the lock that whoever reads a store's shards holds, shared
 COMPLETE = "complete"  # the lock of whoever declares a store complete, or no longer so
 
 
 @dataclass(frozen=True)
 class Rank:
-    """This process among those that `torchrun` started; alone without it."""
+    """This process among those of `torchrun` or of a job array; alone without either."""
 
     rank: int = 0
     world: int = 1
     local: int = 0
+    apart: bool = False  # a job of its own, with a log of its own
 
     @classmethod
-    def here(cls) -> Rank:
-        """Read the environment that torchrun sets."""
-        rank, world, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-        return cls(rank, max(world, 1), local)
+    def here(cls, rank: int | None = None, world: int | None = None) -> Rank:
+        """Return what is given, or read the environment that torchrun sets."""
+        if rank is not None and world is not None:
+            return cls(rank, world, apart=True)
+        number, count, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        return cls(number, max(count, 1), local)
 
     @property
     def is_first(self) -> bool:
-        """Whether this process creates the store and speaks for all."""
+        """Whether this process does what one has to do for all."""
         return self.rank == 0
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this process tells of its progress."""
+        return self.is_first or self.apart
 
 
 @contextmanager

@@ -112,6 +112,31 @@ def test_two_ranks_make_the_bytes_of_one(
     assert shard_bytes(tmp_path / "two.zarr") == shard_bytes(undisturbed)
 
 
+def test_tasks_of_an_array_need_neither_a_first_one_nor_all(
+    ddx: Ddx, undisturbed: Path, source: Source, config: PrecomputeConfig, tmp_path: Path
+) -> None:
+    source.released.set()
+    line = arguments(source, config, tmp_path / "array.zarr")
+    for task in [ddx(*line, "--rank", str(number), "--world", "3") for number in (2, 1)]:  # the one with 0 never starts
+        _, err = finish(task)
+        assert "rows" in err  # each tells of its progress: it has a log of its own
+    assert shard_bytes(tmp_path / "array.zarr") == shard_bytes(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("given", "message", "cure"),
+    [
+        ({"rank": 0}, "rank = 0 says nothing without world", "--world $SLURM_ARRAY_TASK_COUNT"),
+        ({"world": 4}, "world = 4 says nothing without rank", "--rank $SLURM_ARRAY_TASK_ID"),
+        ({"rank": 4, "world": 4}, "rank = 4 is not among the 4 of world", "--array=0-3"),
+    ],
+)
+def test_a_rank_that_is_none_of_the_world_is_refused(given: dict[str, int], message: str, cure: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        PrecomputeConfig(**given)
+    assert cure in str(caught.value.hint)
+
+
 @pytest.mark.parametrize(("key", "value"), [("batch_size", 2), ("max_upscale", 2.0), ("dtype", "bf16")])
 def test_other_settings_are_refused_by_name_and_nothing_is_touched(
     undisturbed: Path, source: Source, config: PrecomputeConfig, key: str, value: object

@@ -17,6 +17,7 @@ from ddx.data.precompute.append import SECONDS_BETWEEN_LOOKS, make_room
 from ddx.data.precompute.encode import Captions, Text, as_text, needed_scale, pack
 from ddx.data.precompute.part_writer import raw
 from ddx.data.precompute.plan import Plan, with_text
+from ddx.data.ranks import CREATE, claim
 from ddx.data.segments import read_attributes
 from ddx.errors import DdxError, UsageError
 
@@ -25,18 +26,21 @@ if TYPE_CHECKING:
 
 
 def open_writer(plan: Plan) -> tuple[Plan, StoreWriter]:
-    """The store's writer. The first rank creates what is missing or lets it grow, the others wait for it.
+    """The store's writer. Whichever rank comes first creates what is missing; rank 0 lets a store grow.
 
     Raises UsageError naming the setting in which an existing store differs; nothing is ever deleted.
     """
     found = read_attributes(plan.store)
-    while found is None and not plan.rank.is_first and not plan.config.append:
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-        found = read_attributes(plan.store)
-    if found is None and not plan.config.append:
-        if plan.store.is_file():
-            raise UsageError(f"{plan.store} is a file", hint="give the folder of a store with --out")
-        return _create(plan)
+    if found is None and plan.store.is_file():
+        raise UsageError(f"{plan.store} is a file", hint="give the folder of a store with --out")
+    while found is None and not plan.config.append:
+        # Any rank may be the first: of a job array, the task with number 0 may start last, or never.
+        with claim(plan.store, CREATE) as mine:
+            found = read_attributes(plan.store)
+            if found is None and mine:
+                return _create(plan)
+        if found is None:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
     found, plan = make_room(plan)
     with core_errors():
         text_scale = float(found.get("text_scale", 1.0))

@@ -141,7 +141,7 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Works
         )
     from ddx.teachers.registry import load_teacher
 
-    rank = Rank.here()
+    rank = Rank.here(config.rank, config.world)
     dtype = None if config.dtype == "auto" else config.dtype
     teacher = load_teacher(
         config.teacher, device=find_device(config.device, rank.local), dtype=dtype, resolution=config.resolution

@@ -58,7 +58,7 @@ def precompute(
     """
     progress = progress or NullProgress()
     plan = make_plan(config, sources, workspace)
-    if not plan.rank.is_first:
+    if not plan.rank.speaks:
         progress = NullProgress()
     progress.log(plan.reads)
     for line in plan.input.left_out:
