@@ -31,7 +31,8 @@ def fitted(invocation: Invocation, recipe: Recipe) -> tuple[Recipe, Footprint]:
     peak, settings = in_gib(fit.footprint.peak.num_bytes), to_dict(fit.config)
     chosen = "; ".join(f"{name} {_said(settings[name])} ({why})" for name, why in fit.reasons.items())
     progress.log(f"memory: {peak} at the peak, with {chosen or 'the recipe as it is'}")
-    return dataclasses.replace(recipe, config=fit.config, chosen=fit.reasons), fit.footprint
+    reasons = {name: f"--memory: {why}" for name, why in fit.reasons.items()}
+    return dataclasses.replace(recipe, config=fit.config, chosen={**recipe.chosen, **reasons}), fit.footprint
 
 
 def _said(value: Any) -> str:

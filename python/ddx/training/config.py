@@ -19,6 +19,7 @@ RESUMABLE_CHANGES = frozenset(
         *("sample_every", "sample_prompts", "sample_steps", "reference_steps"),
         *("watch", "watch_every", "watch_cost", "watch_prompts", "watch_seeds"),
         *("keep_best", "patience", "stop_on_alarm"),
+        *("lr_scaling", "warmup_images"),  # what follows from them is compared itself
     )
 )
 # What may differ if the command names it and the folder: it goes into the record's history.
@@ -67,6 +68,14 @@ class DistillConfig:
     learning_rate: float = option(2e-6, "peak learning rate of AdamW")
     lr_schedule: str = option("constant", "learning rate after the warm-up", choices=("constant", "cosine", "linear"))
     warmup_steps: int = option(200, "steps over which the learning rate rises from zero")
+    warmup_images: int | None = option(
+        None, "the same in images, for a warm-up that does not depend on the batch (none: warmup_steps)"
+    )
+    lr_scaling: str = option(
+        "none",
+        "how the recipe's learning rate follows --batch-size: linear, or with its square root, from the recipe's batch",
+        choices=("none", "linear", "sqrt"),
+    )
     adam_beta1: float = option(0.9, "decay of AdamW's mean of gradients")
     adam_beta2: float = option(0.999, "decay of AdamW's mean of squared gradients")
     adam_epsilon: float = option(1e-8, "AdamW's epsilon")
@@ -217,6 +226,7 @@ _LEAST = {
     "batch_size": 1,
     "micro_batch_size": 1,
     "warmup_steps": 0,
+    "warmup_images": 0,
     "weight_decay": 0.0,
     "lora_rank": 0,
     "ema_half_life": 0.0,

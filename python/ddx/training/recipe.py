@@ -23,7 +23,7 @@ class Recipe:
     preset: Preset
     method_defaults: Collection[str]
     layers: Sequence[Settings]
-    chosen: Mapping[str, str] = field(default_factory=dict)  # what `--memory` chose, and why
+    chosen: Mapping[str, str] = field(default_factory=dict)  # what a flag for something else decided, and why
 
     @property
     def decided(self) -> frozenset[str]:
@@ -44,7 +44,7 @@ class Recipe:
 
     def _origin(self, key: str, said: Mapping[str, str]) -> str:
         if key in self.chosen:
-            return f"ddx: --memory: {self.chosen[key]}"
+            return f"ddx: {self.chosen[key]}"
         if key in said:
             return f"yours: --{key.replace('_', '-')}" if said[key] == FLAGS else f"yours: {said[key]}"
         if key == "preset" and self.preset.name is not None:

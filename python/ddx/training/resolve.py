@@ -12,6 +12,7 @@ from ddx.errors import UsageError
 from ddx.methods.registry import METHODS, method_spec
 from ddx.run_record import read_run
 from ddx.teachers.registry import teacher_key
+from ddx.training.batch_scaling import follow_batch
 from ddx.training.config import DistillConfig
 from ddx.training.prepare_config import PrepareConfig
 from ddx.training.preset_file import Preset
@@ -51,6 +52,8 @@ def resolve_recipe(layers: Sequence[Settings], workspace: Workspace | None = Non
     defaults = Settings(method.method.defaults, f"the defaults of {method.name}")
     config, method_config, *added = build_many((DistillConfig, *method.configs), defaults, preset.settings, *layers)
     config = dataclasses.replace(config, preset=preset.name or "none", teacher=teacher_key(config.teacher))
+    recipe_batch = int(preset.settings.get("batch_size", defaults.get("batch_size", DistillConfig.batch_size)))
+    config, chosen = follow_batch(config, recipe_batch, values)
     return Recipe(
         config=config,
         method_config=method_config,
@@ -58,6 +61,7 @@ def resolve_recipe(layers: Sequence[Settings], workspace: Workspace | None = Non
         preset=preset,
         method_defaults=tuple(defaults),
         layers=layers,
+        chosen=chosen,
     )
 
 

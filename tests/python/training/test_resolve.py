@@ -14,7 +14,7 @@ from ddx.methods.shortcut import ShortcutConfig
 from ddx.run_record import write_run
 from ddx.training.prepare_config import PrepareConfig
 from ddx.training.presets import preset_folder, preset_names
-from ddx.training.resolve import resolve, resolve_preparation
+from ddx.training.resolve import resolve, resolve_preparation, resolve_recipe
 
 
 def layers(**values: Any) -> list[Settings]:
@@ -28,6 +28,35 @@ def test_the_preset_of_the_teacher_lies_under_what_is_given() -> None:
     assert plain.preset == "none" and tuned.preset == "sana-tiny-lcm" and tuned.seed == 5
     assert tuned.batch_size != plain.batch_size and mine.batch_size == 3
     assert isinstance(method, LCMConfig) and method != LCMConfig() and added == AddedDiscriminatorConfig()
+
+
+@pytest.mark.parametrize(("scaling", "factor"), [("none", 1.0), ("sqrt", 2.0), ("linear", 4.0)])
+def test_rate_and_warm_up_follow_the_batch_where_asked(scaling: str, factor: float) -> None:
+    recipe, *_ = resolve(layers(teacher="sana-tiny", method="shortcut"))
+    given: dict[str, Any] = {"batch_size": 4 * recipe.batch_size, "lr_scaling": scaling, "warmup_images": 100}
+    mine, *_ = resolve(layers(teacher="sana-tiny", method="shortcut", **given))
+    assert mine.learning_rate == pytest.approx(factor * recipe.learning_rate)
+    assert mine.warmup_steps == 4  # of 32 images
+
+
+def test_what_follows_the_batch_says_so() -> None:
+    given: dict[str, Any] = {"batch_size": 32, "lr_scaling": "sqrt", "warmup_images": 100}
+    recipe = resolve_recipe(layers(teacher="sana-tiny", method="shortcut", **given))
+    assert recipe.origins["learning_rate"] == "ddx: --lr-scaling sqrt: 0.0005 is for batches of 8"
+    assert recipe.origins["warmup_steps"] == "ddx: --warmup-images 100"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"lr_scaling": "linear", "learning_rate": 1e-4}, "learning_rate = 0.0001 is given"),
+        ({"warmup_images": 100, "warmup_steps": 10}, "say the same"),
+    ],
+)
+def test_what_would_follow_the_batch_is_not_given_too(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        resolve(layers(teacher="sana-tiny", **given))
+    assert caught.value.hint == "leave one of them away"
 
 
 def test_another_teacher_has_the_published_defaults() -> None:
