@@ -14,6 +14,7 @@ PACKAGE = ROOT / "python" / "ddx"
 # A piece may import those of lower rank and itself; pieces of equal rank may not import each other, but for the ones
 # that SIDEWAYS names.
 RANK = {
+    "__main__": 7,
     "cli": 6,
     "export": 5,
     "training": 5,
