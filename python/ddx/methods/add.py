@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ddx.config import option
 from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
-from ddx.methods.parts.adversarial import DISCRIMINATOR, discriminator_rows, generator_rows, pooled
+from ddx.methods.parts.adversarial import ACCURACY, DISCRIMINATOR, discriminator_rows, generator_rows, pooled
 from ddx.methods.parts.adversarial_student import AdversarialStudent, AdversarialStudentConfig
 from ddx.methods.parts.config import at_least, changed
 from ddx.methods.parts.flow_view import clean, mean_square
@@ -89,8 +89,8 @@ class ADD(AdversarialStudent):
         judged = self.judged(networks[DISCRIMINATOR], batch)
         if not of_student:
             direction = batch.random.normal(*real.shape[1:]) if self.config.r1_weight > 0.0 else real
-            loss = discriminator_rows(self.config, judged, real, fake, direction)
-            return Losses(by_network={DISCRIMINATOR: loss})
+            loss, right = discriminator_rows(self.config, judged, real, fake, direction)
+            return Losses(by_network={DISCRIMINATOR: loss}, tracked={ACCURACY: right})
         adversarial = generator_rows(self.config, judged, real, fake)
         regression = self.regression(x, batch)
         return Losses(

@@ -26,7 +26,7 @@ from ddx.config import option
 from ddx.kernels.dmd import guarded_dmd_loss
 from ddx.kernels.guarded_loss import GuardedLoss
 from ddx.methods.base import FAKE, STUDENT, Batch, Losses, NetworkSpec, Turn
-from ddx.methods.parts.adversarial import DISCRIMINATOR, AdversarialConfig, FeatureJudge
+from ddx.methods.parts.adversarial import ACCURACY, DISCRIMINATOR, AdversarialConfig, FeatureJudge
 from ddx.methods.parts.config import at_least, changed
 from ddx.methods.parts.score_distillation import Generated, ScoreConfig, ScoreDistillation, Scores
 from ddx.networks.guidance import guidance_input
@@ -94,7 +94,7 @@ class DMD2(ScoreDistillation):
             return losses
         t, real_t, fake_t = self._judged(x, batch)
         with guidance_input(networks[FAKE], guidance):
-            loss = self.judge.discriminator_loss(
+            loss, right = self.judge.discriminator_loss(
                 networks[DISCRIMINATOR],
                 networks[FAKE],
                 real_t,
@@ -104,7 +104,8 @@ class DMD2(ScoreDistillation):
                 self.draw_noise(batch),
                 network_gradient=self.config.fake_gan_weight,
             )
-        return replace(losses, by_network={**losses.by_network, DISCRIMINATOR: loss})
+        by_network = {**losses.by_network, DISCRIMINATOR: loss}
+        return replace(losses, by_network=by_network, tracked={**losses.tracked, ACCURACY: right})
 
     def second_loss(
         self, made: Generated, seen: Scores, batch: Batch, networks: Mapping[str, nn.Module], guidance: Tensor | float

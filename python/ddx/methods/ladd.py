@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
-from ddx.methods.parts.adversarial import DISCRIMINATOR, FeatureJudge
+from ddx.methods.parts.adversarial import ACCURACY, DISCRIMINATOR, FeatureJudge
 from ddx.methods.parts.adversarial_student import AdversarialStudent, AdversarialStudentConfig
 from ddx.teachers.base import Teacher
 
@@ -58,5 +58,5 @@ class LADD(AdversarialStudent):
         if of_student:
             loss = times.weight * self.judge.generator_loss(*seen)
             return Losses(by_network={STUDENT: loss}, generated=x)
-        loss = self.judge.discriminator_loss(*seen, self.draw_noise(batch))
-        return Losses(by_network={DISCRIMINATOR: times.weigh(loss)})
+        loss, right = self.judge.discriminator_loss(*seen, self.draw_noise(batch))
+        return Losses(by_network={DISCRIMINATOR: times.weigh(loss)}, tracked={ACCURACY: right})

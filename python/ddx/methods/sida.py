@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ddx.config import option
 from ddx.errors import UsageError
 from ddx.methods.base import FAKE, Batch, Losses, Turn
-from ddx.methods.parts.adversarial import discriminator_loss, generator_loss
+from ddx.methods.parts.adversarial import ACCURACY, accuracy, discriminator_loss, generator_loss
 from ddx.methods.parts.config import at_least, changed, within
 from ddx.methods.parts.fake_guidance import FakeGuidance, FakeGuidanceConfig
 from ddx.methods.parts.score_distillation import Generated, Scores
@@ -102,8 +102,9 @@ class SiDA(FakeGuidance, SiD):
         logits = [self.judge.logits(found[0], x_t, batch.condition) for found in (of_real, seen)]
         judged = 0.5 * discriminator_loss("softplus", *logits)
         loss, dropped = denoising_loss(self.config, velocity, noise - x, times.t, self.fake_weight)
+        tracked = {"discriminator": judged, ACCURACY: accuracy("softplus", *logits)}
         weighed = times.weigh(loss + self.config.fake_gan_weight * judged.masked_fill(dropped, 0.0))
-        return Losses(by_network={FAKE: weighed}, dropped={FAKE: dropped}, tracked={"discriminator": judged})
+        return Losses(by_network={FAKE: weighed}, dropped={FAKE: dropped}, tracked=tracked)
 
     def look(
         self, x: Tensor, batch: Batch, fake: nn.Module, guidance: Tensor | float, time: Tensor | None = None

@@ -82,8 +82,11 @@ def spread(points: Tensor) -> Tensor:
 def energy_distance(first: Tensor, second: Tensor) -> Tensor:
     """Return how far two sets of points of each prompt are apart, over all prompts, `[]`; 0 in expectation for equals.
 
-    2 E|x - y| - E|x - x'| - E|y - y'|, without a point's distance to itself, so that it may be below 0 (Szekely &
-    Rizzo 2013). first, second: `[P, S, D]`.
+    2 E|x - y| - E|x - x'| - E|y - y'|, each over pairs of two noises (Szekely & Rizzo 2013): the points of one noise
+    are like each other in both sets, and would make them look nearer than they are. It may be below 0. first, second:
+    `[P, S, D]`, S at least 2, the noises in one order.
     """
-    between = torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist").mean()
-    return 2.0 * between - spread(first) - spread(second)
+    num = first.shape[1]
+    between = torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")
+    between = between.sum(dim=(1, 2)) - between.diagonal(dim1=1, dim2=2).sum(1)
+    return 2.0 * between.mean() / (num * (num - 1)) - spread(first) - spread(second)

@@ -17,6 +17,7 @@ from ddx.methods.base import FAKE, STUDENT, Turn
 from ddx.methods.parts.adversarial import (
     DISCRIMINATOR,
     LOSSES,
+    accuracy,
     discriminator_loss,
     generator_loss,
     gradient_penalty,
@@ -57,6 +58,11 @@ def test_the_losses_are_those_of_their_papers(kind: str) -> None:
                 of_d.append(sum(softplus(b - a) for a, b in pairs) / 2)
                 of_g.append(sum(softplus(a - b) for a, b in pairs) / 2)
     torch.testing.assert_close(discriminator_loss(kind, real, fake), torch.tensor(of_d))
+    right = [
+        sum((a > b) if kind == "relativistic" else ((a > 0) + (b < 0)) / 2 for a, b in zip(r, f, strict=True)) / 2
+        for r, f in zip(real.tolist(), fake.tolist(), strict=True)
+    ]
+    torch.testing.assert_close(accuracy(kind, real, fake), torch.tensor(right))
     torch.testing.assert_close(generator_loss(kind, fake, real), torch.tensor(of_g))
 
 
@@ -229,7 +235,7 @@ def test_sana_sprint_is_scm_with_a_second_loss_and_wrong_captions_for_fakes(tmp_
     random = make_batch(teacher).random
     assert wrong is not None
     torch.testing.assert_close(wrong, (1 - s4) * batch.x0[[3, 0, 1, 2]] + s4 * random.normal(*batch.x0.shape[1:]))
-    loss = method.discriminator.judge.discriminator_loss(*arguments, misaligned=wrong)
+    loss = method.discriminator.judge.discriminator_loss(*arguments, misaligned=wrong).loss
     by_hand = torch.relu(1 - logits(real)) + 0.5 * (torch.relu(1 + logits(fake)) + torch.relu(1 + logits(wrong)))
     torch.testing.assert_close(loss, by_hand.mean(1))
 
@@ -242,7 +248,7 @@ def test_the_penalty_joins_the_discriminator_s_loss_at_the_noised_real_input() -
     plain, exact = (make_method("ladd", teacher, r1_weight=w, r1_form="exact") for w in (0.0, 3.0))
     heads = plain.judge.build()
     arguments = (heads, teacher.network(), real, fake, t, condition, direction)
-    added = exact.judge.discriminator_loss(*arguments) - plain.judge.discriminator_loss(*arguments)
+    added = exact.judge.discriminator_loss(*arguments).loss - plain.judge.discriminator_loss(*arguments).loss
     x = real.clone().requires_grad_()
     logits = exact.judge.logits(heads, teacher.network(), x, t, condition).mean(1)
     slope = torch.autograd.grad(logits.sum(), x)[0].flatten(1)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ddx.config import option
 from ddx.errors import UsageError
 from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
-from ddx.methods.parts.adversarial import DISCRIMINATOR, FeatureJudge, JudgeConfig
+from ddx.methods.parts.adversarial import ACCURACY, DISCRIMINATOR, FeatureJudge, JudgeConfig
 from ddx.methods.parts.around import Around
 from ddx.methods.parts.config import at_least
 from ddx.methods.parts.flow_method import FlowMethod
@@ -66,10 +66,10 @@ class AddedDiscriminator:
         direction = self.method.draw_noise(batch)
         wrong = None if misaligned is None else misaligned(batch, s)
         network = self.method.teacher.network()
-        loss = self.judge.discriminator_loss(
+        loss, right = self.judge.discriminator_loss(
             heads, network, real_s, fake_s, s, batch.condition, direction, misaligned=wrong
         )
-        return Losses(by_network={DISCRIMINATOR: loss})
+        return Losses(by_network={DISCRIMINATOR: loss}, tracked={ACCURACY: right})
 
     def added_to(self, losses: Losses, heads: nn.Module, x: Tensor, batch: Batch) -> Losses:
         """Return the method's losses, with the adversarial one on x as a second of the student."""

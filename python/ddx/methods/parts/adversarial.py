@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from ddx.networks.heads import KINDS, Discriminator
 from ddx.teachers.condition import Condition
 
 DISCRIMINATOR = "discriminator"
+ACCURACY = "discriminator_accuracy"  # as the metrics have it
 LOSSES = ("hinge", "softplus", "relativistic")
 R1_STEP = 0.01
 
@@ -80,6 +82,21 @@ def discriminator_loss(kind: str, real: Tensor, fake: Tensor) -> Tensor:
     return loss.mean(1)
 
 
+class Verdict(NamedTuple):
+    """The discriminator's loss of each row, and the share of its logits that are right, both `[B]`."""
+
+    loss: Tensor
+    accuracy: Tensor
+
+
+@torch.no_grad()
+def accuracy(kind: str, real: Tensor, fake: Tensor) -> Tensor:
+    """Return the share of logits, both `[B, K]`, that are right, `[B]`: the sign of each, or relativistic of a pair."""
+    if kind == "relativistic":
+        return (real > fake).float().mean(1)
+    return 0.5 * ((real > 0.0).float() + (fake < 0.0).float()).mean(1)
+
+
 def generator_loss(kind: str, fake: Tensor, real: Tensor | None = None) -> Tensor:
     """Return the generator's loss of each row, `[B]`; `real` logits matter to the relativistic form alone."""
     match kind:
@@ -118,20 +135,20 @@ def discriminator_rows(
     *,
     misaligned: Tensor | None = None,
     penalised: Callable[[Tensor], Tensor] | None = None,
-) -> Tensor:
-    """Return the discriminator's loss of each row, `[B]`, with its gradient penalty at the real input.
+) -> Verdict:
+    """Return the discriminator's loss of each row with its gradient penalty at the real input, and its accuracy.
 
     judged: from an input to logits `[B, K]`, and `penalised` the one whose gradient is held (None: the same);
     misaligned: inputs that make up half of the fakes.
     """
-    of_real = judged(real)
-    loss = discriminator_loss(config.gan_loss, of_real, judged(fake))
+    of_real, of_fake = judged(real), judged(fake)
+    loss = discriminator_loss(config.gan_loss, of_real, of_fake)
     if misaligned is not None:
         loss = 0.5 * (loss + discriminator_loss(config.gan_loss, of_real, judged(misaligned)))
     if config.r1_weight > 0.0:
         found = gradient_penalty(penalised or judged, real, config.r1_form, direction)
         loss = loss + 0.5 * config.r1_weight * found
-    return loss
+    return Verdict(loss, accuracy(config.gan_loss, of_real, of_fake))
 
 
 def generator_rows(config: AdversarialConfig, judged: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
@@ -208,8 +225,8 @@ class FeatureJudge:
         *,
         misaligned: Tensor | None = None,
         network_gradient: float = 1.0,
-    ) -> Tensor:
-        """Return the discriminator's loss of each row, `[B]`, with its gradient penalty at the noised real latents.
+    ) -> Verdict:
+        """Return the discriminator's loss of each row with its gradient penalty at the noised real latents.
 
         direction: unit noise, shaped as the latents, along which a finite difference is taken. misaligned: noised real
         latents of other captions, which make up half of the fakes.
