@@ -105,6 +105,8 @@ class Watch:
         if self.best.step is not None:
             found["best"] = self.best.as_record()
         raised = dict.fromkeys(alarm["name"] for look in self.history.looks for alarm in look["alarms"])
+        share = self.pace.share
+        found["watch"] = {"looks": len(self.history.looks), "share": None if share is None else round(share, 4)}
         return {**found, "alarms": list(raised)}
 
     def write_page(self, *, finished: bool) -> None:
