@@ -109,6 +109,8 @@ logging-steps log-steps log-iters log-interval log-freq logging-iter tick -> --l
 validation-prompt validation-prompts text-prompts final-validation-prompt -> grids show the teacher's standard
     prompts, --sample-prompts of them; `ddx sample --prompt TEXT` draws others
 skip-final-inference -> --sample-every 0
+early-stopping early-stopping-patience early-stop-patience early-stop -> --patience
+load-best-model-at-end metric-for-best-model save-best save-best-only best-metric -> --keep-best
 distill-method distillation-method algorithm algo distillation-type train-mode -> --method
 loss-type loss-fn criterion -> --loss
 w-min cfg-min guidance-scale-min -> --guidance-min, which is w_min + 1: the scale s here is that of uncond + s
