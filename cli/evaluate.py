@@ -62,12 +62,14 @@ def _dry_run(invocation: Invocation, config: EvaluateConfig) -> int:
     from ddx.cli.console import emit_settings
     from ddx.config import to_dict
     from ddx.sampling.run import choose_student
+    from ddx.teachers.samplers.names import SAMPLERS
 
     alone = config.student is None and config.teacher is not None
     student = None if alone else str(choose_student(config.student, invocation.workspace))
     chosen = min(config.diversity_captions, config.num_images)
     pictures = config.num_images + chosen * config.diversity_seeds
-    passes = 2 * sum(config.teacher_steps) * max(len(config.guidance), 1) + sum(config.steps)
+    of_teacher = sum(SAMPLERS[config.sampler].passes(steps) for steps in config.teacher_steps)
+    passes = 2 * of_teacher * max(len(config.guidance), 1) + sum(config.steps)
     planned = {
         **to_dict(config),
         "student": student or "the newest of this teacher",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ddx.config import option
 from ddx.errors import UsageError
+from ddx.teachers.samplers.names import NAMES, OWN
 from ddx.teachers.size import Size, pixels_of
 
 
@@ -18,6 +19,9 @@ class EvaluateConfig:
     student: Path | None = option(None, "student to score (none: the newest)", metavar="PATH")
     steps: tuple[int, ...] = option((1, 2, 4), "step counts of the student", metavar="N,N,…")
     teacher_steps: tuple[int, ...] = option((20, 4, 2, 1), "step counts of the teacher", metavar="N,N,…")
+    sampler: str = option(
+        OWN, "sampler of the teacher (own: its family's deterministic one); docs/teachers.md", choices=NAMES
+    )
     guidance: tuple[float, ...] = option(
         (), "guidance scales of the teacher; each step count keeps the best (none: its default)", metavar="S,S,…"
     )

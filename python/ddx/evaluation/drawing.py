@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ddx.progress import Progress
 from ddx.sampling.teacher import draw_with_teacher
+from ddx.teachers.samplers.sampler import OWN_SAMPLER, TeacherSampler
 
 if TYPE_CHECKING:
     from ddx.sampling.pipeline import StudentPipeline
@@ -52,9 +53,9 @@ class Painter:
         self.requests, self.batch_size, self.cache, self.progress = requests, batch_size, cache, progress
         self._hash: str | None = None
 
-    def teacher(self, teacher: Teacher, steps: int, guidance: float) -> Drawn:
+    def teacher(self, teacher: Teacher, steps: int, guidance: float, sampler: TeacherSampler = OWN_SAMPLER) -> Drawn:
         """Return the teacher's pictures: those kept from an earlier evaluation if nothing that shapes them changed."""
-        path = self.cache / f"{self._key(teacher, steps, guidance)}.npz"
+        path = self.cache / f"{self._key(teacher, steps, guidance, sampler)}.npz"
         kept = _load(path)
         if kept is not None and len(kept.images) == len(self.requests.prompts):
             self.progress.advance(len(kept.images))
@@ -70,6 +71,7 @@ class Painter:
                 guidance=guidance,
                 resolution=self.requests.resolution,
                 batch_size=self.batch_size,
+                sampler=sampler,
             )
 
         drawn = self._in_batches(draw)
@@ -96,7 +98,7 @@ class Painter:
             self.progress.advance(len(images[-1]))
         return Drawn(images=np.concatenate(images), seconds_per_image=statistics.median(seconds))
 
-    def _key(self, teacher: Teacher, steps: int, guidance: float) -> str:
+    def _key(self, teacher: Teacher, steps: int, guidance: float, sampler: TeacherSampler) -> str:
         import torch
 
         facts = {
@@ -109,6 +111,7 @@ class Painter:
             "torch": torch.__version__,
             "requests": list(zip(self.requests.prompts, self.requests.seeds, strict=True)),
             "batch_size": self.batch_size,
+            **sampler.identity(),
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 

@@ -24,6 +24,7 @@ from ddx.progress import NullProgress, Progress
 from ddx.run_record import versions
 from ddx.sampling.prompts import read_prompts
 from ddx.sampling.sizes import shown_sizes, trained_sizes, unseen
+from ddx.teachers.samplers.sampler import TeacherSampler, check_sampler
 from ddx.teachers.size import shown_size
 from ddx.workspace import Workspace
 
@@ -88,6 +89,7 @@ def evaluate(
 
     workspace, progress = workspace or Workspace(), progress or NullProgress()
     folder, teacher = open_both(config, workspace, progress)
+    check_sampler(config.sampler, teacher)
     student = None if folder is None else StudentPipeline(folder, device=config.device, dtype=config.dtype)
     resolution = config.pixels or (student.files.resolution if student else teacher.default_resolution)
     if student is not None:
@@ -120,6 +122,7 @@ def evaluate(
     rows = _table(config, tests, [*teachers, *students], reference)
     facts = {
         "teacher": config.teacher or teacher.name,
+        "sampler": config.sampler,
         "num_images": len(tests.prompts),
         "size": shown_size(resolution),
         "reference": "rendered held-out scenes" if tests.scenes else f"the teacher's {_longest(teachers).steps} steps",
@@ -200,10 +203,11 @@ def _draw_teacher(
 ) -> tuple[list[ModelResult], list[dict[str, Any]]]:
     """Return the teacher at each step count at its best guidance, and what every guidance reached."""
     found: list[list[ModelResult]] = []
+    sampler = TeacherSampler(name=config.sampler)
     for steps in config.teacher_steps:
         candidates = []
         for guidance in guidances:
-            drawn = painter.teacher(teacher, steps, guidance)
+            drawn = painter.teacher(teacher, steps, guidance, sampler)
             candidates.append(_result("teacher", steps, guidance, drawn, tests))
         found.append(candidates)
     reference, _ = _reference(config, tests, [candidate for candidates in found for candidate in candidates])

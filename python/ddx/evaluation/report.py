@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddx.errors import cannot_write
 from ddx.metrics.table import shown_metrics
+from ddx.teachers.samplers.names import OWN
 
 if TYPE_CHECKING:
     from ddx.evaluation.evaluate import EvaluationResult, ModelResult, TestSet
@@ -48,6 +49,7 @@ def write_report(
             facts={
                 "pictures a row": str(facts["num_images"]),
                 "size": str(facts["size"]),
+                **({} if facts["sampler"] == OWN else {"sampler": str(facts["sampler"])}),
                 "reference": str(facts["reference"]),
                 "feature space": str(facts["feature_space"]),
                 "ddx": str(facts["versions"]["ddx"]),
@@ -128,6 +130,8 @@ def _note(result: EvaluationResult) -> str:
     if facts["frechet_floor"] is not None:
         parts.append(f"Freshly rendered pictures of the same captions have a distance of {facts['frechet_floor']:.3g}.")
     parts.append("Diversity is the variance over seeds of one prompt, relative to the teacher at its most steps.")
+    if facts["sampler"] != OWN:
+        parts.append(f"Sampler of the teacher: {facts['sampler']}.")
     scales = sorted({row["guidance"] for row in result.rows if row["model"] == "teacher"})
     parts.append("Guidance of the teacher: " + ", ".join(f"{scale:g}" for scale in scales) + ".")
     return " ".join(parts)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ddx.config import option
 from ddx.errors import UsageError
+from ddx.teachers.samplers.names import NAMES, OWN
 from ddx.teachers.size import Size, pixels_of
 
 
@@ -17,6 +18,7 @@ class SampleConfig:
     steps: int = option(1, "network evaluations per picture; of a teacher 20 where none are given")
     student: Path | None = option(None, "student to draw with (none: the newest)", metavar="PATH")
     teacher: str | None = option(None, "teacher to draw with, by its own pipeline", metavar="NAME|PATH")
+    sampler: str = option(OWN, "sampler of a teacher (own: that of its pipeline); docs/teachers.md", choices=NAMES)
     prompt: tuple[str, ...] = option((), "prompt to draw; may be repeated", metavar="TEXT")
     prompts: Path | None = option(
         None, "file with one prompt per line (none: the teacher's standard prompts)", metavar="FILE"
@@ -56,6 +58,10 @@ class SampleConfig:
             raise UsageError("--prompt and --prompts together", hint="give one of them")
         if self.teacher is not None and self.student is not None:
             raise UsageError("--teacher and --student together", hint="give one of them")
+        if self.sampler != OWN and self.teacher is None:
+            raise UsageError(
+                f"sampler = {self.sampler} is of a teacher, and a student draws", hint="add --teacher, or leave it away"
+            )
         if self.quantize is not None and self.memory is None:
             raise UsageError(f"--quantize {self.quantize} without --memory", hint="--memory 8GB")
         pixels_of(self.resolution, self.size)

@@ -5,6 +5,7 @@ Pictures are drawn one by one unless asked otherwise: batched arithmetic rounds 
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ddx.errors import DdxError, UsageError
 from ddx.sampling.student import StudentFolder
 from ddx.sampling.teacher_folder import TeacherFolder
+from ddx.teachers.samplers.sampler import OWN_SAMPLER, TeacherSampler
 
 log = logging.getLogger("ddx.sampling")
 
@@ -47,8 +49,10 @@ class StudentPipeline:
         dtype: str = "auto",
         keeping: Keeping | None = None,
         prompts: Path | None = None,
+        sampler: TeacherSampler = OWN_SAMPLER,
     ) -> None:
         """keeping: where its parts are while it draws (None: on the device). prompts: a folder for encoded prompts.
+        sampler: of a teacher.
 
         A student in parts is computed by diffusers' own code, without the kernels of its family.
         """
@@ -79,7 +83,7 @@ class StudentPipeline:
         self.pipeline.set_progress_bar_config(disable=True)
         self.adapter = self._open_adapter()
         self.cache: PromptCache | None = None  # of encoded prompts, where the encoders are not on the device
-        self._keeping = keeping
+        self._keeping, self._sampler = keeping, sampler
         self._cap: int | None = None  # bytes that the allocator may take
         if keeping is None:
             self.pipeline.to(self.device)
@@ -233,11 +237,11 @@ class StudentPipeline:
     @contextmanager
     def _seeded_steps(self, generator: Any) -> Iterator[None]:
         """Hand the generator to the scheduler, for pipelines that do not: its fresh noise would be unseeded."""
-        if self.files.call.seeds_steps:
-            yield
-            return
         scheduler = self.pipeline.scheduler
         own = scheduler.step
+        if self.files.call.seeds_steps or "generator" not in inspect.signature(own).parameters:
+            yield
+            return
         scheduler.step = partial(own, generator=generator)
         try:
             yield
@@ -259,6 +263,10 @@ class StudentPipeline:
         if self.adapter is not None and resolution is not None:
             self.adapter.latent_shape(resolution)  # some pipelines draw another size than the one asked for
         self._load_for(steps)
+        if not self._sampler.is_own:
+            assert isinstance(self.files, TeacherFolder)
+            teacher = self.files.teacher
+            self.pipeline.scheduler = self._sampler.scheduler(teacher, teacher.latent_shape(resolution))
         return self.files.call_arguments(steps, resolution=resolution, guidance=self.guidance)
 
     def _call(self, **arguments: Any) -> list[Image]:

@@ -16,6 +16,7 @@ from ddx.run_record import versions, write_run
 from ddx.sampling.config import SampleConfig
 from ddx.sampling.prompts import read_prompts, standard_prompts
 from ddx.sampling.sizes import size_of_picture, unseen
+from ddx.teachers.samplers.names import OWN
 from ddx.teachers.size import Size, shown_size
 from ddx.workspace import Workspace
 
@@ -45,6 +46,7 @@ class SampleResult:
 
     student: Path  # or the teacher's folder
     teacher: str | None
+    sampler: str  # of the teacher
     folder: Path
     steps: int
     guidance: float | None
@@ -58,7 +60,7 @@ class SampleResult:
         """Return it as values that JSON can hold."""
         return {
             "student": None if self.teacher else str(self.student),
-            **({"teacher": self.teacher} if self.teacher else {}),
+            **({"teacher": self.teacher, "sampler": self.sampler} if self.teacher else {}),
             "folder": str(self.folder),
             "steps": self.steps,
             "guidance": self.guidance,
@@ -104,12 +106,16 @@ def open_files(config: SampleConfig, workspace: Workspace, *, weights: bool = Tr
     from ddx.teachers.components import parse_dtype
     from ddx.teachers.family_of import name_of, weights_are_here
     from ddx.teachers.registry import TEACHERS, configs_of, load_teacher
+    from ddx.teachers.samplers.sampler import check_sampler
 
     dtype = parse_dtype(None if config.dtype == "auto" else config.dtype, find_device(config.device))
     side = config.resolution
     if not weights and name_of(config.teacher) in TEACHERS and not weights_are_here(config.teacher):
-        return TeacherFolder(configs_of(name_of(config.teacher), dtype=dtype, resolution=side))
-    return TeacherFolder(load_teacher(config.teacher, dtype=dtype, resolution=side))
+        teacher = configs_of(name_of(config.teacher), dtype=dtype, resolution=side)
+    else:
+        teacher = load_teacher(config.teacher, dtype=dtype, resolution=side)
+    check_sampler(config.sampler, teacher)
+    return TeacherFolder(teacher)
 
 
 def plan(config: SampleConfig, workspace: Workspace) -> dict[str, Any]:
@@ -121,7 +127,8 @@ def plan(config: SampleConfig, workspace: Workspace) -> dict[str, Any]:
     drawn = dict.fromkeys(size_of_picture(files.record, n, asked) or files.resolution for n in range(count))
     weights = sum(file.stat().st_size for file in files.folder.glob("*/*.safetensors"))
     return {
-        **({"teacher": config.teacher} if config.teacher else {"student": str(files.folder)}),
+        **({"student": str(files.folder)} if config.teacher is None else {"teacher": config.teacher}),
+        **({} if config.teacher is None else {"sampler": config.sampler}),
         "out": str(_out(config, files, workspace)),
         "pictures": count,
         "steps": config.steps,
@@ -156,6 +163,7 @@ def sample(
     """
     from ddx.sampling.pipeline import StudentPipeline
     from ddx.sampling.teacher_folder import TeacherFolder
+    from ddx.teachers.samplers.sampler import TeacherSampler
 
     progress = progress or NullProgress()
     files = open_files(config, workspace)
@@ -173,6 +181,7 @@ def sample(
         dtype=config.dtype,
         keeping=keeping,
         prompts=workspace.root / "prompts",
+        sampler=TeacherSampler(name=config.sampler),
     )
     if config.guidance is not None:
         student.set_guidance(config.guidance)
@@ -212,6 +221,7 @@ def sample(
     result = SampleResult(
         student=folder,
         teacher=config.teacher,
+        sampler=config.sampler,
         folder=out,
         steps=config.steps,
         guidance=student.guidance,
@@ -274,6 +284,8 @@ def _present(
     facts = {kind: name, "steps": str(config.steps), "versions": _versions_line()}
     if guidance is not None:
         facts[held] = f"{guidance:g}"
+    if config.sampler != OWN:
+        facts["sampler"] = config.sampler
     count = "1 picture" if len(drawn) == 1 else f"{len(drawn)} pictures"
     page = gallery_page(out / "index.html", f"{name}, {steps}", f"{count} by {name} in {steps} each.", shown, facts)
     return grid, page

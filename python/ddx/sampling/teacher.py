@@ -14,6 +14,7 @@ from ddx.sampling.pipeline import not_finite
 if TYPE_CHECKING:
     from ddx.teachers.base import Teacher
     from ddx.teachers.condition import Condition
+    from ddx.teachers.samplers.sampler import TeacherSampler
     from ddx.teachers.size import Size
 
 
@@ -27,11 +28,13 @@ def draw_with_teacher(
     guidance: float | None = None,
     resolution: Size | None = None,
     batch_size: int = 32,
+    sampler: TeacherSampler | None = None,
     progress: Progress | None = None,
 ) -> NDArray[np.uint8]:
-    """Return pictures uint8 `[N, H, W, 3]` of N conditions of one row, by the family's deterministic solver.
+    """Return pictures uint8 `[N, H, W, 3]` of N conditions of one row.
 
-    `guidance` None is the teacher's default. The progress, if given, is advanced by one a picture.
+    `guidance` None is the teacher's default, `sampler` None the family's deterministic solver. The progress, if given,
+    is advanced by one a picture.
     """
     import torch
 
@@ -48,6 +51,7 @@ def draw_with_teacher(
             guidance=guidance,
             generators=[torch.Generator("cpu").manual_seed(seed) for seed in seeds[rows]],
             resolution=resolution,
+            sampler=sampler,
         )
         if not bool(torch.isfinite(latents).all()):
             raise not_finite(f"the teacher {teacher.name}")

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from ddx.teachers.features import as_map, every_fourth, outputs_of
 from ddx.teachers.open_pipeline import OpenPipeline
 from ddx.teachers.size import Size
 from ddx.teachers.truncation import Cut, cut
+
+if TYPE_CHECKING:
+    from ddx.teachers.samplers.sampler import TeacherSampler
 
 Sampler = Literal["consistency", "ode", "own"]
 """How a saved network draws: fresh noise at each step, an ODE, or as its teacher's own scheduler does."""
@@ -208,10 +211,13 @@ class Teacher(OpenPipeline):
         generators: Sequence[torch.Generator] | None = None,
         resolution: Size | None = None,
         network: nn.Module | None = None,
+        sampler: TeacherSampler | None = None,
     ) -> Tensor:
-        """Scaled latents float32 ``[B, C, h, w]``, drawn in ``num_steps`` steps of the family's deterministic solver.
+        """Scaled latents float32 ``[B, C, h, w]``, drawn in ``num_steps`` steps of a sampler.
 
-        Starts at ``noise``, or at noise from one generator a picture; guidance None is the teacher's default.
+        Starts at ``noise``, or at noise from one generator a picture; guidance None is the teacher's default. sampler
+        None is the family's deterministic solver. One that draws fresh noise takes it from the generators, which go on
+        where the first noise ended. Raises UsageError for a sampler of another process.
         """
         if noise is None:
             if generators is None:
@@ -220,12 +226,19 @@ class Teacher(OpenPipeline):
         network = network if network is not None else self.network()
         guidance = self.default_guidance if guidance is None else guidance
         condition, null = condition.to(self.device), null.to(self.device)
-        scheduler, times = self.sampling_scheduler(num_steps, tuple(noise.shape[1:]))
-        x = noise.to(self.device, torch.float32)
+        shape, x = tuple(noise.shape[1:]), noise.to(self.device, torch.float32)
+        fresh = {}
+        if sampler is None or sampler.is_own:
+            scheduler, times = self.sampling_scheduler(num_steps, shape)
+        else:
+            scheduler, times = sampler.steps(self, num_steps, shape)
+            x = x * getattr(scheduler, "init_noise_sigma", 1.0)
+            fresh = sampler.noise_from(generators)
+        scaled = getattr(scheduler, "scale_model_input", lambda x, timestep: x)
         with self.same_text(network):
             for timestep, t in zip(scheduler.timesteps, times, strict=True):
-                prediction = self.guided(network, x, t.expand(len(x)), condition, null, guidance)
-                x = scheduler.step(prediction, timestep, x, return_dict=False)[0]
+                prediction = self.guided(network, scaled(x, timestep), t.expand(len(x)), condition, null, guidance)
+                x = scheduler.step(prediction, timestep, x, return_dict=False, **fresh)[0]
         return x
 
     # leaving

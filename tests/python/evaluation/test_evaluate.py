@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,6 +99,26 @@ def test_the_teachers_pictures_are_kept(student: Path, tmp_path: Path, monkeypat
     kept.write_bytes(kept.read_bytes()[:100])  # a damaged file is drawn again
     assert evaluate(config, Workspace(tmp_path)).rows[0]["frechet"] == pytest.approx(first.rows[0]["frechet"])
     assert drawn
+
+
+def test_another_sampler_draws_other_pictures_and_keeps_its_own(student: Path, tmp_path: Path) -> None:
+    teacher = str(student.with_name(student.name + "-teacher"))
+
+    def scored(sampler: str) -> list[dict[str, Any]]:
+        config = EvaluateConfig(
+            teacher=teacher, sampler=sampler, teacher_steps=(2,), num_images=4, diversity_seeds=2, device="cpu"
+        )
+        result = evaluate(config, Workspace(tmp_path))
+        assert result.facts["sampler"] == sampler and result.page is not None
+        assert ("Sampler of the teacher" in result.page.read_text(encoding="utf-8")) == (sampler != "own")
+        return result.rows
+
+    own, heun = scored("own"), scored("heun")
+    kept = sorted((tmp_path / "cache" / "teacher-pictures").glob("*.npz"))
+    first, second = (np.load(path)["images"].astype(int) for path in kept)
+    assert abs(first - second).max() > 2
+    assert (scored("own"), scored("heun")) == (own, heun)
+    assert sorted((tmp_path / "cache" / "teacher-pictures").glob("*.npz")) == kept
 
 
 def test_a_teacher_alone_is_scored(student: Path, tmp_path: Path) -> None:

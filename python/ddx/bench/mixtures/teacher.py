@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from ddx.bench.mixtures.mixture import Mixture
@@ -18,6 +19,7 @@ from ddx.bench.mixtures.networks import MLP, Exact, Formula, PointEncoder
 from ddx.process import EDMProcess, FlowProcess, PredictionKind, Process, VPProcess
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
+from ddx.teachers.samplers.sampler import TeacherSampler
 from ddx.teachers.size import Size
 
 SIGMA_DATA = 1.0
@@ -173,8 +175,13 @@ class MixtureTeacher(Teacher):
         return {}
 
     def sampling_scheduler(self, num_steps: int, latent_shape: tuple[int, ...]) -> Any:
-        """There is no pipeline."""
-        raise NotImplementedError("a mixture has no pipeline")
+        """Euler on equal steps of flow time, DDIM on trailing timesteps; of EDM there is none."""
+        if isinstance(self.process, FlowProcess):
+            scheduler = FlowMatchEulerDiscreteScheduler()
+            sigmas = torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64)[:-1]
+            scheduler.set_timesteps(sigmas=sigmas.tolist())
+            return scheduler, scheduler.timesteps.double() / self.process.num_train_timesteps
+        return TeacherSampler(name="ddim").steps(self, num_steps, latent_shape)
 
     def student_scheduler(self, sampler: Any = "consistency") -> Any:
         """There is no pipeline."""

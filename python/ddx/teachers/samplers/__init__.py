@@ -1,0 +1,1 @@
+"""Samplers of a teacher: which solver takes its pictures out of noise. `own` is the family's."""

@@ -1,0 +1,200 @@
+"""The samplers of a teacher: their orders on the exact ground, and pipelines that draw the same pictures by them."""
+
+from __future__ import annotations
+
+import functools
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ddx.bench.mixtures.mixture import circle
+from ddx.bench.mixtures.teacher import MixtureTeacher
+from ddx.cli.main import run
+from ddx.errors import UsageError
+from ddx.methods.parts.flow_view import FlowView
+from ddx.process import VPProcess
+from ddx.sampling.pipeline import StudentPipeline
+from ddx.sampling.teacher import draw_with_teacher
+from ddx.sampling.teacher_folder import TeacherFolder
+from ddx.teachers.base import Teacher
+from ddx.teachers.registry import load_teacher
+from ddx.teachers.samplers import schedulers
+from ddx.teachers.samplers.names import NAMES, OWN, SAMPLERS
+from ddx.teachers.samplers.sampler import TeacherSampler, cannot_draw
+from tiny import Tiny
+
+MIXTURE = circle(std=0.5)
+NUM, TOP = 48, 0.9
+PLACE = 0.2  # share of the way at which samplers are compared: the last step to the picture is Euler's in all of them
+
+
+def noise() -> Tensor:
+    return torch.randn(NUM, 2, 1, 1, generator=torch.Generator().manual_seed(0))
+
+
+def state_on_the_way(teacher: MixtureTeacher, name: str, steps: int) -> tuple[Tensor, Tensor]:
+    """The state after four fifths of the steps, and its process time."""
+    scheduler, times = TeacherSampler(name=name).steps(teacher, steps, teacher.latent_shape())
+    x = noise() * getattr(scheduler, "init_noise_sigma", 1.0)
+    scaled = getattr(scheduler, "scale_model_input", lambda x, timestep: x)
+    condition = teacher.null_condition().expand(NUM)
+    wanted = round((1.0 - PLACE) * steps)
+    last = wanted * SAMPLERS[name].evaluations
+    for number, (timestep, t) in enumerate(zip(scheduler.timesteps, times, strict=True)):
+        seen = scaled(x, timestep)
+        if number == last:
+            return seen, t
+        prediction = teacher.predict(teacher.network(), seen, t.expand(NUM), condition)
+        x = scheduler.step(prediction, timestep, x, return_dict=False)[0]
+    raise AssertionError("it has fewer steps")
+
+
+@functools.cache
+def exact_state(process: str) -> tuple[Tensor, Tensor]:
+    """A place on the way and where the formula's own ODE takes the noise until it, by the rule of Runge and Kutta."""
+    teacher = MixtureTeacher(MIXTURE, process)
+    view = FlowView(teacher)
+    every = torch.full((NUM,), MIXTURE.num_classes)
+
+    def slope(x: Tensor, tau: Tensor) -> Tensor:
+        x0 = MIXTURE.x0(x.flatten(1), (1 - tau).expand(NUM), tau.expand(NUM), every).reshape(x.shape)
+        return (x - x0) / tau
+
+    t = torch.tensor(PLACE * TOP if view.is_flow else PLACE * 1000 - 1, dtype=torch.float64)
+    top = TOP if view.is_flow else view.t_max
+    x = view.start(noise(), top).double()
+    for tau, then in pairwise(torch.linspace(top, float(teacher.process.flow_time(t)), 301, dtype=torch.float64)):
+        h = then - tau
+        k1 = slope(x, tau)
+        k2 = slope(x + h / 2 * k1, tau + h / 2)
+        k3 = slope(x + h / 2 * k2, tau + h / 2)
+        x = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + slope(x + h * k3, then))
+    return t, x if view.is_flow else (teacher.process.alpha(t) + teacher.process.sigma(t)) * x
+
+
+ORDERED = [
+    (process, name)
+    for process in ("flow", "vp-eps")
+    for name, spec in SAMPLERS.items()
+    if spec.order is not None and name != OWN and MixtureTeacher(circle(), process).process.name in spec.processes
+]
+
+
+@pytest.mark.parametrize(("process", "name"), ORDERED)
+def test_the_order_of_convergence(process: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Euler 1, Heun 2, DPM-Solver++(2M) 2, UniPC-2 with its corrector 3, from 50 steps to 200.
+
+    Flow times begin at 0.9: a rule that is of second order in log(alpha / sigma) has none where that is infinite.
+    """
+    own = schedulers.flow_sigmas
+    monkeypatch.setattr(schedulers, "flow_sigmas", lambda *arguments: TOP * own(*arguments))
+    teacher = MixtureTeacher(MIXTURE, process)
+    wanted, exact = exact_state(process)
+    errors = []
+    for steps in (50, 200):
+        state, t = state_on_the_way(teacher, name, steps)
+        assert float(t) == pytest.approx(float(wanted))
+        errors.append(float((state - exact).square().mean().sqrt()))
+    order = math.log(errors[0] / errors[1], 4)
+    assert abs(order - (SAMPLERS[name].order or 0)) < 0.3
+
+
+class Opened:
+    """A tiny pipeline of a family: the teacher that opens it, and what its pipeline is called with."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.tiny = Tiny(name)
+        self.teacher: Teacher = load_teacher(self.tiny.make(folder / name), resolution=64)
+
+    def samplers(self) -> list[str]:
+        return [name for name in NAMES if name != OWN and cannot_draw(name, self.teacher) is None]
+
+
+# a shift that is constant, one that depends on the size in a pipeline that gives its own sigmas, and a table
+@pytest.fixture(scope="module", params=["sana", "flux1", "stable-diffusion"])
+def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    torch.set_num_threads(1)
+    return Opened(request.param, tmp_path_factory.mktemp("samplers"))
+
+
+def test_the_teachers_pipeline_draws_the_same_picture_by_each_sampler(opened: Opened) -> None:
+    """`ddx sample` changes the scheduler of the pipeline; evaluate and precompute draw with the teacher itself."""
+    teacher, pictures = opened.teacher, []
+    assert set(opened.samplers()) >= {"euler", "heun", "dpmsolver++", "unipc"}
+    pixels = opened.tiny.sizes[1]
+    (condition,) = teacher.encode_text(["a red circle"])
+    for name in opened.samplers():
+        sampler = TeacherSampler(name=name)
+        pipeline = StudentPipeline(TeacherFolder(teacher), device="cpu", sampler=sampler)
+        (found,) = pipeline.draw(["a red circle"], [3], 4, resolution=pixels)
+        (drawn,) = draw_with_teacher(
+            teacher, [condition], teacher.null_condition(), [3], steps=4, resolution=pixels, sampler=sampler
+        )
+        difference = abs(np.asarray(found).astype(int) - drawn.astype(int))
+        assert difference.max() <= 2, name
+        pictures.append(drawn.astype(int))
+    for one, other in pairwise(pictures):
+        assert abs(one - other).max() > 2
+
+
+def test_a_batch_does_not_change_what_fresh_noise_draws(opened: Opened) -> None:
+    teacher = opened.teacher
+    (condition,) = teacher.encode_text(["a red circle"])
+    for name in opened.samplers():
+        drawn = [
+            draw_with_teacher(
+                teacher,
+                [condition] * 3,
+                teacher.null_condition(),
+                [1, 2, 3],
+                steps=2,
+                batch_size=size,
+                sampler=TeacherSampler(name=name),
+            )
+            for size in (1, 3)
+        ]
+        assert abs(drawn[0].astype(int) - drawn[1].astype(int)).max() <= 2, name
+
+
+def test_a_sampler_of_another_process_is_refused_with_those_that_fit(
+    opened: Opened, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(opened.teacher.folder)
+    if opened.tiny.name != "stable-diffusion":
+        for command in (["sample", "--dry-run"], ["evaluate"]):
+            arguments = [*command, "--teacher", folder, "--sampler", "ddpm", "--workspace", str(tmp_path)]
+            assert run(arguments) == 2
+            error, hint = capsys.readouterr().err.strip().splitlines()[-2:]
+            assert "ddpm" in error and "flow matching" in error
+            assert "own, euler, heun, dpmsolver++ or unipc" in hint
+    else:
+        assert "ddpm" in opened.samplers()
+    assert run(["sample", "--sampler", "heun", "--workspace", str(tmp_path)]) == 2
+    assert "--teacher" in capsys.readouterr().err
+
+
+def test_a_table_without_signal_has_no_first_ratio() -> None:
+    teacher = MixtureTeacher(MIXTURE, "vp-v")
+    kept = teacher.process.alphas_cumprod.clone()
+    kept[-1] = 0.0
+    teacher.process = VPProcess(alphas_cumprod=kept)
+    with pytest.raises(UsageError, match="no picture at all"):
+        TeacherSampler(name="heun").scheduler(teacher, teacher.latent_shape())
+    condition = teacher.null_condition().expand(NUM)
+    for name in ("euler", "ddim", "ddpm", "dpmsolver++", "unipc"):
+        generators = [torch.Generator().manual_seed(n) for n in range(NUM)]
+        found = teacher.sample(
+            condition,
+            teacher.null_condition(),
+            num_steps=5,
+            noise=noise(),
+            generators=generators,
+            sampler=TeacherSampler(name=name),
+        )
+        assert torch.isfinite(found).all(), name
+        assert float(found.std()) == pytest.approx(1.2, abs=0.4), name
