@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ddx.config import REQUIRED, option
 from ddx.errors import UsageError, nearest
+from ddx.teachers.samplers.names import NAMES, OWN
 
 # The reasons for which a row fails, as `rows.parquet` names them.
 STATUSES = (
@@ -26,7 +27,7 @@ STATUSES = (
     *("too_large", "empty", "wrong_checksum", "not_an_image", "unsupported_format", "too_many_pixels", "too_small"),
     *("decode", "non_finite", "float16_range", "float8_error", "duplicate"),
 )
-SYNTHETIC = ("synthetic_steps", "synthetic_guidance", "synthetic_seed")
+SYNTHETIC = ("synthetic_steps", "synthetic_guidance", "synthetic_seed", "synthetic_sampler")
 # Settings of given pictures, with the values that they must have when there are none.
 OF_PICTURES = {
     **{"url_column": None, "image_column": None, "path_column": None, "dedup": "none", "flip": False},
@@ -72,6 +73,11 @@ class PrecomputeConfig:
     synthetic_steps: int = option(20, "steps of the teacher, with --synthetic")
     synthetic_guidance: float | None = option(None, "guidance of the teacher, with --synthetic (none: its default)")
     synthetic_seed: int = option(0, "seed of the teacher's noise, with --synthetic")
+    synthetic_sampler: str = option(
+        OWN,
+        "sampler of the teacher, with --synthetic (own: its family's deterministic one); docs/teachers.md",
+        choices=NAMES,
+    )
     flip: bool = option(False, "encode mirrored pictures too; training draws one of the two")
     posterior: str = option(
         "mode",

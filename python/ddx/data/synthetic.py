@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from ddx.teachers.samplers.names import OWN, SAMPLERS
 
 if TYPE_CHECKING:
     from ddx.data.segments import Segment
@@ -18,15 +20,22 @@ SETTING = "synthetic"  # in a segment's settings; absent where its pictures are 
 
 @dataclass(frozen=True)
 class Synthetic:
-    """How the rows of one segment were drawn: by the teacher's solver, from noise that follows from seed and row."""
+    """How the rows of one segment were drawn: by the teacher, from noise that follows from seed and row."""
 
     steps: int
     guidance: float
     seed: int
+    sampler: str = OWN
 
-    def setting(self) -> dict[str, int | float]:
-        """Return it as the segment's settings have it."""
-        return asdict(self)
+    def setting(self) -> dict[str, Any]:
+        """Return it as the segment's settings have it; the own sampler is not named, as before there were others."""
+        own = {"steps": self.steps, "guidance": self.guidance, "seed": self.seed}
+        return own if self.sampler == OWN else {**own, "sampler": self.sampler}
+
+    @property
+    def makes_pairs(self) -> bool:
+        """Whether a picture follows from its first noise, so that the two are a pair."""
+        return SAMPLERS[self.sampler].deterministic
 
     def generator(self, row: int) -> torch.Generator:
         """Return the generator of the noise of a row, counted from the segment's first: so a merge changes nothing."""
@@ -41,7 +50,7 @@ def synthetic_of(settings: Mapping[str, Any]) -> Synthetic | None:
 
 
 def noise_of(segments: Sequence[Segment], part_rows: int, row: int, shape: tuple[int, int, int]) -> Tensor:
-    """Return the unit noise, float32 `[C, h, w]`, that the picture of a row was drawn from.
+    """Return the first unit noise, float32 `[C, h, w]`, that the picture of a row was drawn from.
 
     It is that of `Teacher.initial_noise`. ValueError for a row that no teacher drew.
     """

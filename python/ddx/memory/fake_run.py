@@ -31,6 +31,7 @@ from ddx.methods.parts.random_numbers import RandomNumbers
 from ddx.methods.registry import load_method
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
+from ddx.teachers.samplers.names import OWN
 from ddx.training import host_memory
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks
@@ -95,6 +96,8 @@ def _count(
     repeats: Repeats | None,
 ) -> Footprint:
     ledger = Ledger(block=block)
+    if getattr(method_config, "sampler", OWN) != OWN:  # another rule asks values; its passes take as much
+        method_config = dataclasses.replace(method_config, sampler=OWN)
     method = load_method(config.method, method_config, teacher, discriminator)  # reads its process's tables
     with ExitStack() as stack:
         stack.enter_context(no_values(fused=fused))

@@ -22,7 +22,10 @@ from ddx.kernels.guarded_loss import GuardedLoss
 from ddx.methods.base import STUDENT, Batch
 from ddx.methods.parts.config import PAIRS, at_least
 from ddx.methods.parts.flow_view import mean_square
+from ddx.methods.parts.pairs import SAMPLER_HELP, check_pairs, sampled_end
 from ddx.methods.parts.score_distillation import Generated, ScoreConfig, ScoreDistillation, Scores
+from ddx.teachers.base import Teacher
+from ddx.teachers.samplers.names import DETERMINISTIC, OWN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,10 @@ class DMDConfig(ScoreConfig):
         "source of the pairs: solved in each step, or stored by `ddx precompute --synthetic`",
         choices=PAIRS,
     )
-    regression_steps: int = option(8, "solver steps, of two evaluations each, from noise to the teacher's picture")
+    sampler: str = option(OWN, SAMPLER_HELP, choices=DETERMINISTIC)
+    regression_steps: int = option(
+        8, "solver steps, of the own sampler two evaluations each, from noise to the teacher's picture"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,6 +62,10 @@ class DMD(ScoreDistillation):
 
     config: DMDConfig
     defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-5, "weight_decay": 0.01, "clip_norm": 10.0}
+
+    def __init__(self, config: DMDConfig, teacher: Teacher) -> None:
+        super().__init__(config, teacher)
+        check_pairs(config.sampler, config.pairs, teacher)
 
     @property
     def reads_pairs(self) -> bool:
@@ -82,6 +92,8 @@ class DMD(ScoreDistillation):
 
     def ode_end(self, x: Tensor, batch: Batch, guidance: Tensor | float) -> Tensor:
         """Return where the guided teacher's ODE takes x, which is at the noisiest time."""
+        if self.config.sampler != OWN:
+            return sampled_end(self.view, self.config.sampler, x, batch, guidance, self.config.regression_steps)
 
         def slope(x: Tensor, t: Tensor) -> Tensor:
             return self.teacher_velocity(x, t, batch, guidance)

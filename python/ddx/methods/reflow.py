@@ -22,7 +22,9 @@ from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
 from ddx.methods.parts.config import PAIRS, FlowConfig, at_least, within
 from ddx.methods.parts.flow_method import FlowMethod
 from ddx.methods.parts.flow_view import rows
-from ddx.teachers.base import Sampler
+from ddx.methods.parts.pairs import SAMPLER_HELP, check_pairs, sampled_end
+from ddx.teachers.base import Sampler, Teacher
+from ddx.teachers.samplers.names import DETERMINISTIC, OWN
 
 BEFORE = "before"
 
@@ -38,6 +40,7 @@ class ReFlowConfig(FlowConfig):
     )
     solver_steps: int = option(8, "solver steps from noise to picture, equal in flow time")
     solver_order: int = option(2, "1: Euler, one evaluation a step; 2: Heun, two")
+    sampler: str = option(OWN, SAMPLER_HELP, choices=DETERMINISTIC)
     rounds: int = option(1, "number of rounds; each later round draws its pairs from the student's ODE")
     round_length: int | None = option(None, "training steps per round, except the last (none: equal rounds)")
     noise_share: float = option(0.25, "share of rows that train at pure noise, where a one-step student starts")
@@ -55,6 +58,10 @@ class ReFlow(FlowMethod):
     config: ReFlowConfig
     sampler: Sampler = "ode"
     defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 1e-4}
+
+    def __init__(self, config: ReFlowConfig, teacher: Teacher) -> None:
+        super().__init__(config, teacher)
+        check_pairs(config.sampler, config.pairs, teacher)
 
     @property
     def reads_pairs(self) -> bool:
@@ -99,6 +106,8 @@ class ReFlow(FlowMethod):
 
     def solve(self, x: Tensor, batch: Batch, guidance: Tensor | float, source: nn.Module | None) -> Tensor:
         """Return the end of the ODE of `source` from x at the noisiest time; None is the guided teacher's."""
+        if source is None and self.config.sampler != OWN:
+            return sampled_end(self.view, self.config.sampler, x, batch, guidance, self.config.solver_steps)
 
         def slope(x: Tensor, t: Tensor) -> Tensor:
             if source is None:

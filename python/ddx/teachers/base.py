@@ -206,7 +206,7 @@ class Teacher(OpenPipeline):
         null: Condition,
         *,
         num_steps: int,
-        guidance: float | None = None,
+        guidance: Tensor | float | None = None,
         noise: Tensor | None = None,
         generators: Sequence[torch.Generator] | None = None,
         resolution: Size | None = None,
@@ -215,9 +215,9 @@ class Teacher(OpenPipeline):
     ) -> Tensor:
         """Scaled latents float32 ``[B, C, h, w]``, drawn in ``num_steps`` steps of a sampler.
 
-        Starts at ``noise``, or at noise from one generator a picture; guidance None is the teacher's default. sampler
-        None is the family's deterministic solver. One that draws fresh noise takes it from the generators, which go on
-        where the first noise ended. Raises UsageError for a sampler of another process.
+        Starts at ``noise``, or at noise from one generator a picture; guidance is a number or ``[B]``, None the
+        teacher's default. sampler None is the family's deterministic solver. One that draws fresh noise takes it from
+        the generators, which go on where the first noise ended. Raises UsageError for a sampler of another process.
         """
         if noise is None:
             if generators is None:

@@ -32,6 +32,7 @@ ADDED_SINCE: Mapping[str, Any] = {
     "score_weight": "distance",
     "average_dtype": "float32",
     **{"reward": None, "reward_weight": 1.0, "reward_start": 0.0, "reward_share": 1.0},
+    "sampler": "own",
     **{"near_span": None, "loss": "l2", "barron_c": 1e-3, "jump_weight": "none", "drawing": "path"},
 }
 

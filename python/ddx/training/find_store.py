@@ -8,9 +8,10 @@ from typing import Any
 
 from ddx.data.segments import segments_of
 from ddx.data.store import Store
-from ddx.data.synthetic import synthetic_of
+from ddx.data.synthetic import Synthetic, synthetic_of
 from ddx.errors import UsageError
 from ddx.teachers.base import Teacher
+from ddx.teachers.samplers.names import DETERMINISTIC
 from ddx.training.config import DistillConfig
 from ddx.workspace import Workspace
 
@@ -62,7 +63,14 @@ def require_pairs(store: Store, guidance: Sequence[float] | None) -> None:
             f"pairs = stored, and the pictures of {store.path} were not all drawn by the teacher",
             hint=f"give such a store with --data: {made}; or leave --pairs away",
         )
-    found = {how.guidance for segment in store.segments if (how := synthetic_of(segment.settings)) is not None}
+    fresh = {how.sampler for how in _drawings(store.attributes) if not how.makes_pairs}
+    if fresh:
+        raise UsageError(
+            f"pairs = stored, and {store.path} was drawn by {' and '.join(sorted(fresh))}, whose pictures do not "
+            "follow from their first noise",
+            hint=f"draw one by another --synthetic-sampler: {', '.join(DETERMINISTIC)}; or leave --pairs away",
+        )
+    found = {how.guidance for how in _drawings(store.attributes)}
     if guidance is not None and found != set(guidance):
         drawn, wanted = (" and ".join(f"{scale:g}" for scale in sorted(set(it))) for it in (found, guidance))
         raise UsageError(
@@ -79,6 +87,11 @@ def check_fingerprint(path: Path, found: Mapping[str, Any], wanted: Mapping[str,
                 f"{path} does not fit {teacher}: its {key} is {found.get(key)}, the teacher's is {wanted.get(key)}",
                 hint=f"ddx precompute DATA.parquet --teacher {teacher}, or give the store's own --teacher",
             )
+
+
+def _drawings(attributes: Mapping[str, Any]) -> list[Synthetic]:
+    found = [synthetic_of(segment.settings) for segment in segments_of(attributes)]
+    return [how for how in found if how is not None]
 
 
 def _is_drawn(attributes: Mapping[str, Any]) -> bool:

@@ -23,6 +23,7 @@ from ddx.errors import UsageError
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
 from ddx.teachers.registry import load_teacher
+from ddx.teachers.samplers.sampler import TeacherSampler
 from stores import CAPTIONS, shard_bytes
 from watchdog import wait_until
 
@@ -94,6 +95,32 @@ def test_the_store_says_what_it_is(store: Path, teacher: Teacher) -> None:
     rows = opened.rows_table().to_pylist()
     assert [row["status"] for row in rows] == ["no_caption" if n == BLANK else "ok" for n in range(NUM_ROWS)]
     assert {row["source"] for row in rows if row["status"] == "ok"} == {teacher.name}
+
+
+def test_another_sampler_makes_another_store(
+    store: Path, drawing: PrecomputeConfig, captions: Path, teacher: Teacher, tmp_path: Path
+) -> None:
+    out = tmp_path / "heun.zarr"
+    by_heun = replace(drawing, out=out, synthetic_sampler="heun")
+    precompute(by_heun, [str(captions)])
+    opened, own = Store(out), rows_of(store, 20)
+    assert opened.attributes["settings"]["synthetic"]["sampler"] == "heun"
+    for row, (latents, condition) in rows_of(out, 20).items():
+        expected = teacher.sample(
+            condition.to(dtype=torch.float32),
+            teacher.null_condition(),
+            num_steps=STEPS,
+            guidance=GUIDANCE,
+            noise=opened.noise(torch.tensor([row])),
+            sampler=TeacherSampler(name="heun"),
+        )
+        torch.testing.assert_close(teacher.scale(latents.float()), expected[0], rtol=2e-3, atol=2e-3)
+        assert not torch.allclose(latents, own[row][0], atol=0.05)
+    with pytest.raises(UsageError, match="synthetic"):
+        precompute(replace(drawing, out=out), [str(captions)])
+    with pytest.raises(UsageError, match="ddpm cannot draw"):
+        precompute(replace(drawing, out=tmp_path / "no.zarr", synthetic_sampler="ddpm"), [str(captions)])
+    assert not (tmp_path / "no.zarr").exists()
 
 
 def test_another_seed_draws_other_pictures_of_the_same_captions(

@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from ddx.bench.mixtures.mixture import circle
+from ddx.bench.mixtures.run import FastRandomNumbers
 from ddx.bench.mixtures.teacher import MixtureTeacher
 from ddx.cli.main import run
 from ddx.errors import UsageError
+from ddx.methods.base import Batch
 from ddx.methods.parts.flow_view import FlowView
+from ddx.methods.parts.pairs import sampled_end
 from ddx.process import VPProcess
 from ddx.sampling.pipeline import StudentPipeline
 from ddx.sampling.teacher import draw_with_teacher
@@ -198,3 +201,20 @@ def test_a_table_without_signal_has_no_first_ratio() -> None:
         )
         assert torch.isfinite(found).all(), name
         assert float(found.std()) == pytest.approx(1.2, abs=0.4), name
+
+
+def test_a_method_starts_its_sampler_at_the_teachers_noise() -> None:
+    """Its states are on the flow path; on a table they are others than the teacher's."""
+    for process in ("flow", "vp-eps-sd"):
+        teacher = MixtureTeacher(MIXTURE, process)
+        view, condition = FlowView(teacher), teacher.null_condition().expand(NUM)
+        batch = Batch(x0=noise(), condition=condition, null=teacher.null_condition(), random=FastRandomNumbers(0, NUM))
+        found = sampled_end(view, "dpmsolver++", view.start(noise(), view.t_max), batch, torch.ones(NUM), 5)
+        expected = teacher.sample(
+            condition,
+            teacher.null_condition(),
+            num_steps=5,
+            noise=noise(),
+            sampler=TeacherSampler(name="dpmsolver++"),
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -17,7 +17,9 @@ import distill_runs as runs
 from ddx.data.config import PrecomputeConfig
 from ddx.data.precompute import precompute
 from ddx.errors import UsageError
-from ddx.methods import reflow
+from ddx.methods import dmd, reflow
+from ddx.methods.parts import pairs
+from ddx.teachers.samplers.sampler import TeacherSampler
 from distilling import CAPTIONS
 
 
@@ -72,6 +74,49 @@ def test_a_store_without_pairs_or_at_another_guidance_is_refused(
     for settings in ({"guidance_min": 3.0, "guidance_max": 3.0}, ranged):
         with pytest.raises(UsageError, match=r"drawn at guidance 4\.5"):
             runs.run(teacher_folder, synthetic, tmp_path, method="dmd", pairs="stored", **settings)
+
+
+def test_pairs_of_fresh_noise_are_none(teacher_folder: Path, synthetic: Path, tmp_path: Path) -> None:
+    """Its settings are made to say so: the teacher here is of flow matching, and ddpm is for tables."""
+    store = Path(shutil.copytree(synthetic, tmp_path / "ddpm.zarr"))
+    metadata = json.loads((store / "zarr.json").read_text())
+    metadata["attributes"]["ddx"]["settings"]["synthetic"]["sampler"] = "ddpm"
+    (store / "zarr.json").write_text(json.dumps(metadata))
+    with pytest.raises(UsageError, match="drawn by ddpm") as refused:
+        runs.run(teacher_folder, store, tmp_path, method="reflow", pairs="stored")
+    assert "--synthetic-sampler" in str(refused.value.hint) and "heun" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize("method", ["reflow", "dmd"])
+def test_pairs_are_solved_by_another_sampler(
+    method: str, teacher_folder: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Any, ...]] = []
+    solve = pairs.sampled_end
+
+    def watched(*arguments: Any) -> Any:
+        seen.append((*arguments, solve(*arguments)))
+        return seen[-1][-1]
+
+    for module in (reflow, dmd):
+        monkeypatch.setattr(module, "sampled_end", watched)
+    settings: dict[str, Any] = {"method": method, "sampler": "heun", "train_steps": 1}
+    student = runs.run(teacher_folder, store, tmp_path, **settings)
+    record = json.loads((student / "run.json").read_text())
+    assert record["config"]["sampler"] == "heun" and record["skipped_steps"] == 0
+    view, name, start, batch, guidance, steps, end = seen[0]
+    expected = view.teacher.sample(
+        batch.condition,
+        batch.null,
+        num_steps=steps,
+        guidance=guidance,
+        noise=start,  # of flow matching it is the noise itself
+        sampler=TeacherSampler(name=name),
+    )
+    assert name == "heun" and torch.equal(end, expected)
+    for wrong, words in (({"pairs": "stored"}, "drawn already"), ({"sampler": "ddim"}, "cannot draw")):
+        with pytest.raises(UsageError, match=words):
+            runs.run(teacher_folder, store, tmp_path / "no", **{**settings, **wrong})
 
 
 def test_of_the_workspace_s_stores_the_newest_drawn_one_is_taken(

@@ -26,6 +26,7 @@ def draw_latents(
     part are the same in every run, and so are its bytes.
     """
     from ddx.teachers.condition import Condition
+    from ddx.teachers.samplers.sampler import TeacherSampler
 
     teacher, how = plan.teacher, plan.synthetic
     assert how is not None
@@ -36,13 +37,15 @@ def draw_latents(
     rows = list(texts)
     for start in range(0, len(rows), plan.config.batch_size):
         batch = rows[start : start + plan.config.batch_size]
+        generators = [how.generator(row - plan.sizes.first_row) for row in batch]
         latents = teacher.sample(
             Condition.cat([as_condition(texts[row], plan.sizes.text_scale) for row in batch]),
             null,
             num_steps=how.steps,
             guidance=how.guidance,
-            noise=teacher.initial_noise([how.generator(row - plan.sizes.first_row) for row in batch], plan.resolution),
+            generators=generators,
             resolution=plan.resolution,
+            sampler=TeacherSampler(name=how.sampler),
         )
         unscaled = teacher.unscale(latents).cpu()
         for row, latent in zip(batch, unscaled, strict=True):

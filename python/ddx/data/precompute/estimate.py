@@ -15,6 +15,7 @@ from ddx.data.layout import round_up
 from ddx.data.precompute.append import find_place
 from ddx.data.precompute.plan import Plan, make_plan
 from ddx.data.segments import read_attributes
+from ddx.teachers.samplers.names import SAMPLERS
 
 if TYPE_CHECKING:
     from ddx.workspace import Workspace
@@ -61,7 +62,7 @@ def _measure(plan: Plan) -> tuple[float, int, int]:
         noise, null = torch.zeros(batch, *teacher.latent_shape(plan.resolution)), teacher.null_condition()
         draw = partial(teacher.sample, condition.expand(batch), null, guidance=how.guidance, noise=noise)
         draw(num_steps=1)
-        seconds = how.steps * _seconds(lambda: draw(num_steps=1).sum().item()) / batch
+        seconds = SAMPLERS[how.sampler].passes(how.steps) * _seconds(lambda: draw(num_steps=1).sum().item()) / batch
     seconds += _seconds(lambda: teacher.encode_text(captions)) / CAPTIONS
     if teacher.device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(teacher.device)

@@ -18,6 +18,7 @@ from ddx.data.ranks import Rank
 from ddx.data.synthetic import SETTING, Synthetic
 from ddx.device import find_device
 from ddx.errors import DdxError, UsageError
+from ddx.teachers.samplers.sampler import check_sampler
 from ddx.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -200,7 +201,8 @@ def _synthetic(config: PrecomputeConfig, teacher: Teacher) -> Synthetic | None:
     if not config.synthetic:
         return None
     guidance = teacher.default_guidance if config.synthetic_guidance is None else config.synthetic_guidance
-    return Synthetic(config.synthetic_steps, float(guidance), config.synthetic_seed)
+    check_sampler(config.synthetic_sampler, teacher)
+    return Synthetic(config.synthetic_steps, float(guidance), config.synthetic_seed, config.synthetic_sampler)
 
 
 def with_text(plan: Plan, pooled_width: int | None, text_scale: float) -> Plan:

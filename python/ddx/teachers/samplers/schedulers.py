@@ -111,8 +111,8 @@ def _subclass(kind: Any, **members: Any) -> Any:
     return type(kind.__name__, (kind,), members)
 
 
-_MULTISTEP = {"solver_order": 2, "final_sigmas_type": "zero"}
-_ON_FLOW = {
+_MULTISTEP: dict[str, Any] = {"solver_order": 2, "final_sigmas_type": "zero"}
+_ON_FLOW: dict[str, Any] = {
     "prediction_type": "flow_prediction",
     "use_flow_sigmas": True,
     "least_signal": LEAST_SIGNAL,
