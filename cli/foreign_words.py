@@ -64,8 +64,8 @@ num-steps-eval s -> --steps
 num-images-per-prompt num-samples n-samples num-image n-images samples-per-prompt batch-count n count
 num-validation-images -> --num-images
 text caption p validation-prompt -> --prompt
-scheduler sampler sampling-algo noise-scheduler eta shift sigmas timesteps -> the student's folder has the
-    scheduler that it was made for
+scheduler sampling-algo noise-scheduler eta shift sigmas timesteps -> the student's folder has the scheduler that it
+    was made for; --sampler chooses a teacher's
 image init-image strength mask control-image ip-adapter controlnet -> pictures are drawn from text alone
 safety-checker nsfw disable-safety-checker -> there is no safety checker
 format save-format ext image-format -> pictures are PNG files
