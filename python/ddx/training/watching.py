@@ -39,7 +39,7 @@ class Watch:
     def __init__(self, run: Run, workspace: Workspace, progress: Progress) -> None:
         self.run, self.progress, config = run, progress, run.config
         self.ends: str | None = None
-        self.failures = 0
+        self.failures = 0  # looks in a row
         self.on = run.ranks.is_first and _wanted(run)
         if not self.on:
             return
@@ -84,7 +84,7 @@ class Watch:
         now = time.monotonic()
         self.pace.trained(now - self.mark, 1)
         self.mark = now
-        if self.pace.due(step):
+        if self.failures < MAX_FAILURES and self.pace.due(step):
             self._look(step, trainer)
             self._say_pace()
             self.mark = time.monotonic()
@@ -200,7 +200,7 @@ class Watch:
 
     def _say_pace(self) -> None:
         interval = self.pace.interval
-        if self.on and interval > 1.25 * self.said_interval:
+        if interval > 1.25 * self.said_interval:
             seconds = self.pace.look_seconds[-1]
             self.progress.log(
                 f"watch: a look takes {seconds:.2g} s; one in {interval} steps, not in {self.said_interval}, keeps all "
@@ -213,9 +213,8 @@ class Watch:
         self.progress.log(f"warning: the look at step {step} failed: {_words(error)}; training goes on")
         if self.run.ranks.device.type == "cuda":
             torch.cuda.empty_cache()
-        if self.failures >= MAX_FAILURES:
+        if self.failures == MAX_FAILURES:
             self.progress.log(f"warning: {self.failures} looks in a row failed, so none is taken any more")
-            self.on = False
 
     def _write_page(self, *, finished: bool) -> None:
         config = self.run.config

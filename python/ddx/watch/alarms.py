@@ -58,6 +58,11 @@ RULES: tuple[Rule, ...] = (
 )
 
 
+# Of the signals of the method: by the end of their names, the bound at two looks in a row, and what it says.
+DROPPED = 0.05  # share of rows whose loss is not finite
+GRADIENT = math.log(5.0)  # of a network's gradient norm over its smallest mean of a look
+
+
 @dataclass(frozen=True, kw_only=True)
 class Alarm:
     """One alarm: the rule's name, the step of the first of the looks that raise it, why, and what may help."""
@@ -100,6 +105,26 @@ def alarms(looks: Sequence[Look], steps: int, warm_up: int = 0, rules: Sequence[
         streak = next((n for n, value in enumerate(reversed(above)) if not value), len(above))
         if streak >= LOOKS:
             found.append(_alarm(rule, looks, looks[len(looks) - streak], steps))
+    return [*found, *_signal_alarms(looks)]
+
+
+def _signal_alarms(looks: Sequence[Look]) -> list[Alarm]:
+    """Return the alarms by the method's own signals: rows without a loss, and gradients that grow many times."""
+    found = []
+    for name in dict.fromkeys(name for look in looks for name in look["signals"]):
+        seen = [(int(look["step"]), float(look["signals"][name])) for look in looks if name in look["signals"]]
+        if len(seen) < LOOKS:
+            continue
+        since, least = seen[-LOOKS][0], min(value for _, value in seen[-LOOKS:])
+        if name.endswith("dropped") and least > DROPPED:
+            reason = f"{least:.2g} of the rows have had no finite loss ({name}) since step {since}"
+            cure = "lower the learning rate, or compute in float32 (--dtype)"
+        elif name.endswith("grad_norm") and least > math.exp(GRADIENT) * min(value for _, value in seen) > 0.0:
+            reason = f"{name} is {least:.3g} since step {since}, and was {min(value for _, value in seen):.3g}"
+            cure = "lower the learning rate"
+        else:
+            continue
+        found.append(Alarm(name=name, since=since, reason=reason, cure=cure))
     return found
 
 

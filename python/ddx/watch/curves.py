@@ -113,7 +113,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 def _margins(low: float, high: float) -> Point:
     around = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
-    return low - around, high + around
+    return low - around if low < 0.0 or low >= around else 0.0, high + around
 
 
 def _finite(points: Sequence[Point]) -> list[Point]:

@@ -27,7 +27,7 @@ _MORE_STYLE = """
 .alarms { border: 1px solid #d23c3c; border-radius: 8px; padding: .7rem 1rem; margin: 0 0 1.4rem; }
 .alarms p { margin: .2rem 0; } .alarms small { color: var(--soft); }
 .quiet { color: var(--soft); margin: 0 0 1.4rem; }
-.strip figure { margin: 0 0 1.3rem; } .strip img { image-rendering: auto; max-width: 100%; }
+.strip figure { margin: 0 0 1.3rem; } .strip img { width: auto; max-width: 100%; }
 """
 
 
@@ -134,7 +134,8 @@ def _signals(looks: Sequence[Look]) -> Iterable[Chart]:
     titles = {"grad_norm": "Gradient norms", "score_gap_t": "Score gap by time", "dropped": "Dropped rows"}
     for kind, members in kinds.items():
         lines = {name: [(look["step"], _number(look["signals"].get(name))) for look in looks] for name in members}
-        yield Chart(title=titles.get(kind, kind), lines=lines)
+        if any(value for points in lines.values() for _, value in points if value == value):  # not all of them 0
+            yield Chart(title=titles.get(kind, kind.replace("_", " ").capitalize()), lines=lines)
 
 
 def _raised(looks: Sequence[Look]) -> dict[str, list[int]]:

@@ -87,6 +87,18 @@ def test_the_words_of_an_alarm_name_number_step_and_cure() -> None:
     assert "saturation 1.60" in with_one and "distance 1.5" in with_one and "clipped +0.400" in with_one
 
 
+def test_rows_without_a_loss_and_gradients_that_grow_are_alarms_too() -> None:
+    def with_signals(*values: dict[str, float]) -> list[str]:
+        return [a.name for a in alarms([{**look(10 * n), "signals": value} for n, value in enumerate(values)], 1)]
+
+    assert with_signals({}, {"dropped": 0.0}, {"dropped": 0.2}) == []
+    assert with_signals({}, {"dropped": 0.2}, {"dropped": 0.06}) == ["dropped"]
+    assert with_signals({"grad_norm": 1.0}, {"grad_norm": 9.0}, {"grad_norm": 2.0}) == []
+    assert with_signals({"fake_score_grad_norm": 1.0}, *[{"fake_score_grad_norm": 9.0}] * 2) == ["fake_score_grad_norm"]
+    assert with_signals({"grad_norm": 9.0}, {"grad_norm": 1.0}, {"grad_norm": 1.5}) == []
+    assert with_signals({"loss": 1.0}, {"loss": 90.0}, {"loss": 90.0}) == []  # losses say little
+
+
 def test_dear_looks_are_fewer_and_all_together_within_their_share() -> None:
     for each, step_seconds, total in ((0.5, 1.0, 1000), (4.0, 1.0, 1000), (60.0, 2.0, 4000), (0.001, 1.0, 300)):
         pace, looks = Pace(50, 0.03, total), 0
