@@ -1,0 +1,132 @@
+"""The figures of `collapses.py`: bounds fitted on one half of its runs, judged on the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ddx.watch.alarms import LOOKS, RULES, Rule, alarms, excesses
+
+Row = dict[str, Any]
+
+LOST = 0.75  # of its best: what counts as a student that is lost
+MARGIN = 1.5  # of a bound over the largest excess of a healthy run that it is fitted on
+LEAST = 0.1  # no bound is below
+
+
+def lost_at(row: Row) -> int | None:
+    """Return the step at which overall or recall lost a quarter of its best, at two looks in a row or the last."""
+    found = []
+    for name in ("overall", "recall"):
+        values = [look["scores"][name] for look in row["looks"]]
+        best = 0.0
+        for number, value in enumerate(values):
+            best = max(best, value)
+            later = values[number + 1] if number + 1 < len(values) else value
+            if max(value, later) <= LOST * best:
+                found.append(int(row["looks"][number]["step"]))
+                break
+    return min(found, default=None)
+
+
+def alarm_at(row: Row, rules: Sequence[Rule]) -> tuple[int, list[str]] | None:
+    """Return the step of the first alarm, and the names of the rules that raise it."""
+    for number in range(1, len(row["looks"]) + 1):
+        looks = row["looks"][:number]
+        if found := alarms(looks, looks[0]["judged_steps"], 0, rules):
+            return int(looks[-1]["step"]), [alarm.name for alarm in found]
+    return None
+
+
+def fitted(rows: Sequence[Row]) -> list[Rule]:
+    """Return the rules, with bounds above what the healthy rows reach at two looks in a row."""
+    healthy = [row for row in rows if not row["collapse"]]
+    return [
+        replace(rule, bound=round(max(LEAST, MARGIN * max((_peak(row, rule.name) for row in healthy), default=0.0)), 2))
+        for rule in RULES
+    ]
+
+
+def _peak(row: Row, name: str) -> float:
+    values = excesses(row["looks"], name, row["looks"][0]["judged_steps"])
+    return max((min(values[k - LOOKS + 1 : k + 1]) for k in range(LOOKS - 1, len(values))), default=0.0)
+
+
+def kept_gap(row: Row) -> float:
+    """Return how many points of overall the look that is best by distance is behind the best in hindsight."""
+    looks = [look for look in row["looks"] if look["step"] > 0]
+    steps = str(looks[0]["judged_steps"])
+    kept = min(looks, key=lambda look: float(look["student"][steps]["distance"]))
+    return 100.0 * (max(look["scores"]["overall"] for look in looks) - kept["scores"]["overall"])
+
+
+def judged(rows: Sequence[Row], rules: Sequence[Rule]) -> dict[str, Any]:
+    """Return the figures of the rows under the rules, and a line a run."""
+    lines, caught, lost, false, healthy = [], 0, 0, 0, 0
+    for row in rows:
+        gone, alarm = lost_at(row), alarm_at(row, rules)
+        if row["collapse"] and gone is not None:
+            lost += 1
+            caught += alarm is not None and alarm[0] <= gone
+        elif not row["collapse"] and gone is None:
+            healthy += 1
+            false += alarm is not None
+        lines.append(
+            {
+                "name": row["name"],
+                "seed": row["seed"],
+                "driven": row["collapse"],
+                "lost_at": gone,
+                "alarm_at": None if alarm is None else alarm[0],
+                "alarms": [] if alarm is None else alarm[1],
+                "kept_behind_best": round(kept_gap(row), 1),
+            }
+        )
+    gaps = [line["kept_behind_best"] for line in lines]
+    return {
+        **{"runs": len(rows), "lost": lost, "caught": caught, "healthy": healthy, "false_alarms": false},
+        "mean_points_behind_best": round(sum(gaps) / len(gaps), 1) if gaps else None,
+        "lines": lines,
+    }
+
+
+def halves(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Return every second run that was driven, and every second healthy one, then the others, by order of the file."""
+    first, second = [], []
+    for driven in (False, True):
+        own = [row for row in rows if row["collapse"] is driven]
+        first += own[::2]
+        second += own[1::2]
+    return first, second
+
+
+def figures(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return all figures: bounds of the first half, judged on both halves and with the bounds that ddx has."""
+    first, second = halves([row for row in rows if len(row["looks"]) > LOOKS])
+    rules = fitted(first)
+    return {
+        "bounds": {rule.name: rule.bound for rule in rules},
+        "fitted_on": judged(first, rules),
+        "judged_on": judged(second, rules),
+        "with_the_bounds_of_ddx": judged([*first, *second], RULES),
+    }
+
+
+def report(rows: Sequence[Row]) -> str:
+    """Return the figures in words."""
+    found = figures(rows)
+    lines = [f"bounds fitted on the first half: {found['bounds']}"]
+    for name in ("fitted_on", "judged_on", "with_the_bounds_of_ddx"):
+        part = found[name]
+        lines.append(
+            f"\n{name.replace('_', ' ')}: {part['runs']} runs; {part['caught']} of {part['lost']} lost ones caught in "
+            f"time, {part['false_alarms']} false alarms in {part['healthy']} healthy ones, the kept look "
+            f"{part['mean_points_behind_best']} points behind the best"
+        )
+        lines += [
+            f"  {line['name']}, seed {line['seed']}: lost at {line['lost_at']}, alarm at {line['alarm_at']} "
+            f"{line['alarms']}, kept {line['kept_behind_best']} behind"
+            for line in part["lines"]
+        ]
+    return "\n".join(lines)

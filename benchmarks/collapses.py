@@ -1,0 +1,253 @@
+"""Does the watching of a run see a collapse before its student is lost, and is it quiet in healthy runs?
+
+    python benchmarks/collapses.py --keep FOLDER --seed 0           # runs what is missing, one line of JSON each
+    python benchmarks/collapses.py --report                         # fits on one half of the runs, judges on the other
+
+Every run goes on from one LCM student of the bundled teacher, whose scenes an exact checker marks: short runs of the
+healthy recipes, and runs that are driven into a collapse. At every look the exported weights draw 48 held-out captions
+too; the checker's marks and recall on these are the truth, and no alarm sees them. `--keep` holds the store, the
+student to start from and the runs; a run that stands in the result file is not made again, so a killed benchmark goes
+on. `_collapse_report.py` has the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import numpy as np
+import torch
+from _collapse_report import figures, report
+from _command import measured
+from _environment import RESULTS, machine, write_result
+from torch import nn
+
+from ddx.cli.console import emit
+from ddx.config import Settings
+from ddx.errors import DdxError
+from ddx.evaluation.features import extract
+from ddx.evaluation.scores import scene_scores
+from ddx.metrics.precision_recall import precision_recall
+from ddx.scenes.captions import parse_caption, sample_captions
+from ddx.scenes.render import render
+from ddx.training import watching
+from ddx.training.distill import distill
+from ddx.training.resolve import resolve
+from ddx.watch.drawing import Easel, Seen, Subject
+from ddx.watch.history import read_looks
+from ddx.workspace import Workspace
+
+FILE = "collapses.jsonl"
+ROWS = 2048
+STEPS = 40
+EVERY = 4
+BATCH = 4
+CAPTIONS = 48
+REFERENCES = 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run: a method of the bundled teacher's recipes, and settings over its recipe."""
+
+    name: str
+    method: str
+    collapse: bool
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+CONSTANT = {"lr_schedule": "constant"}
+CASES = (
+    Case("diff-instruct", "diff-instruct", False),
+    Case("diff-instruct, high rate", "diff-instruct", True, {**CONSTANT, "learning_rate": 1e-3}),
+    Case("lcm", "lcm", False),
+    Case("lcm, rate x30", "lcm", True, {**CONSTANT, "learning_rate": 1.5e-2}),
+    Case("sid", "sid", False),
+    Case("sid, alpha 1.5", "sid", True, {**CONSTANT, "alpha": 1.5, "learning_rate": 5e-4}),
+    Case("ladd", "ladd", False),
+    Case("ladd, slow heads", "ladd", True, {**CONSTANT, "discriminator_rate": 1.0, "learning_rate": 5e-4}),
+    Case("scm", "scm", False),
+    Case(
+        "diff-instruct, guidance x3",
+        "diff-instruct",
+        True,
+        {**CONSTANT, "guidance_min": 6.0, "guidance_max": 6.0, "learning_rate": 3e-4},
+    ),
+    Case("dde", "dde", False),
+    Case(
+        "diff-instruct, slow fake score", "diff-instruct", True, {**CONSTANT, "fake_rate": 0.05, "learning_rate": 5e-4}
+    ),
+    Case("cd", "cd", False),
+    Case("lcm, no average", "lcm", True, {**CONSTANT, "ema_half_life": 0.0, "learning_rate": 5e-3}),
+    Case("dmd2", "dmd2", False),
+    Case("dmd, high rate", "dmd", True, {**CONSTANT, "learning_rate": 1e-3}),
+    Case("twinflow", "twinflow", False),
+    Case("freeflow", "freeflow", False),
+    Case("shortcut", "shortcut", False),
+    Case("dmd", "dmd", False),
+)
+
+
+class ScoredEasel(Easel):
+    """Draws held-out captions too at a look, and marks them: the truth beside what is watched."""
+
+    def __init__(self, method: Any, subject: Subject, cache: Path) -> None:
+        subject = replace(subject, steps=[watching.judged_steps(method)])  # what neither alarms nor marks look at
+        super().__init__(method, subject, cache)
+        self.captions = sample_captions(CAPTIONS, seed=1, split="held-out")
+        encoded = self.teacher.encode_text(self.captions)
+        self.held_out = Easel(
+            method,
+            Subject(
+                prompts=self.captions,
+                conditions=encoded,
+                null=subject.null,
+                resolution=subject.resolution,
+                num_seeds=1,
+                steps=subject.steps,
+                reference_steps=subject.reference_steps,
+                seed=12345,
+            ),
+            cache,
+        )
+        specs = [parse_caption(caption) for caption in self.captions]
+        self.truth = np.concatenate([extract(render(specs, seed=i)) for i in range(REFERENCES)])
+
+    def look(self, student: nn.Module) -> Seen:
+        """See :meth:`Easel.look`; `scores` has the truth."""
+        seen = super().look(student)
+        steps = watching.judged_steps(self.method)
+        pictures = self.held_out._decode(self.held_out._student_draws(student, steps))[:, 0].numpy()
+        precision, recall = precision_recall(self.truth, extract(pictures))
+        overall = scene_scores(pictures, self.captions)["overall"]
+        seen.values["scores"] = {"overall": overall, "recall": recall, "precision": precision}
+        return seen
+
+
+def main() -> int:
+    """Run what is missing, or report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", action="append", type=int, help="may be repeated (default: 0)")
+    parser.add_argument("--case", action="append", choices=[case.name for case in CASES], help="may be repeated")
+    parser.add_argument("--keep", type=Path, help="folder for the store, the first student and the runs")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so many minutes")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
+    parser.add_argument("--report", action="store_true", help="print the figures of the runs that are there")
+    arguments = parser.parse_args()
+    path = arguments.out / FILE
+    if not arguments.report:
+        with ExitStack() as stack:
+            kept = arguments.keep or stack.enter_context(TemporaryDirectory())
+            run_all(arguments, Path(kept).absolute(), path)
+    rows = rows_of(path)
+    write_result("collapses", figures(rows), rows[0]["machine"], arguments.out)
+    emit(report(rows))
+    return 0
+
+
+def run_all(arguments: argparse.Namespace, folder: Path, path: Path) -> None:
+    """Make the runs that are asked for and not in the result file."""
+    torch.set_num_threads(1)
+    watching.Easel = ScoredEasel  # type: ignore[misc]
+    began, start = time.monotonic(), prepare(folder)
+    for seed in arguments.seed or [0]:
+        for case in CASES:
+            known = {(row["name"], row["seed"]) for row in rows_of(path)}
+            wanted = arguments.case is None or case.name in arguments.case
+            if not wanted or (case.name, seed) in known or time.monotonic() - began > 60.0 * arguments.minutes:
+                continue
+            row = run(case, seed, folder, start)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            emit(f"{case.name}, seed {seed}: {[look['scores']['overall'] for look in row['looks']]}")
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """Return the runs that are there."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def prepare(folder: Path) -> Path:
+    """Make the store, and the student that all runs begin with; return its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "runs" / "data").is_dir():
+        measured(["scenes", "scenes.parquet", "--rows", str(ROWS), "--seed", "1"], folder)
+        measured(["precompute", "scenes.parquet", "--teacher", "sana-tiny"], folder)
+    line = ["distill", "--method", "lcm", "--teacher", "sana-tiny", "--preset", "sana-tiny", "--out", "students/lcm"]
+    measured([*line, "--seed", "0"], folder)  # one that is finished is left as it is
+    return folder / "students" / "lcm"
+
+
+def run(case: Case, seed: int, folder: Path, start: Path) -> dict[str, Any]:
+    """Train one student and return its row."""
+    out = folder / "collapses" / f"{case.name.replace(', ', '-').replace(' ', '-')}-{seed}"
+    shutil.rmtree(out, ignore_errors=True)
+    values = {
+        "teacher": "sana-tiny",
+        "preset": "sana-tiny",
+        "method": case.method,
+        "from_student": str(start),
+        "data": str(next((folder / "runs" / "data").glob("*.zarr"))),
+        "out": str(out),
+        "seed": seed,
+        "train_steps": STEPS,
+        "batch_size": BATCH,
+        "warmup_steps": 8,
+        "sample_every": 0,
+        "checkpoint_every": 0,
+        "log_every": EVERY,
+        "watch_every": EVERY,
+        "watch_cost": 1e6,
+        "watch_prompts": 8,
+        "watch_seeds": 2,
+        "max_lost_steps": 1000,
+        **case.settings,
+    }
+    config, *of_method = resolve([Settings(values, "the benchmark")])
+    began, error = time.process_time(), None
+    try:
+        distill(config, *of_method, workspace=Workspace(folder / "runs"))
+    except DdxError as failure:
+        error = str(failure)
+    looks = read_looks(out / "watch.jsonl")
+    shutil.rmtree(out, ignore_errors=True)
+    return {
+        **{"name": case.name, "seed": seed, "collapse": case.collapse, "method": case.method},
+        **{
+            "settings": case.settings,
+            "steps": STEPS,
+            "batch_size": BATCH,
+            "processor_s": round(time.process_time() - began, 1),
+        },
+        **{"error": error, "machine": machine()},
+        "looks": [_short(look) for look in looks],
+    }
+
+
+def _short(look: dict[str, Any]) -> dict[str, Any]:
+    steps = str(look["judged_steps"])
+    kept = {
+        name: look.get(name) for name in ("step", "judged_steps", "ode_distance", "exposure_bias", "signals", "seconds")
+    }
+    whole = {**kept, "teacher": look["teacher"], "student": {steps: look["student"][steps]}, "scores": look["scores"]}
+    return _rounded(whole)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(item) for name, item in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
