@@ -34,15 +34,25 @@ class Finding:
     epilog="""\b
 Example:
   ddx doctor
+  torchrun --nproc-per-node 8 -m ddx doctor --cluster
 """
 )
+@click.option("--cluster", is_flag=True, help="Check the machines of a run under torchrun, instead of this one.")
 @config_options(dry_run=False)
-def command(invocation: Invocation) -> int:
+def command(invocation: Invocation, cluster: bool) -> int:
     """Check this machine: versions, devices, kernels, caches, disk."""
     from ddx.cli.console import emit, emit_json
 
     invocation.loading("torch")
-    findings = examine(invocation.workspace)
+    findings: list[Finding] | None
+    if cluster:
+        from ddx.cli.doctor_cluster import examine_cluster
+
+        findings = examine_cluster(invocation.workspace.root.absolute())
+        if findings is None:  # one of several processes: the first one tells
+            return 0
+    else:
+        findings = examine(invocation.workspace)
     if invocation.as_json:
         emit_json({"ok": all(f.ok for f in findings), "findings": [asdict(f) for f in findings]})
     else:

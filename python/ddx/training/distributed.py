@@ -82,6 +82,14 @@ class Ranks:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def gathered(self, value: Result) -> list[Result]:
+        """Return the values of all ranks, in their order."""
+        if self.world == 1:
+            return [value]
+        box: list[Any] = [None] * self.world
+        dist.all_gather_object(box, value)
+        return box
+
     def smallest(self, value: Tensor) -> Tensor:
         """Return the smallest of each element of `value` over all ranks."""
         if self.world > 1:
