@@ -27,7 +27,8 @@ _MORE_STYLE = """
 .alarms { border: 1px solid #d23c3c; border-radius: 8px; padding: .7rem 1rem; margin: 0 0 1.4rem; }
 .alarms p { margin: .2rem 0; } .alarms small { color: var(--soft); }
 .quiet { color: var(--soft); margin: 0 0 1.4rem; }
-.strip figure { margin: 0 0 1.3rem; } .strip img { width: auto; max-width: 100%; }
+.strip { display: grid; gap: 1.2rem; grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); }
+.strip img { width: auto; }
 """
 
 
@@ -152,8 +153,12 @@ def _alarm_box(looks: Sequence[Look]) -> str:
     gone = f"<p><small>Earlier: {html.escape(', '.join(earlier))}.</small></p>" if earlier else ""
     if not now:
         return f'<div class="quiet">No alarm at the last look.{gone}</div>\n'
-    lines = (f"<p><b>{html.escape(a['reason'])}.</b> <small>{html.escape(a['cure'])}</small></p>" for a in now)
+    lines = (f"<p><b>{html.escape(_sentence(a['reason']))}</b> <small>{html.escape(a['cure'])}</small></p>" for a in now)
     return f'<div class="alarms">{"".join(lines)}{gone}</div>\n'
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _strips(strips: Path, looks: Sequence[Look], best: int | None) -> str:

@@ -215,7 +215,7 @@ def test_the_page_holds_curves_alarms_and_pictures_and_refreshes_until_the_end(t
         assert ('http-equiv="refresh"' in page) is not finished
     assert "a &lt;b&gt;" in page and "40 of 50 steps. Best by distance: step 10." in page
     assert page.count("<svg") >= 8 and page.count("data:image/jpeg") == 5
-    assert 'class="alarm"' in page and "saturation is 1.8 times" in page
+    assert 'class="alarm"' in page and "Saturation is 1.8 times" in page
     assert not re.search(r'(src|href)="(?!data:)', page)  # needs no other file
     assert "nan" not in page and "Exposure bias" not in page  # a curve without a point
 
