@@ -153,12 +153,12 @@ def _alarm_box(looks: Sequence[Look]) -> str:
     gone = f"<p><small>Earlier: {html.escape(', '.join(earlier))}.</small></p>" if earlier else ""
     if not now:
         return f'<div class="quiet">No alarm at the last look.{gone}</div>\n'
-    lines = (f"<p><b>{html.escape(_sentence(a['reason']))}</b> <small>{html.escape(a['cure'])}</small></p>" for a in now)
+    lines = (_line(alarm["reason"], alarm["cure"]) for alarm in now)
     return f'<div class="alarms">{"".join(lines)}{gone}</div>\n'
 
 
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
+def _line(reason: str, cure: str) -> str:
+    return f"<p><b>{html.escape(reason[:1].upper() + reason[1:])}.</b> <small>{html.escape(cure)}</small></p>"
 
 
 def _strips(strips: Path, looks: Sequence[Look], best: int | None) -> str:
