@@ -20,6 +20,18 @@ STUDENTS = (
         "a LoRA for 4 steps and one for 8, drawn without guidance; times shifted by 3, in the distillation too",
         "ModelTC/Qwen-Image-Lightning@25d1e9935ba97e1f60503f8c000201e08b1fe8f4:generate_with_diffusers.py",
     ),
+    (
+        "TwinFlow of Z-Image-Turbo",
+        "z-image",
+        "weights for two steps, called experimental; the code trains SANA, Qwen-Image and Stable Diffusion 3.5",
+        "inclusionAI/TwinFlow@a109a71b19634d9c5d5c45c3587d36b19f014917:README.md",
+    ),
+    (
+        "TDM of Stable Diffusion 3 and 3.5",
+        "stable-diffusion-3",
+        "LoRAs for 4 steps, of Stable Diffusion 3 at a scale of 0.125 and times shifted by 6; the code trains PixArt-α",
+        "Luo-Yihong/TDM@81b019f91539948d49da86cef12ccc64030c5022:README.md",
+    ),
 )
 FOLDER = "../python/ddx/presets/distill"
 INTRODUCTION = """# Recipes

@@ -23,11 +23,12 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ddx.config import option
+from ddx.errors import UsageError
 from ddx.kernels.dmd import guarded_dmd_loss
 from ddx.kernels.guarded_loss import GuardedLoss
 from ddx.methods.base import FAKE, STUDENT, Batch, Losses, NetworkSpec, Turn
 from ddx.methods.parts.adversarial import ACCURACY, DISCRIMINATOR, AdversarialConfig, FeatureJudge
-from ddx.methods.parts.config import at_least, changed
+from ddx.methods.parts.config import at_least, changed, within
 from ddx.methods.parts.score_distillation import Generated, ScoreConfig, ScoreDistillation, Scores
 from ddx.networks.guidance import guidance_input
 from ddx.teachers.base import Teacher
@@ -46,11 +47,29 @@ class DMD2Config(AdversarialConfig, ScoreConfig):
     )
     gan_weight: float = option(5e-3, "weight of the adversarial loss of the student; 0: no discriminator")
     fake_gan_weight: float = option(1e-2, "share of the discriminator's gradient that reaches the fake score")
+    fake_time_low: float | None = option(
+        None, "lower limit of the times of fake score and discriminator (none: time_low, the student's)"
+    )
+    fake_time_high: float | None = option(
+        None, "upper limit of the times of fake score and discriminator (none: time_high, the student's)"
+    )
 
     def __post_init__(self) -> None:
         ScoreConfig.__post_init__(self)
         AdversarialConfig.__post_init__(self)
         at_least(self, 0.0, "gan_weight", "fake_gan_weight")
+        within(self, 0.0, 1.0, "fake_time_low", "fake_time_high")
+        low, high = fake_limits(self)
+        if low >= high:
+            raise UsageError(
+                f"the fake score's times are from {low} to {high}", hint="--fake-time-low 0 --fake-time-high 1"
+            )
+
+
+def fake_limits(config: DMD2Config) -> tuple[float, float]:
+    """Return the limits of the fake score's times, as shares of their range."""
+    low, high = config.fake_time_low, config.fake_time_high
+    return config.time_low if low is None else low, config.time_high if high is None else high
 
 
 class DMD2(ScoreDistillation):
@@ -80,6 +99,10 @@ class DMD2(ScoreDistillation):
             return super().turns(step)
         fake = Turn(trains=(FAKE, DISCRIMINATOR), name="fake score")
         return (*self.config.fake_updates * (fake,), Turn(trains=(STUDENT,), name="student"))
+
+    def times_at(self, quantile: Tensor) -> Tensor:
+        """See :meth:`FlowMethod.times_at`: the times of the fake score and of the discriminator."""
+        return self.times_between(*fake_limits(self.config), quantile)
 
     def generator_loss(self, x: Tensor, seen: Scores, batch: Batch) -> GuardedLoss:
         """Return half the square of the normalised difference of the scores, with itself as the gradient by x."""
@@ -122,5 +145,5 @@ class DMD2(ScoreDistillation):
 
     def _judged(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return times, and the stored and the generated latents noised to them."""
-        t = self.score_times(batch)
+        t = self.times_at(batch.random.uniform())
         return t, self.noisy(batch.x0, self.draw_noise(batch), t), self.noisy(x, self.draw_noise(batch), t)

@@ -6,6 +6,10 @@
 
 The stored latents are the real ones: drawn by the teacher, their guidance is what the student learns; pictures of a
 data set teach it what those are.
+
+AMD's Nitro-1 (AMD-AIG-AIMA/AMD-Diffusion-Distillation at cba032e, train.py) adds two things. The student draws from the
+noise that the teacher drew x0 from, and |x - x0| is a second loss (`regression_weight`), square where it is small. And
+stored latents beside another caption are half of the fakes (`misaligned`).
 """
 
 from __future__ import annotations
@@ -15,17 +19,29 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import smooth_l1_loss
 
+from ddx.config import option
 from ddx.methods.base import STUDENT, Batch, Losses, NetworkSpec, Turn
 from ddx.methods.parts.adversarial import ACCURACY, DISCRIMINATOR, FeatureJudge
 from ddx.methods.parts.adversarial_student import AdversarialStudent, AdversarialStudentConfig
+from ddx.methods.parts.config import at_least
 from ddx.teachers.base import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
 class LADDConfig(AdversarialStudentConfig):
     """The published form, of up to four steps."""
+
+    regression_weight: float = option(
+        0.0, "weight of the distance from the stored picture, drawn from its noise; takes `ddx precompute --synthetic`"
+    )
+    misaligned: bool = option(False, "show the discriminator stored latents with other captions as fakes")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 0.0, "regression_weight")
 
 
 class LADD(AdversarialStudent):
@@ -37,6 +53,16 @@ class LADD(AdversarialStudent):
     def __init__(self, config: LADDConfig, teacher: Teacher) -> None:
         super().__init__(config, teacher)
         self.judge = FeatureJudge(self.view, config)
+
+    @property
+    def reads_pairs(self) -> bool:
+        """See :meth:`Method.reads_pairs`."""
+        return self.config.regression_weight > 0.0
+
+    @property
+    def reads_neighbours(self) -> bool:
+        """See :meth:`Method.reads_neighbours`."""
+        return self.config.misaligned
 
     def networks(self) -> tuple[NetworkSpec, ...]:
         """Return the student, and the heads on the teacher's features."""
@@ -57,6 +83,16 @@ class LADD(AdversarialStudent):
         seen = (networks[DISCRIMINATOR], self.teacher.network(), real_t, fake_t, times.t, batch.condition)
         if of_student:
             loss = times.weight * self.judge.generator_loss(*seen)
-            return Losses(by_network={STUDENT: loss}, generated=x)
-        loss, right = self.judge.discriminator_loss(*seen, self.draw_noise(batch))
+            return Losses(by_network={STUDENT: loss}, secondary=self.regression(x, batch), generated=x)
+        direction, other = self.draw_noise(batch), None
+        if self.config.misaligned and batch.neighbour is not None:
+            other = self.noisy(batch.neighbour, self.draw_noise(batch), times.t)
+        loss, right = self.judge.discriminator_loss(*seen, direction, misaligned=other)
         return Losses(by_network={DISCRIMINATOR: times.weigh(loss)}, tracked={ACCURACY: right})
+
+    def regression(self, x: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Return the student's weighted distance from the stored pictures, `[B]`, if it has one."""
+        if batch.noise is None or self.config.regression_weight == 0.0:
+            return {}
+        distance = smooth_l1_loss(x, batch.x0, reduction="none").flatten(1).mean(1)
+        return {STUDENT: self.config.regression_weight * distance}

@@ -31,6 +31,8 @@ ADDED_SINCE: Mapping[str, Any] = {
     "guidance_set": None,
     "score_weight": "distance",
     "average_dtype": "float32",
+    **{"regression_weight": 0.0, "misaligned": False},  # of ladd; others had theirs
+    **{"fake_time_low": None, "fake_time_high": None},
     **{"reward": None, "reward_weight": 1.0, "reward_start": 0.0, "reward_share": 1.0},
     "sampler": "own",
     **{"near_span": None, "loss": "l2", "barron_c": 1e-3, "jump_weight": "none", "drawing": "path"},
@@ -91,7 +93,7 @@ class DistillConfig:
     balance_ratio: float = option(0.5, "ratio of the second gradient's norm to the first's, for loss_balance norm")
     lora_rank: int = option(0, "rank of low-rank matrices to train instead of whole networks; 0: train whole networks")
     lora_alpha: float | None = option(None, "scale of the low-rank product, divided by the rank (none: the rank)")
-    clip_norm: float = option(1.0, "largest norm of the gradient; larger gradients are scaled down")
+    clip_norm: float = option(1.0, "largest norm of the gradient; larger gradients are scaled down. 0: no limit")
     ema_half_life: float = option(10_000.0, "half-life in images of the exported average; 0: the last weights")
     ema_ramp_up: float | None = option(0.05, "limits the half-life to this share of the images seen (none: no limit)")
     ema_more: tuple[str, ...] = option(
@@ -168,7 +170,7 @@ class DistillConfig:
                 raise UsageError(
                     f"{name} = {value} must be at least {least}", hint=f"--{name.replace('_', '-')} {least}"
                 )
-        for name in ("learning_rate", "clip_norm", "adam_epsilon", "balance_ratio"):
+        for name in ("learning_rate", "adam_epsilon", "balance_ratio"):
             if not getattr(self, name) > 0.0:
                 raise UsageError(
                     f"{name} = {getattr(self, name)} must be above 0", hint=f"leave {name} away for its default"
@@ -229,6 +231,7 @@ _LEAST = {
     "warmup_steps": 0,
     "warmup_images": 0,
     "weight_decay": 0.0,
+    "clip_norm": 0.0,
     "lora_rank": 0,
     "ema_half_life": 0.0,
     "prefetch": 1,

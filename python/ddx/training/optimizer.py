@@ -112,13 +112,14 @@ class Clip(NamedTuple):
 
 
 def measure_clip(gradients: Iterable[Tensor | None], max_norm: float) -> Clip:
-    """Return what `guarded_step` must know to clip these gradients to `max_norm`; they are only read."""
+    """Return what `guarded_step` must know to clip these gradients to `max_norm` (0: not); they are only read."""
     present = [gradient for gradient in gradients if gradient is not None]
     if not present:
         return Clip(torch.zeros(()), torch.zeros(()), torch.ones(()))
     norm = torch.linalg.vector_norm(torch.stack([n.float() for n in torch._foreach_norm(present)]))
     finite = torch.isfinite(norm)
-    divisor = torch.where(finite, ((norm + 1e-6) / max_norm).clamp(min=1.0), torch.ones_like(norm))
+    over = (norm + 1e-6) / max_norm if max_norm > 0.0 else torch.ones_like(norm)
+    divisor = torch.where(finite, over.clamp(min=1.0), torch.ones_like(norm))
     return Clip(norm, (~finite).float(), divisor)
 
 

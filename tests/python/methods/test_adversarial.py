@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -141,15 +142,19 @@ def test_a_turn_s_loss_reaches_all_of_what_it_trains_and_nothing_else(teacher: T
     assert_gradients_reach_their_networks(trainer, *silent)
 
 
-def test_ladd_by_hand(teacher: Teacher) -> None:
-    method = make_method("ladd", teacher, num_steps=2, noise_share=0.5, head_condition=False)
+@pytest.mark.parametrize("pairs", [False, True])
+def test_ladd_by_hand(teacher: Teacher, pairs: bool) -> None:
+    more = {"regression_weight": 3.0, "misaligned": True} if pairs else {}
+    method = make_method("ladd", teacher, num_steps=2, noise_share=0.5, head_condition=False, **more)
+    assert (method.reads_pairs, method.reads_neighbours) == (pairs, pairs)
     student, heads = (method.build(spec) for spec in method.networks())
     networks = {STUDENT: student, DISCRIMINATOR: heads}
     view, batch = FlowView(teacher), make_batch(teacher)
     random, shape, x0 = batch.random, batch.x0.shape[1:], batch.x0
     step, whole = (random.uniform() * 2).long(), random.uniform() < 0.5
     step = torch.where(whole, 0, step)
-    noise = random.normal(*shape)
+    stored = torch.randn(x0.shape, generator=torch.Generator().manual_seed(3)) if pairs else None
+    noise = random.normal(*shape) if stored is None else stored
     times = view.times(2)
     starts = [view.start(noise, times[0]), (1 - float(times[1])) * x0 + float(times[1]) * noise]
     x_s = torch.stack([starts[k][row] for row, k in enumerate(step.tolist())])
@@ -166,9 +171,19 @@ def test_ladd_by_hand(teacher: Teacher) -> None:
 
     real, fake = judged(x0), judged(x)
     of_d = (torch.relu(1 - real) + torch.relu(1 + fake)).mean(1)
+    if pairs:
+        random.normal(*shape)  # the direction of the penalty
+        assert batch.neighbour is not None
+        of_d = 0.5 * (of_d + (torch.relu(1 - real) + torch.relu(1 + judged(batch.neighbour))).mean(1))
     for name, wanted in ((STUDENT, -fake.mean(1)), (DISCRIMINATOR, of_d)):
-        found = method.losses(Turn(trains=(name,)), make_batch(teacher), networks).by_network[name]
-        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+        given = dataclasses.replace(make_batch(teacher), noise=stored)
+        found = method.losses(Turn(trains=(name,)), given, networks)
+        torch.testing.assert_close(found.by_network[name], wanted, rtol=1e-3, atol=1e-4)
+        away = (x - x0).abs()
+        distance = torch.where(away < 1.0, 0.5 * away**2, away - 0.5).flatten(1).mean(1)
+        assert (STUDENT in found.secondary) is (pairs and name == STUDENT)
+        if found.secondary:
+            torch.testing.assert_close(found.secondary[STUDENT], 3.0 * distance, rtol=1e-3, atol=1e-4)
 
 
 def test_dmd2_s_adversarial_loss_is_on_the_fake_score_s_features(tmp_path: Path) -> None:

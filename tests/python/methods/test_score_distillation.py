@@ -119,6 +119,19 @@ def test_times_and_the_fake_score_s_weight_are_those_of_the_teacher_s_process(na
     assert (float(counts.max() / counts.min()) < 1.001) is (teacher.prediction != "flow")
 
 
+def test_dmd2_s_fake_score_may_look_at_all_times(teacher: Teacher) -> None:
+    method = make_method("dmd2", teacher, fake_time_low=0.0, fake_time_high=1.0)
+    batch, u = make_batch(teacher), torch.tensor([0.0, 1.0 - 1e-9], dtype=torch.float64)
+    low, high = method.times_at(u).tolist()
+    if teacher.prediction == "flow":
+        assert (low, high) == (0.0, pytest.approx(1.0))
+    else:
+        ends = method.view.process.flow_time(torch.tensor([0.0, 999.0], dtype=torch.float64)).tolist()
+        assert (low, high) == (pytest.approx(ends[0]), pytest.approx(ends[1]))
+    drawn = make_method("dmd2", teacher).score_times(batch)  # the student's are not moved by it
+    torch.testing.assert_close(method.score_times(make_batch(teacher)), drawn)
+
+
 def test_a_shift_and_a_named_distribution_outrank_the_teacher_s_timesteps(teacher: Teacher) -> None:
     u = torch.tensor([0.25], dtype=torch.float64)
     shift, named = (make_method("sid", teacher, **one) for one in ({"time_shift": 2.0}, {"time_sampling": "uniform"}))
@@ -246,6 +259,7 @@ def test_a_sampler_of_equal_steps_is_given_no_times(tmp_path: Path, name: str, k
         ("lcm", {"student_times": (1.0, 0.0)}, "student_times"),
         ("dmd", {"regression_weight": -1.0}, "regression_weight"),
         ("dmd2", {"gan_weight": -1.0}, "gan_weight"),
+        ("dmd2", {"fake_time_low": 0.98}, "fake score's times"),
         ("dde", {"time_set": (0.3, 0.5)}, "time_set"),
     ],
 )

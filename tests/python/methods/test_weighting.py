@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
 from ddx.methods.parts.weighting import DenoisingConfig, denoising_loss, min_snr_weight
 from ddx.process import FlowProcess, PredictionKind, VPProcess
@@ -41,6 +44,14 @@ def test_scales_are_pooled_and_halved() -> None:
     weighted = denoising_loss(DenoisingConfig(multi_scale=True, denoising_weight="min-snr"), x, zero, t)
     torch.testing.assert_close(weighted.loss, min_snr_weight(t, 5.0) * expected, rtol=1e-6, atol=0.0)
     torch.testing.assert_close(denoising_loss(DenoisingConfig(), x, zero, t).loss, pooled(4))
+
+
+@pytest.mark.parametrize(("kind", "share"), [("x0", lambda t: t), ("eps", lambda t: 1.0 - t)])
+def test_an_error_of_what_is_named_counts_the_same_at_all_times(kind: str, share: Callable[[Tensor], Tensor]) -> None:
+    t = torch.tensor([0.1, 0.5, 0.9]).double()
+    error = (1.0 / share(t))[:, None, None, None].float()  # of the flow velocity, 1 of what is named
+    found = denoising_loss(DenoisingConfig(denoising_weight=kind), error, torch.zeros_like(error), t)
+    torch.testing.assert_close(found.loss, torch.ones(3))
 
 
 def test_a_row_that_is_not_finite_is_dropped_at_every_scale() -> None:

@@ -41,6 +41,11 @@ def test_a_clipped_step_is_torchs_own(fused: bool, max_norm: float) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+def test_without_a_limit_no_gradient_is_scaled() -> None:
+    clip = measure_clip([torch.full((4,), 1e4)], 0.0)
+    assert (float(clip.norm), float(clip.divisor), float(clip.found_inf)) == (2e4, 1.0, 0.0)
+
+
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_step_without_a_finite_gradient_changes_nothing_but_the_counter(fused: bool, bad: float) -> None:

@@ -35,12 +35,15 @@ def synthetic(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return precompute(config, [str(folder / "captions.parquet")])
 
 
-@pytest.mark.parametrize("method", ["reflow", "dmd"])
+@pytest.mark.parametrize("method", ["reflow", "dmd", "ladd"])
 def test_stored_pairs_train_a_student(method: str, teacher_folder: Path, synthetic: Path, tmp_path: Path) -> None:
-    student = runs.run(teacher_folder, synthetic, tmp_path, method=method, pairs="stored", train_steps=2)
+    asked: dict[str, Any] = {"pairs": "stored"}
+    if method == "ladd":
+        asked = {"regression_weight": 1.0, "misaligned": True}
+    student = runs.run(teacher_folder, synthetic, tmp_path, method=method, train_steps=2, **asked)
     record = json.loads((student / "run.json").read_text())
     assert record["finished"] and record["synthetic_share"] == 1.0 and record["skipped_steps"] == 0
-    assert record["config"]["pairs"] == "stored"
+    assert asked.items() <= record["config"].items()
 
 
 def test_each_row_brings_its_own_noise(

@@ -60,7 +60,8 @@ class AdversarialStudent(FlowMethod):
         times = send(self.student_times(num_steps), batch.x0.device)
         step = grid_index(batch.random.uniform(), num_steps) - 1
         step = torch.where(batch.random.uniform() < self.config.noise_share, 0, step)
-        noise, s = self.draw_noise(batch), times[step]
+        noise = self.draw_noise(batch) if batch.noise is None else batch.noise
+        s = times[step]
         noisy = self.noisy(batch.x0, noise, s)
         return torch.where((step == 0).reshape(-1, 1, 1, 1), self.view.start(noise, times[0]), noisy), s
 

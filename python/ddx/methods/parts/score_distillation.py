@@ -62,8 +62,8 @@ class ScoreConfig(FlowConfig, DenoisingConfig, RewardConfig):
     time_shift: float = changed(FlowConfig, "time_shift", 1.0)
     denoising_weight: str = option(
         "auto",
-        "weight of the fake score's loss by noise level, relative to the flow velocity's error; eps: the error of eps "
-        "counts the same at all levels; auto: eps where the teacher has timesteps (VP), else none",
+        "weight of the fake score's loss by noise level, relative to the flow velocity's error; eps, x0: the error of "
+        "that counts the same at all levels; auto: eps where the teacher has timesteps (VP), else none",
         choices=("auto", *DENOISING_WEIGHTS),
     )
     time_low: float = option(0.02, "lower limit of the re-noising times, as a share of their range")
@@ -207,13 +207,16 @@ class ScoreDistillation(FlowMethod):
 
     def times_at(self, quantile: Tensor) -> Tensor:
         """See :meth:`FlowMethod.times_at`; the distribution is cut at both ends."""
-        low, high = self.config.time_low, self.config.time_high
+        return self.times_between(self.config.time_low, self.config.time_high, quantile)
+
+    def times_between(self, low: float, high: float, quantile: Tensor) -> Tensor:
+        """Return the flow times, float64, at quantiles in [0, 1) of the distribution, cut to shares of its range."""
         share = low + (high - low) * quantile
         return self.view.step_times(share) if self.draws_timesteps else super().times_at(share)
 
     def score_times(self, batch: Batch) -> Tensor:
         """Return the generator's re-noising times, float64 `[B]`. They never adapt: its loss is no measure of need."""
-        return self.times_at(batch.random.uniform())
+        return self.times_between(self.config.time_low, self.config.time_high, batch.random.uniform())
 
     def looks_through(self, batch: Batch) -> tuple[bool, bool]:
         """Return whether gradients flow through the teacher, and through the fake score, into x."""

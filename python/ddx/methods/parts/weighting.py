@@ -6,7 +6,7 @@ sigma^2, divided by the square of that is
 
 x0  min(SNR, g)      eps  min(SNR, g) / SNR      v  min(SNR, g) / (SNR + 1)      flow  min((1 - t)^2, g t^2)
 
-In the same way (1 - t)^2 on the error of the flow velocity is 1 on that of eps.
+In the same way (1 - t)^2 on the error of the flow velocity is 1 on that of eps, and t^2 is 1 on that of x0.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ddx.kernels.guarded_loss import GuardedLoss
 from ddx.methods.parts.config import above_zero
 from ddx.process import PredictionKind
 
-DENOISING_WEIGHTS = ("none", "min-snr", "eps")
+DENOISING_WEIGHTS = ("none", "min-snr", "eps", "x0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class DenoisingConfig:
 
     denoising_weight: str = option(
         "none",
-        "weight of a denoising loss by noise level, relative to the flow velocity's error; eps: the error of eps "
+        "weight of a denoising loss by noise level, relative to the flow velocity's error; eps, x0: the error of that "
         "counts the same at all levels",
         choices=DENOISING_WEIGHTS,
     )
@@ -67,6 +67,8 @@ def denoising_weight(kind: str, t: Tensor, gamma: float) -> Tensor | None:
             return None
         case "eps":
             return (1.0 - t).square().float()
+        case "x0":
+            return t.square().float()
     return min_snr_weight(t, gamma).float()
 
 

@@ -46,7 +46,7 @@ class TeacherConfig:
     warmup_steps: int = option(150, "steps over which the learning rate rises from zero")
     decay_share: float = option(0.5, "final share of the flow's steps, over which the learning rate falls to zero")
     weight_decay: float = option(0.01, "Muon's decoupled weight decay")
-    clip_norm: float = option(1.0, "largest norm of the gradient; larger gradients are scaled down")
+    clip_norm: float = option(1.0, "largest norm of the gradient; larger gradients are scaled down. 0: no limit")
     ema_decay: float = option(0.998, "decay per step of the exported average of the flow's weights")
     null_probability: float = option(0.1, "share of rows that train without caption, for guidance")
     time_mean: float = option(0.4, "mean of the logit of the time")
