@@ -81,7 +81,7 @@ $(STAMP): $(SOURCES)
 	log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
 	PYO3_PYTHON=$(abspath $(BIN)/python) cargo build --locked --release -p ddx-py --lib >"$$log" 2>&1 & core=$$!; \
 	$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-	  o = p["optional-dependencies"]; print(*p["dependencies"], *o["test"], *[r for r in o["dev"] if "[" not in r], sep="\n")' \
+	  o = p["optional-dependencies"]; print(*p["dependencies"], *o["test"], *o["eval"], *[r for r in o["dev"] if "[" not in r], sep="\n")' \
 	  >"$(VENV)/requirements.txt"; \
 	$(install_packages) || { kill $$core; exit 1; }; \
 	$(BIN)/python -m compileall -q -j $(JOBS) -x '$(NOT_IMPORTED)' $(VENV)/lib python cli kernels tests >/dev/null 2>&1 || true; \
@@ -133,7 +133,7 @@ fuzz: $(STAMP)
 
 bench: $(STAMP)
 	@$(BIN)/python -c 'import tomllib; o = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
-	  print(*[r for r in o["bench"] if "[" not in r], sep="\n")' >"$(VENV)/bench.txt"
+	  print(*[r for r in o["bench"] + o["eval"] if "[" not in r], sep="\n")' >"$(VENV)/bench.txt"
 	@$(BIN)/python -m pip install --quiet -r "$(VENV)/bench.txt"
 	@for script in benchmarks/*.py; do \
 	  case $$script in benchmarks/_*) continue;; esac; \
