@@ -8,7 +8,8 @@ CLIP (Radford et al. 2021, arXiv:2103.00020), SigLIP (Zhai et al. 2023, arXiv:23
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,9 +28,16 @@ NUM_CACHED = 100_000  # captions whose features are kept, in float32 on the CPU:
 class Scorer:
     """Scores of pictures float `[B, 3, H, W]` in [-1, 1] for captions, differentiable by the pictures."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, picture_input: PictureInput) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        picture_input: PictureInput,
+        settings: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """settings: those of the model's image processor."""
         self.model: Any = model.eval().requires_grad_(False)
-        self.tokenizer, self.picture_input = tokenizer, picture_input
+        self.tokenizer, self.picture_input, self.settings = tokenizer, picture_input, settings
         self._cached: dict[str, Tensor] = {}
 
     @property
@@ -39,9 +47,12 @@ class Scorer:
 
     def scores(self, pixels: Tensor, text: Tensor) -> Tensor:
         """Return the cosines, `[B]` in [-1, 1], with `text`: :meth:`text_features` of each picture's caption."""
-        found = _projected(self.model.get_image_features(pixel_values=self.picture_input(pixels)))
-        found = found.to(torch.promote_types(found.dtype, torch.float32))
-        return (functional.normalize(found, dim=-1) * text).sum(-1)
+        return (self.picture_features(self.picture_input(pixels)) * text).sum(-1)
+
+    def picture_features(self, inputs: Tensor) -> Tensor:
+        """Return unit features, float32 or wider `[B, D]`, of what the model takes, `[B, 3, h, w]`."""
+        found = _projected(self.model.get_image_features(pixel_values=inputs))
+        return functional.normalize(found.to(torch.promote_types(found.dtype, torch.float32)), dim=-1)
 
     @torch.no_grad()
     def text_features(self, captions: Sequence[str], device: torch.device) -> Tensor:
@@ -71,8 +82,11 @@ class Scorer:
         return tokens
 
 
-def load_scorer(name: str, device: torch.device) -> Scorer:
-    """Return the scorer at a path or hub id. DdxError with the cure where it cannot be loaded or has no text tower."""
+def load_scorer(name: str, device: torch.device, flag: str = "--reward") -> Scorer:
+    """Return the scorer at a path or hub id. DdxError with the cure where it cannot be loaded or has no text tower.
+
+    flag: of the command line, which errors name.
+    """
     from transformers import AutoConfig, AutoModel, AutoTokenizer
     from transformers.image_processing_base import ImageProcessingMixin
 
@@ -82,19 +96,19 @@ def load_scorer(name: str, device: torch.device) -> Scorer:
         with no_progress_bars():
             config = AutoConfig.from_pretrained(name)
             if not hasattr(config, "text_config") or not hasattr(config, "vision_config"):
-                raise _no_scorer(name, f"a {config.model_type} model has no towers for pictures and for text")
+                raise _no_scorer(name, flag, f"a {config.model_type} model has no towers for pictures and for text")
             settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
             tokenizer = AutoTokenizer.from_pretrained(name)
             model = AutoModel.from_pretrained(name) if weights_are_wanted() else AutoModel.from_config(config)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise DdxError(
             f"no scorer at {name!r}: {str(error).strip().splitlines()[0]}",
-            hint=f"{_download(name)}give --reward a folder that save_pretrained wrote: the model, its tokenizer and "
+            hint=f"{_download(name)}give {flag} a folder that save_pretrained wrote: the model, its tokenizer and "
             "its image processor",
         ) from error
     if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
-        raise _no_scorer(name, f"{type(model).__name__} gives no features of pictures and of text")
-    return Scorer(model.to(device), tokenizer, PictureInput(settings, name))
+        raise _no_scorer(name, flag, f"{type(model).__name__} gives no features of pictures and of text")
+    return Scorer(model.to(device), tokenizer, PictureInput(settings, name), settings)
 
 
 def _download(name: str) -> str:
@@ -102,10 +116,10 @@ def _download(name: str) -> str:
     return f"with a network, run `hf download {name}`; or " if is_hub_id(name) else ""
 
 
-def _no_scorer(name: str, why: str) -> DdxError:
+def _no_scorer(name: str, flag: str, why: str) -> DdxError:
     return DdxError(
         f"{name!r} cannot score pictures for captions: {why}",
-        hint="give --reward a model of the CLIP kind, such as yuvalkirstain/PickScore_v1 or "
+        hint=f"give {flag} a model of the CLIP kind, such as yuvalkirstain/PickScore_v1 or "
         "google/siglip-base-patch16-224",
     )
 
