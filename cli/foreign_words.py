@@ -76,10 +76,10 @@ batch bs eval-batch-size sample-batch-size -> --batch-size
 num-inference-steps num-steps inference-steps sampling-steps num-steps-eval step -> --steps
 num-samples n-samples num-eval-samples total-eval-samples num-fid-samples num -> --num-images
 prompt -> --prompts FILE, one prompt a line
-metrics metric fid compute-fid clip clip-score is inception-score -> one table has all scores: the checker's
-    marks, Fréchet distance, precision, recall and diversity
-data dataset reference reference-dir ref-dir real-path real-dir ref-path -> the teacher is what a student is
-    compared with: --teacher
+metric fid compute-fid clip-score clipscore is inception-score kid cmmd -> --metrics fid,clipscore with --reference
+    FOLDER compares with real pictures
+data dataset reference-dir ref-dir real-path real-dir ref-path gt real -> --reference FOLDER compares with real pictures
+fake-dir gen-dir generated images image-dir -> --pictures FOLDER scores pictures that are there already
 
 [distill]
 student init-from init-checkpoint pretrained-student-net-path generator-ckpt-path transfer -> --from-student

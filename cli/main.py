@@ -28,6 +28,7 @@ COMMANDS = {
     "import": "Make a student folder of weights that others published.",
     "sample": "Draw pictures with a student, or with a teacher.",
     "evaluate": "Score a teacher and its students.",
+    "compare": "Put several students, or several reports, into one table.",
     "train": "Train a teacher from a recipe.",
     "prepare": "Tune a SANA teacher for continuous-time distillation.",
     "scenes": "Write the bundled captioned data set to a parquet file.",

@@ -10,21 +10,23 @@ from ddx.cli.did_you_mean import key_hint
 from ddx.cli.options import find_config
 from ddx.cli.pipeline import Stage
 from ddx.cli.single_files import BASE
-from ddx.config import Settings, UnknownKeyError, build, read_yaml
+from ddx.config import Settings, UnknownKeyError, build_many, read_yaml
 from ddx.data.config import PrecomputeConfig
 from ddx.errors import UsageError
 from ddx.evaluation.config import EvaluateConfig
+from ddx.evaluation.judged.config import JudgeConfig
+from ddx.evaluation.measure_config import MeasureConfig
 from ddx.sampling.config import SampleConfig
 from ddx.scenes.config import ScenesConfig
 from ddx.training.teacher.config import TeacherConfig
 from ddx.workspace import Workspace
 
-CONFIGS: Mapping[str, type[Any]] = {
-    "scenes": ScenesConfig,
-    "train": TeacherConfig,
-    "precompute": PrecomputeConfig,
-    "sample": SampleConfig,
-    "evaluate": EvaluateConfig,
+CONFIGS: Mapping[str, tuple[type[Any], ...]] = {
+    "scenes": (ScenesConfig,),
+    "train": (TeacherConfig,),
+    "precompute": (PrecomputeConfig,),
+    "sample": (SampleConfig,),
+    "evaluate": (EvaluateConfig, MeasureConfig, JudgeConfig),
 }
 ARGUMENTS = {"precompute": "sources", "scenes": "out"}  # settings that are arguments without a flag
 # What a stage needs, the setting that names it, and the stage that makes it.
@@ -71,7 +73,7 @@ def _check_settings(stage: Stage, where: str, workspace: Workspace) -> None:
 
 def _resolver(name: str) -> Callable[[Sequence[Settings]], Any]:
     if name in CONFIGS:
-        return lambda layers: build(CONFIGS[name], *layers)
+        return lambda layers: build_many(CONFIGS[name], *layers)
     from ddx.training.resolve import resolve, resolve_preparation
 
     return resolve if name == "distill" else resolve_preparation

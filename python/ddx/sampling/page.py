@@ -63,12 +63,17 @@ def comparison_page(
     seeds: Sequence[int],
     columns: Sequence[Column],
     table: Table | None = None,
+    extra: str = "",
     facts: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a page with one row a prompt and one column a sampler, the table of scores above it; return its path."""
+    """Write a page with one row a prompt and one column a sampler, the table of scores above it; return its path.
+
+    extra: HTML between the table and the pictures.
+    """
     body = ""
     if table is not None:
         body += "<h2>Scores</h2>\n" + scores(table)
+    body += extra
     gaps = [bool(i) and column.student != columns[i - 1].student for i, column in enumerate(columns)]
     heads = "".join(
         f'<th class="{"student" if column.student else "teacher"}{" gap" * gap}">{html.escape(column.title)}</th>'

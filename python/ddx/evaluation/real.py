@@ -1,0 +1,194 @@
+"""`ddx evaluate --reference`: pictures of students, of a teacher or of a folder, beside real ones, a row each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ddx.config import to_dict
+from ddx.device import find_device
+from ddx.errors import DdxError, UsageError
+from ddx.evaluation.config import EvaluateConfig
+from ddx.evaluation.drawn import DrawnFolder
+from ddx.evaluation.extraction import extract
+from ddx.evaluation.measure_config import MeasureConfig
+from ddx.evaluation.measures import MEASURES, Compared, measure_all, networks_of, with_extrapolation
+from ddx.evaluation.network_loading import load_networks
+from ddx.evaluation.picture_files import of_files, of_folder, open_pictures, read_picture
+from ddx.evaluation.prompt_lists import read_prompt_list
+from ddx.evaluation.protocols import PROTOCOLS
+from ddx.evaluation.real_drawing import draw_rows
+from ddx.evaluation.real_facts import notes_of, paired_rows, protocol_of
+from ddx.evaluation.real_rows import RealResult, Row, Variant
+from ddx.evaluation.reference import Reference, load_statistics, save_statistics
+from ddx.progress import NullProgress, Progress
+from ddx.run_record import versions
+from ddx.workspace import Workspace
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ddx.networks.picture_networks import PictureNetwork
+
+
+def evaluate_real(
+    variants: Sequence[Variant],
+    measure: MeasureConfig,
+    students: Sequence[Path] = (),
+    workspace: Workspace | None = None,
+    progress: Progress | None = None,
+) -> RealResult:
+    """Draw what is to be scored, compare it with the reference, and write the report.
+
+    variants: one, or several that differ in a setting; students: more than the one of the config. Raises UsageError and
+    DdxError for what cannot be opened; of several rows one that cannot be drawn has an error in its place.
+    """
+    from ddx.evaluation.real_report import write_real_report
+
+    workspace, progress = workspace or Workspace(), progress or NullProgress()
+    config = variants[0].config
+    device = find_device(config.device)
+    prompts = _prompts(config, measure)
+    if measure.pictures is not None:
+        rows = [_folder_row(measure.pictures, config)]
+    else:
+        rows = draw_rows(variants, measure, students, prompts, workspace, progress)
+    names = with_extrapolation(measure.names, config.num_images if measure.pictures is None else rows[0].count)
+    networks = load_networks(networks_of(names), measure, device)
+    reference = _reference(config, measure, networks, workspace, progress)
+    for row in rows:
+        if row.error is None:
+            _score(row, names, reference, networks, measure, config, prompts, workspace, progress)
+    if all(row.error for row in rows):
+        raise DdxError(f"no row could be measured: {rows[0].error}", hint="see the errors above")
+    facts = {
+        "protocol": protocol_of(config, measure, prompts, reference, networks, rows),
+        "paired": paired_rows(rows),
+        "config": {**to_dict(config), **to_dict(measure)},
+        "versions": versions(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    name = rows[0].model if len({row.model for row in rows}) == 1 else "comparison"
+    out = config.out or workspace.report_path(f"{name}-real")
+    result = RealResult(rows=rows, facts=facts, names=names, notes=notes_of(rows, names, reference, measure))
+    return write_real_report(out, result, config.page_prompts)
+
+
+def _prompts(config: EvaluateConfig, measure: MeasureConfig) -> tuple[str, ...] | None:
+    """Return the list of --prompts, checked against the protocol; None where there is none."""
+    found = None if config.prompts is None else read_prompt_list(config.prompts)
+    if measure.protocol is None or measure.pictures is not None:
+        return found
+    wanted = PROTOCOLS[measure.protocol]
+    if found is None:
+        raise UsageError(f"{measure.protocol} needs its prompts: {wanted.prompts}", hint="--prompts FILE")
+    if len(found) < config.num_images:
+        raise UsageError(
+            f"{config.prompts} holds {len(found)} prompts, and {config.num_images} pictures are to be drawn",
+            hint=f"--num-images {len(found)}, or the whole list",
+        )
+    return found
+
+
+def _folder_row(folder: Path, config: EvaluateConfig) -> Row:
+    pictures = of_folder(folder)
+    drawn = DrawnFolder(folder=folder, paths=tuple(pictures.files), seconds_per_image=None, facts={})
+    name = folder.resolve().name
+    return Row(model=name, kind="pictures", steps=None, guidance=None, changed={}, drawn=drawn, count=len(drawn.paths))
+
+
+def _reference(
+    config: EvaluateConfig,
+    measure: MeasureConfig,
+    networks: Mapping[str, PictureNetwork],
+    workspace: Workspace,
+    progress: Progress,
+) -> Reference | None:
+    if measure.reference is None:
+        return None
+    facts = {name: network.facts for name, network in networks.items()}
+    if measure.reference.endswith(".npz"):
+        reference = load_statistics(Path(measure.reference).expanduser())
+        for name, made in reference.facts.get("networks", {}).items():
+            if name in facts and made != facts[name]:
+                raise UsageError(
+                    f"{measure.reference} was made with other weights or resizes of {name}: {made}, not {facts[name]}",
+                    hint="make it again with --save-statistics, or give the weights that it was made with",
+                )
+    else:
+        pictures = open_pictures(measure.reference, measure.side)
+        found = extract(
+            {name: network for name, network in networks.items() if name not in ("clip", "pickscore")},
+            pictures,
+            side=measure.side,
+            batch_size=config.batch_size,
+            progress=progress,
+            cache=workspace.root / "cache" / "features",
+        )
+        reference = Reference(name=measure.reference, features=found.features, skipped=found.skipped)
+    if measure.save_statistics is not None:
+        kept = {"networks": {**reference.facts.get("networks", {}), **facts}, "resize": measure.side}
+        path = save_statistics(measure.save_statistics, reference, {**kept, "source": reference.name})
+        progress.log(f"statistics: {path}")
+    return reference
+
+
+def _score(
+    row: Row,
+    names: Sequence[str],
+    reference: Reference | None,
+    networks: Mapping[str, PictureNetwork],
+    measure: MeasureConfig,
+    config: EvaluateConfig,
+    prompts: tuple[str, ...] | None,
+    workspace: Workspace,
+    progress: Progress,
+) -> None:
+    assert row.drawn is not None
+    captions = row.prompts or prompts
+    if captions is not None and len(captions) < len(row.drawn.paths) and "clipscore" in names:
+        raise UsageError(
+            f"there are {len(row.drawn.paths)} pictures and {len(captions)} captions", hint="--prompts has one a line"
+        )
+    extracted = extract(
+        networks,
+        of_files(row.drawn.paths, str(row.drawn.folder)),
+        side=measure.side,
+        batch_size=config.batch_size,
+        progress=progress,
+        cache=workspace.root / "cache" / "features",
+    )
+    seen = Compared(
+        drawn=extracted,
+        reference=reference,
+        captions=captions,
+        networks=networks,
+        resamples=measure.resamples,
+        lpips=_lpips(row, config),
+    )
+    row.count, row.skipped, row.kept = len(extracted), extracted.skipped, extracted.kept
+    row.estimates = measure_all(names, seen)
+    row.values = {name: values(seen) for name in names if (values := MEASURES[name].values) is not None}
+
+
+def _lpips(row: Row, config: EvaluateConfig) -> NDArray[np.float64] | None:
+    """Return the mean distance of the pairs of seeds of each prompt."""
+    if row.repeated is None:
+        return None
+    from itertools import combinations
+
+    from ddx.networks.lpips import load_lpips
+
+    lpips = load_lpips(find_device(config.device))
+    paths, seeds = row.repeated.paths, config.diversity_seeds
+    found = []
+    for start in range(0, len(paths), seeds):
+        pictures = [read_picture(path) for path in paths[start : start + seeds] if path.is_file()]
+        pairs = [lpips(one[None], other[None])[0] for one, other in combinations(pictures, 2)]
+        if pairs:
+            found.append(float(np.mean(pairs)))
+    return np.array(found) if found else None
