@@ -63,19 +63,22 @@ def open_models(
     from ddx.sampling.teacher_folder import TeacherFolder
     from ddx.teachers.components import parse_dtype
     from ddx.teachers.registry import load_teacher
+    from ddx.teachers.samplers.sampler import TeacherSampler, check_sampler
 
     dtype = None if config.dtype == "auto" else config.dtype
     if config.teacher is not None:
         opened = load_teacher(config.teacher, dtype=parse_dtype(dtype, find_device(config.device)))
-        yield "teacher", StudentPipeline(TeacherFolder(opened), device=config.device, dtype=config.dtype)
+        check_sampler(config.sampler, opened)
+        sampler = TeacherSampler(name=config.sampler)
+        folder = TeacherFolder(opened)
+        yield "teacher", StudentPipeline(folder, device=config.device, dtype=config.dtype, sampler=sampler)
     named = list(students)
     if not named and (config.student is not None or config.teacher is None):
         named = [choose_student(config.student, workspace)]
         if config.student is None:
             progress.log(f"student: {named[0]} (the newest)")
     for student in named:
-        folder = choose_student(student, workspace)
-        yield "student", StudentPipeline(folder, device=config.device, dtype=config.dtype)
+        yield "student", StudentPipeline(choose_student(student, workspace), device=config.device, dtype=config.dtype)
 
 
 def _draw(
@@ -108,6 +111,7 @@ def _draw(
     )
     asks = [requests, repeated] if "lpips" in measure.names else [requests]
     progress.start(f"draw: {row.title}", sum(len(one.prompts) for one in asks), "pictures")
-    drawn = [draw_into(root, pipeline, one, config.batch_size, progress) for one in asks]
+    own = {"sampler": config.sampler} if row.kind == "teacher" else {}
+    drawn = [draw_into(root, pipeline, one, config.batch_size, progress, **own) for one in asks]
     progress.finish()
     row.drawn, row.repeated = drawn[0], drawn[1] if len(drawn) > 1 else None

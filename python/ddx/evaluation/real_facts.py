@@ -48,7 +48,7 @@ def protocol_of(
         "resize": measure.side,
         "size": size,
         "dtype": drawn.get("dtype"),
-        "sampler": "the pipeline's own",
+        "sampler": config.sampler,
         "seed_rule": None if measure.pictures else SEED_RULE.format(seed=config.seed),
         "networks": {name: network.facts for name, network in networks.items()},
         "libraries": _libraries(),

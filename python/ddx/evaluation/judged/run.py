@@ -81,7 +81,8 @@ def run_benchmark(
                 )
                 progress.start(f"draw: {folder.name}", len(requests.prompts), "pictures")
                 root = workspace.root / "cache" / "drawn"
-                drawn = draw_into(root, pipeline, requests, config.batch_size, progress)
+                own = {"sampler": config.sampler} if kind == "teacher" else {}
+                drawn = draw_into(root, pipeline, requests, config.batch_size, progress, **own)
                 progress.finish()
                 row = JudgedRow(
                     model=pipeline.files.name, kind=kind, steps=steps, guidance=pipeline.guidance, folder=folder
