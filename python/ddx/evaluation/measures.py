@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddx.errors import DdxError, UsageError
+from ddx.errors import UsageError
 from ddx.evaluation.extraction import Extracted
 from ddx.evaluation.reference import INCEPTION, Reference
 from ddx.metrics.bootstrap import Estimate, mean_estimate
@@ -52,10 +52,6 @@ class Compared:
         if k not in self._manifolds:
             real, made = self.real("precision").rows(INCEPTION, "precision"), self.drawn.features[INCEPTION]
             count = min(len(real), len(made))
-            if count <= k:
-                raise UsageError(
-                    f"{k} neighbours need more than {k} pictures, and there are {count}", hint="give more pictures"
-                )
             self._manifolds[k] = manifolds(_some(real, count), _some(made, count), k)
         return self._manifolds[k]
 
@@ -83,13 +79,17 @@ class Compared:
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """A metric: the networks that it needs, how it is written, which way is better, and how it is measured."""
+    """A metric: the networks that it needs, how it is written, which way is better, and how it is measured.
+
+    rows: the `network.output` whose features of the real pictures it needs, where statistics do not do.
+    """
 
     title: str
     networks: tuple[str, ...]
     digits: str
     lower_is_better: bool
     measure: Callable[[Compared], Estimate | None]
+    rows: str | None = None
     values: Callable[[Compared], NDArray[np.float64]] | None = None  # one a picture, where it is a mean of them
 
     def text(self, value: float | None, error: float | None = None) -> str:
@@ -109,8 +109,6 @@ def _infinity(seen: Compared) -> Estimate | None:
 def _frechet(output: str) -> Callable[[Compared], Estimate]:
     def measure(seen: Compared) -> Estimate:
         made = seen.drawn.features[output]
-        if len(made) < 2:
-            raise DdxError("a Fréchet distance needs two pictures at least", hint="give more pictures")
         return frechet_estimate(seen.real("a Fréchet distance").gaussian(output), made, seen.resamples)
 
     return measure
@@ -135,6 +133,7 @@ MEASURES: dict[str, Measure] = {
         title="KID",
         networks=("inception",),
         digits=".5f",
+        rows=INCEPTION,
         lower_is_better=True,
         measure=lambda seen: kid(seen.real("KID").rows(INCEPTION, "KID"), seen.drawn.features[INCEPTION]),
     ),
@@ -149,19 +148,31 @@ MEASURES: dict[str, Measure] = {
         title="precision",
         networks=("inception",),
         digits=".3f",
+        rows=INCEPTION,
         lower_is_better=False,
         measure=_neighbours("precision", 3),
     ),
     "recall": Measure(
-        title="recall", networks=("inception",), digits=".3f", lower_is_better=False, measure=_neighbours("recall", 3)
+        title="recall",
+        networks=("inception",),
+        digits=".3f",
+        rows=INCEPTION,
+        lower_is_better=False,
+        measure=_neighbours("recall", 3),
     ),
     "density": Measure(
-        title="density", networks=("inception",), digits=".3f", lower_is_better=False, measure=_neighbours("density", 5)
+        title="density",
+        networks=("inception",),
+        digits=".3f",
+        rows=INCEPTION,
+        lower_is_better=False,
+        measure=_neighbours("density", 5),
     ),
     "coverage": Measure(
         title="coverage",
         networks=("inception",),
         digits=".3f",
+        rows=INCEPTION,
         lower_is_better=False,
         measure=_neighbours("coverage", 5),
     ),
@@ -169,6 +180,7 @@ MEASURES: dict[str, Measure] = {
         title="CMMD",
         networks=("clip_large",),
         digits=".3f",
+        rows="clip_large.features",
         lower_is_better=True,
         measure=lambda seen: cmmd(
             seen.real("CMMD").rows("clip_large.features", "CMMD"),
@@ -180,6 +192,7 @@ MEASURES: dict[str, Measure] = {
         title="FD-DINOv2",
         networks=("dinov2",),
         digits=".1f",
+        rows="dinov2.features",
         lower_is_better=True,
         measure=_frechet("dinov2.features"),
     ),
@@ -216,9 +229,23 @@ def networks_of(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(network for name in names for network in MEASURES[name].networks))
 
 
-def measure_all(names: Sequence[str], seen: Compared) -> dict[str, Estimate | None]:
-    """Return each metric's value, None where there is nothing to measure."""
-    return {name: MEASURES[name].measure(seen) for name in names}
+def check_reference(names: Sequence[str], reference: Reference) -> None:
+    """Raise UsageError, before anything is drawn, for a metric that needs more than a file of statistics holds."""
+    for name in names:
+        if (rows := MEASURES[name].rows) is not None:
+            reference.rows(rows, MEASURES[name].title)
+
+
+def measure_all(names: Sequence[str], seen: Compared, log: Callable[[str], None]) -> dict[str, Estimate | None]:
+    """Return each metric's value, None where there is nothing to measure; `log` gets the reason."""
+    found: dict[str, Estimate | None] = {}
+    for name in names:
+        try:
+            found[name] = MEASURES[name].measure(seen)
+        except ValueError as error:  # too few pictures
+            log(f"{MEASURES[name].title} is left out: {error}")
+            found[name] = None
+    return found
 
 
 def _some(rows: NDArray[np.float32], count: int) -> NDArray[np.float32]:

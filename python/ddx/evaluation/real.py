@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,14 @@ from ddx.evaluation.config import EvaluateConfig
 from ddx.evaluation.drawn import DrawnFolder
 from ddx.evaluation.extraction import extract
 from ddx.evaluation.measure_config import MeasureConfig
-from ddx.evaluation.measures import MEASURES, Compared, measure_all, networks_of, with_extrapolation
+from ddx.evaluation.measures import (
+    MEASURES,
+    Compared,
+    check_reference,
+    measure_all,
+    networks_of,
+    with_extrapolation,
+)
 from ddx.evaluation.network_loading import load_networks
 from ddx.evaluation.picture_files import of_files, of_folder, open_pictures, read_picture
 from ddx.evaluation.prompt_lists import read_prompt_list
@@ -32,6 +40,7 @@ from ddx.workspace import Workspace
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ddx.networks.lpips import Lpips
     from ddx.networks.picture_networks import PictureNetwork
 
 
@@ -47,24 +56,36 @@ def evaluate_real(
     variants: one, or several that differ in a setting; students: more than the one of the config. Raises UsageError and
     DdxError for what cannot be opened; of several rows one that cannot be drawn has an error in its place.
     """
+    import torch
+
     from ddx.evaluation.real_report import write_real_report
+    from ddx.networks.lpips import load_lpips
 
     workspace, progress = workspace or Workspace(), progress or NullProgress()
     config = variants[0].config
     device = find_device(config.device)
     prompts = _prompts(config, measure)
+    saved = _saved_statistics(measure)
+    if saved is not None:
+        check_reference(measure.names, saved)
+    # on the host first: what is missing is said before hours of drawing, which may want all of the device
+    networks = load_networks(networks_of(measure.names), measure, torch.device("cpu"))
+    lpips = load_lpips(torch.device("cpu")) if "lpips" in measure.names else None
     if measure.pictures is not None:
-        rows = [_folder_row(measure.pictures, config)]
+        rows = [_folder_row(measure.pictures)]
     else:
         rows = draw_rows(variants, measure, students, prompts, workspace, progress)
-    names = with_extrapolation(measure.names, config.num_images if measure.pictures is None else rows[0].count)
-    networks = load_networks(networks_of(names), measure, device)
-    reference = _reference(config, measure, networks, workspace, progress)
+    if all(row.error for row in rows):
+        raise DdxError(f"no row could be drawn: {rows[0].error}", hint="see the errors above")
+    for network in networks.values():
+        network.move(device)
+    if lpips is not None:
+        lpips.move(device)
+    names = with_extrapolation(measure.names, min(row.count or config.num_images for row in rows))
+    reference = _reference(config, measure, saved, networks, workspace, progress)
     for row in rows:
         if row.error is None:
-            _score(row, names, reference, networks, measure, config, prompts, workspace, progress)
-    if all(row.error for row in rows):
-        raise DdxError(f"no row could be measured: {rows[0].error}", hint="see the errors above")
+            _score(row, names, reference, networks, lpips, measure, config, prompts, workspace, progress)
     facts = {
         "protocol": protocol_of(config, measure, prompts, reference, networks, rows),
         "paired": paired_rows(rows),
@@ -94,16 +115,23 @@ def _prompts(config: EvaluateConfig, measure: MeasureConfig) -> tuple[str, ...] 
     return found
 
 
-def _folder_row(folder: Path, config: EvaluateConfig) -> Row:
+def _folder_row(folder: Path) -> Row:
     pictures = of_folder(folder)
     drawn = DrawnFolder(folder=folder, paths=tuple(pictures.files), seconds_per_image=None, facts={})
     name = folder.resolve().name
     return Row(model=name, kind="pictures", steps=None, guidance=None, changed={}, drawn=drawn, count=len(drawn.paths))
 
 
+def _saved_statistics(measure: MeasureConfig) -> Reference | None:
+    if measure.reference is None or not measure.reference.endswith(".npz"):
+        return None
+    return load_statistics(Path(measure.reference).expanduser())
+
+
 def _reference(
     config: EvaluateConfig,
     measure: MeasureConfig,
+    saved: Reference | None,
     networks: Mapping[str, PictureNetwork],
     workspace: Workspace,
     progress: Progress,
@@ -111,8 +139,8 @@ def _reference(
     if measure.reference is None:
         return None
     facts = {name: network.facts for name, network in networks.items()}
-    if measure.reference.endswith(".npz"):
-        reference = load_statistics(Path(measure.reference).expanduser())
+    if saved is not None:
+        reference = saved
         for name, made in reference.facts.get("networks", {}).items():
             if name in facts and made != facts[name]:
                 raise UsageError(
@@ -142,6 +170,7 @@ def _score(
     names: Sequence[str],
     reference: Reference | None,
     networks: Mapping[str, PictureNetwork],
+    lpips: Lpips | None,
     measure: MeasureConfig,
     config: EvaluateConfig,
     prompts: tuple[str, ...] | None,
@@ -150,7 +179,7 @@ def _score(
 ) -> None:
     assert row.drawn is not None
     captions = row.prompts or prompts
-    if captions is not None and len(captions) < len(row.drawn.paths) and "clipscore" in names:
+    if captions is not None and len(captions) < len(row.drawn.paths) and {"clipscore", "pickscore"} & set(names):
         raise UsageError(
             f"there are {len(row.drawn.paths)} pictures and {len(captions)} captions", hint="--prompts has one a line"
         )
@@ -168,23 +197,16 @@ def _score(
         captions=captions,
         networks=networks,
         resamples=measure.resamples,
-        lpips=_lpips(row, config),
+        lpips=None if lpips is None else _pair_distances(lpips, row, config.diversity_seeds),
     )
     row.count, row.skipped, row.kept = len(extracted), extracted.skipped, extracted.kept
-    row.estimates = measure_all(names, seen)
+    row.estimates = measure_all(names, seen, progress.log)
     row.values = {name: values(seen) for name in names if (values := MEASURES[name].values) is not None}
 
 
-def _lpips(row: Row, config: EvaluateConfig) -> NDArray[np.float64] | None:
-    """Return the mean distance of the pairs of seeds of each prompt."""
-    if row.repeated is None:
-        return None
-    from itertools import combinations
-
-    from ddx.networks.lpips import load_lpips
-
-    lpips = load_lpips(find_device(config.device))
-    paths, seeds = row.repeated.paths, config.diversity_seeds
+def _pair_distances(lpips: Lpips, row: Row, seeds: int) -> NDArray[np.float64] | None:
+    """Return the mean distance of the pairs of seeds of each prompt; None where none was drawn."""
+    paths = row.repeated.paths if row.repeated else ()
     found = []
     for start in range(0, len(paths), seeds):
         pictures = [read_picture(path) for path in paths[start : start + seeds] if path.is_file()]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddx.errors import DdxError
 from ddx.networks.picture_networks import PictureNetwork
@@ -42,6 +42,12 @@ class Inception(PictureNetwork):
     def __init__(self, model: Any, device: torch.device, identity: str) -> None:
         self.model, self.device = model.to(device), device
         self.name, self.identity = "inception-v3-2015-12-05", identity
+
+    @property
+    def module(self) -> nn.Module:
+        """See :class:`PictureNetwork`."""
+        found: nn.Module = self.model
+        return found
 
     def prepare(self, picture: NDArray[np.uint8]) -> Tensor:
         """Return float32 `[3, 299, 299]` in [0, 255]."""

@@ -28,6 +28,11 @@ class Lpips:
     def __init__(self, model: Any, device: torch.device) -> None:
         self.model, self.device = model.to(device).eval().requires_grad_(False), device
 
+    def move(self, device: torch.device) -> None:
+        """Compute on this device from now on."""
+        self.model.to(device)
+        self.device = device
+
     @torch.inference_mode()
     def __call__(self, first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Return `[B]` of pictures uint8 `[B, H, W, 3]`."""

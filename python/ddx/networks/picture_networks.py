@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddx.errors import DdxError
 from ddx.networks.picture_input import PictureInput
@@ -54,6 +54,16 @@ class PictureNetwork(ABC):
     @abstractmethod
     def __call__(self, batch: Tensor) -> dict[str, Tensor]:
         """Return float32 `[B, D]` on the CPU by name of output, of a batch of what `prepare` returned."""
+
+    @property
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """The network itself."""
+
+    def move(self, device: torch.device) -> None:
+        """Compute on this device from now on."""
+        self.module.to(device)
+        self.device = device
 
     @property
     def facts(self) -> dict[str, str]:
@@ -92,6 +102,12 @@ class Dino(PictureNetwork):
         self.preprocessing = f"Pillow bicubic to {side}x{side}, ImageNet's mean and deviation"
         self.prepare_picture = PillowInput({"size": {"height": side, "width": side}, "resample": 3, **IMAGENET}, name)
 
+    @property
+    def module(self) -> nn.Module:
+        """See :class:`PictureNetwork`."""
+        found: nn.Module = self.model
+        return found
+
     def prepare(self, picture: NDArray[np.uint8]) -> Tensor:
         """See :class:`PictureNetwork`."""
         return self.prepare_picture(picture)
@@ -115,6 +131,12 @@ class ClipPictures(PictureNetwork):
         self.prepare_picture = PillowInput(settings, name)
         size, crop = self.prepare_picture.tensor_input.size, self.prepare_picture.tensor_input.crop
         self.preprocessing = f"Pillow to {size}" + (f", the middle {crop[1]}x{crop[0]}" if crop else "")
+
+    @property
+    def module(self) -> nn.Module:
+        """See :class:`PictureNetwork`."""
+        found: nn.Module = self.scorer.model
+        return found
 
     def prepare(self, picture: NDArray[np.uint8]) -> Tensor:
         """See :class:`PictureNetwork`."""

@@ -130,7 +130,7 @@ def test_saved_statistics_are_pytorch_fid_s(
     command = ["evaluate", "--pictures", str(few), "--reference", str(theirs), *flags(weights, tmp_path)]
     assert run([*command, "--metrics", "fid"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"][0]["fid"] > 0
-    assert run([*command, "--metrics", "fid,kid"]) == 2
+    assert run([*command, "--metrics", "fid,kid"]) == 2  # said before anything is drawn or computed
     assert "has no features of inception, which KID needs" in capsys.readouterr().err
     ours = save_statistics(tmp_path / "ours.npz", reference, {})
     with np.load(ours) as file:
@@ -142,6 +142,20 @@ def test_saved_statistics_are_pytorch_fid_s(
             (tmp_path / name).write_bytes(content)
         with pytest.raises(DdxError, match=r"cannot read the statistics|holds no mu and sigma"):
             load_statistics(tmp_path / name)
+
+
+def test_a_metric_of_too_few_pictures_is_left_out(
+    weights: dict[str, Path], photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    Image.fromarray(crops()[0]).save(few / "one.png")
+    command = ["evaluate", "--pictures", str(few), "--reference", str(few), *flags(weights, tmp_path)]
+    assert run([*command, "--metrics", "fd-dinov2,cmmd"]) == 0
+    shown = capsys.readouterr()
+    (row,) = json.loads(shown.out)["rows"]
+    assert row["fd_dinov2"] is None and row["cmmd"] == pytest.approx(0.0, abs=1e-9)
+    assert "FD-DINOv2 is left out" in shown.err
 
 
 def test_a_source_of_precompute_is_a_reference(photographs: Path, tmp_path: Path) -> None:
