@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from ddx.cli import suggestions
 from ddx.cli.options import Invocation, config_options
 from ddx.data.config import PrecomputeConfig
+
+if TYPE_CHECKING:
+    from ddx.memory.encode_plan import EncodePlan
 
 
 @click.command(
@@ -16,6 +21,7 @@ Example:
   ddx precompute 'part-*.parquet' --teacher sana-tiny --batch-size 16
   ddx precompute '{00000..00099}.tar' --where "width >= 512" --limit 10000
   ddx precompute 's3://bucket/part-*.parquet' --max-aspect 2
+  ddx precompute laion.parquet --memory 4GB --dry-run
   ddx precompute more.parquet --out runs/data/laion-sana-600m-512.zarr --append
 """
 )
@@ -30,20 +36,27 @@ def command(invocation: Invocation, sources: tuple[str, ...]) -> int:
 
     Rows that fail are recorded and skipped. Run the same command again to continue after a stop, with --verify to check
     the existing parts first. --append adds rows to an existing store. Under torchrun the processes share the work.
+
+    --memory encodes in little device memory: it counts what the encoders take, on tensors without data, and chooses the
+    batch size and what waits on the host. With --dry-run it shows them, without weights or a GPU.
     """
-    from ddx.cli.console import emit, emit_json, emit_settings
+    from ddx.cli.console import emit, emit_json
 
     config = invocation.build(PrecomputeConfig)
-    invocation.loading(f"the teacher {config.teacher}")
-    if invocation.dry_run:
-        from ddx.data.precompute.estimate import estimate
+    plan = None
+    if config.memory is not None:
+        from ddx.cli.precompute_memory import fitted
 
-        emit_settings(estimate(config, sources, invocation.workspace), as_json=invocation.as_json)
+        config, plan = fitted(invocation, config)
+    if invocation.dry_run:
+        _print_plan(invocation, config, sources, plan)
         return 0
+    invocation.loading(f"the teacher {config.teacher}")
     from ddx.data.precompute import precompute
     from ddx.data.ranks import Rank
 
-    store = precompute(config, sources, workspace=invocation.workspace, progress=invocation.progress)
+    keeping = None if plan is None else plan.keeping
+    store = precompute(config, sources, workspace=invocation.workspace, progress=invocation.progress, keeping=keeping)
     if not Rank.here().is_first:
         return 0
     if config.stage == "fetch":
@@ -56,3 +69,34 @@ def command(invocation: Invocation, sources: tuple[str, ...]) -> int:
     else:
         emit(str(store))
     return 0
+
+
+def _print_plan(
+    invocation: Invocation, config: PrecomputeConfig, sources: tuple[str, ...], plan: EncodePlan | None
+) -> None:
+    """Print what a run would read, write and cost; without the teacher's weights the settings and the memory alone."""
+    from ddx.cli.console import emit, emit_json, emit_settings, terminal_width
+    from ddx.cli.precompute_memory import as_json, counted, emit_memory
+    from ddx.config import to_dict
+    from ddx.memory.encode_plan import counts_here
+    from ddx.teachers.family_of import name_of, weights_are_here
+    from ddx.teachers.registry import TEACHERS
+
+    here = weights_are_here(config.teacher)
+    if plan is None and (counts_here(config) if here else name_of(config.teacher) in TEACHERS):
+        plan = counted(invocation, config)
+    planned = to_dict(config)
+    if here or plan is None:
+        from ddx.data.precompute.estimate import estimate
+
+        invocation.loading(f"the teacher {config.teacher}")
+        planned = estimate(config, sources, invocation.workspace, None if plan is None else plan.keeping)
+    if invocation.as_json:
+        emit_json({**planned, "memory": None if plan is None else as_json(plan)})
+        return
+    emit_settings(planned, as_json=False)
+    if plan is not None:
+        emit("")
+        emit_memory(plan, terminal_width())
+    if not here:
+        emit(f"The weights of {config.teacher} are not here: no rows, store or time is known yet.")

@@ -45,6 +45,12 @@ class PrecomputeConfig:
     out: Path | None = option(None, "path of the store (none: in the workspace)", metavar="PATH")
     resolution: int | None = option(None, "picture size in pixels (none: the teacher's own)", example=512)
     batch_size: int = option(8, "pictures per pass of the autoencoder; another size changes the last bits of latents")
+    memory: str | None = option(
+        None,
+        "device memory to encode within: chooses the batch size and what waits on the host",
+        metavar="SIZE",
+        example="8GB",
+    )
     part_rows: int = option(1024, "rows per shard; a stopped run loses at most one shard")
     url_column: str | None = option(None, "column of image URLs (none: found by name)", metavar="NAME")
     image_column: str | None = option(None, "column of encoded image bytes (none: found by name)", metavar="NAME")
@@ -152,6 +158,8 @@ class PrecomputeConfig:
             raise UsageError(
                 f"bucket_step = {self.bucket_step} is for aspect buckets, and there are none", hint="add --max-aspect 2"
             )
+        if self.memory is not None and self.stage == "fetch":
+            raise UsageError("--memory is for encoding, and --stage fetch does none", hint="leave --memory away")
         if self.retry and self.stage != "all":
             raise UsageError("--retry fetches and encodes", hint="leave --stage away")
         if self.append and self.out is None:

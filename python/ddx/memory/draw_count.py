@@ -19,7 +19,7 @@ from ddx.errors import UsageError
 from ddx.memory.fake_gpu import GPU, fake_gpu
 from ddx.memory.ledger import Ledger, Use
 from ddx.memory.no_values import lengths
-from ddx.offload.keeping import TURNS, Keeping, decoding_parts, keep
+from ddx.offload.keeping import TURNS, Keeping, coding_parts, keep
 from ddx.offload.tables import LARGE
 from ddx.offload.turns import tensors_of
 from ddx.teachers.base import Teacher
@@ -79,13 +79,13 @@ class DrawCounter:
         return self._counted[key]
 
     def _count(self, part: str, keeping: Keeping, limit: float) -> tuple[Count, bool]:
-        ledger = _DeviceLedger(limit)
+        ledger = DeviceLedger(limit)
         first, is_whole = 0, True
         try:
             with fake_gpu(), lengths(self._longest), ledger:
                 network = self._network(part)
                 weights = sum(_num_bytes(value) for value in network.parameters())
-                used = decoding_parts(network) if part == VAE else (network,)
+                used = coding_parts(network, "decode") if part == VAE else (network,)
                 moved = sum(map(_num_bytes, tensors_of(used)))
                 tables = [value.weight for value in network.modules() if isinstance(value, nn.Embedding)]
                 large = sum(size for size in map(_num_bytes, tables) if size >= LARGE)
@@ -96,7 +96,7 @@ class DrawCounter:
                     first = ledger.peak.num_bytes
                     if keeping.parts[part] != TURNS:
                         run()
-        except _OverLimitError:
+        except OverLimitError:
             is_whole = False
         except DataDependentOutputException as error:
             raise UsageError(
@@ -143,11 +143,11 @@ class DrawCounter:
         return next(family for family in FAMILIES if family.name == self.teacher.family)
 
 
-class _OverLimitError(Exception):
+class OverLimitError(Exception):
     """More is alive than was to be counted."""
 
 
-class _DeviceLedger(Ledger):
+class DeviceLedger(Ledger):
     """Counts what is on the GPU, and ends above a limit."""
 
     def __init__(self, limit: float) -> None:
@@ -159,7 +159,7 @@ class _DeviceLedger(Ledger):
         if value.device.type == GPU.type:
             super().enter(value, use)
             if self.now > self.limit:
-                raise _OverLimitError
+                raise OverLimitError
 
 
 def _as_picture(pixels: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.nn import functional
 
 from ddx.memory.no_values import no_values
@@ -40,6 +41,7 @@ def fake_gpu() -> Iterator[None]:
             (group, "onload_", _onload),
             (group, "offload_", _offload),
             (torch.cuda, "empty_cache", lambda: None),
+            (FakeTensor, "__deepcopy__", lambda value, memo: value.clone()),  # torch's own breaks the heap
         ):
             stack.enter_context(mock.patch.object(place, name, value))
         stack.enter_context(torch.no_grad())

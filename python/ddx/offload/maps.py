@@ -12,7 +12,7 @@ What only moves values (cat, pad, pixel shuffle) runs on the host.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ def _named(names: str) -> frozenset[Any]:
     return frozenset(getattr(aten, name) for name in names.split())
 
 
-_MOVES = _named("clone _unsafe_view cat constant_pad_nd pixel_shuffle repeat copy_")
+_MOVES = _named("clone _unsafe_view cat constant_pad_nd pixel_shuffle pixel_unshuffle repeat copy_")
 _POINTWISE = _named(
     "silu silu_ relu relu_ gelu sigmoid tanh neg pow rsqrt sqrt reciprocal _to_copy add add_ sub mul mul_ div div_ "
     "clamp clamp_ clamp_min"
@@ -42,18 +42,22 @@ _ENLARGES = _named("upsample_nearest2d _upsample_nearest_exact2d")
 class maps_on_host(TorchDispatchMode):
     """Within, no operation takes more than about `limit` bytes of `device` for its inputs and result.
 
-    For one forward pass without gradients. Weights are where they are. On the processor the same parts are computed.
+    For one forward pass without gradients. Weights are where they are; those on the host, `weights`, may come in and
+    go. On the processor the same parts are computed.
     """
 
-    def __init__(self, device: torch.device, limit: int) -> None:
+    def __init__(self, device: torch.device, limit: int, weights: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.device, self.limit, self.kept = device, limit, limit // KEPT
+        self._weights = {value.untyped_storage()._cdata for value in weights}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation whole, in parts or on the host."""
         kwargs = kwargs or {}
         packet = func.overloadpacket
         if _is_view(func) or func.namespace == "prim":
+            return func(*args, **kwargs)
+        if packet is aten._to_copy and args[0].untyped_storage()._cdata in self._weights:
             return func(*args, **kwargs)
         if packet in _MOVES or (packet is aten._to_copy and kwargs.get("dtype") in (None, args[0].dtype)):
             return self._move(func, args, kwargs)
@@ -147,14 +151,15 @@ class maps_on_host(TorchDispatchMode):
         height, (reach, pad) = x.shape[-2], (weight.shape[-2], padding[-2] if len(padding) > 1 else 0)
         sizes = [(x.shape[2 + k] + 2 * padding[k] - weight.shape[2 + k]) // stride[k] + 1 for k in range(len(stride))]
         taken = _num_bytes(x) + x.shape[0] * weight.shape[0] * math.prod(sizes) * x.element_size()
-        plain = not transposed and len(stride) > 1 and stride[-2] == 1 and dilation[-2] == 1
+        plain = not transposed and len(stride) > 1 and dilation[-2] == 1
         if taken <= self.limit or not plain:
             return self._whole(func, args, kwargs)
-        out_rows = height + 2 * pad - reach + 1
+        step = stride[-2]
+        out_rows = (height + 2 * pad - reach) // step + 1
         others = [*padding[:-2], 0, padding[-1]]
 
         def part(start: int, count: int) -> Tensor:
-            first, last = start - pad, start + count - pad + reach - 1
+            first, last = start * step - pad, (start + count - 1) * step - pad + reach
             rows = self._in(x.narrow(-2, max(first, 0), min(last, height) - max(first, 0)))
             if first < 0 or last > height:
                 rows = functional.pad(rows, (0, 0, max(-first, 0), max(last - height, 0)))

@@ -33,9 +33,10 @@ class Turns:
             assign(tensor, host.to(self.device))
 
     def calls(self, root: nn.Module, modules: Iterable[nn.Module]) -> None:
-        """Let `modules` come in whenever `root` is called."""
+        """Let `modules` come in whenever `root` is called, or the body of a language model without its head."""
         taken = tuple(modules)
-        root.register_forward_pre_hook(lambda *_: self.enter(taken))
+        for called in dict.fromkeys((root, getattr(root, "base_model", root))):
+            called.register_forward_pre_hook(lambda *_: self.enter(taken))
 
 
 def assign(tensor: Tensor, values: Tensor) -> None:

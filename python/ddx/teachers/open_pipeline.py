@@ -57,6 +57,7 @@ class OpenPipeline(Autoencoding):
         self.licence = source.licence
         self.folder = source.folder
         self.device = device
+        self.home = device  # where components load, if that is not where they compute
         self.dtype = dtype
         self.denoiser_config = component_config(source, self.denoiser_part)
         self.vae_config = component_config(source, "vae")
@@ -187,7 +188,7 @@ class OpenPipeline(Autoencoding):
     def _model(self, part: str, dtype: torch.dtype) -> nn.Module:
         classes = self.part_classes[part]
         model: nn.Module = self._once(
-            part, lambda: load_model(self.source_info, part, classes, dtype=dtype, device=self.device)
+            part, lambda: load_model(self.source_info, part, classes, dtype=dtype, device=self.home)
         )
         return model
 
@@ -199,7 +200,7 @@ class OpenPipeline(Autoencoding):
     def _load_denoiser(self, dtype: torch.dtype) -> nn.Module:
         """The denoiser from its files."""
         classes = self.part_classes[self.denoiser_part]
-        return load_model(self.source_info, self.denoiser_part, classes, dtype=dtype, device=self.device)
+        return load_model(self.source_info, self.denoiser_part, classes, dtype=dtype, device=self.home)
 
     def new_student_network(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """A trainable denoiser with the teacher's weights, read from the files again so that none are rounded.

@@ -30,11 +30,12 @@ def stream_teacher(teacher: Teacher) -> None:
 
     Networks that share its weights, those of low-rank runs, must be made of it afterwards: then theirs visit too.
     """
-    device, teacher.device = teacher.device, torch.device("cpu")
+    device, home = teacher.device, teacher.home
+    teacher.home = torch.device("cpu")
     try:
         network = teacher.network()
     finally:
-        teacher.device = device
+        teacher.home = home
     blocks = blocks_of(network)
     at_home = {id(value) for block in blocks for value in block.parameters()}
     for value in (*network.parameters(), *network.buffers()):

@@ -68,6 +68,7 @@ SIDEWAYS = {
     # What is counted before a run is the run's own code.
     ("memory", "training"),
     ("memory", "sampling"),
+    ("memory", "data"),
     ("networks", "teachers"),
     ("config", "errors"),
     ("config", "values"),

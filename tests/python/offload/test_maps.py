@@ -101,3 +101,19 @@ def test_only_the_last_bits_of_a_decoded_picture_can_change() -> None:
             with maps_on_host(CPU, LIMIT):
                 parts = vae.decode(latents, return_dict=False)[0]
         assert torch.allclose(parts, whole, rtol=0.0, atol=2e-5 * float(whole.abs().max()))
+
+
+def test_an_encoder_in_rows_gives_the_same_latents_but_for_last_bits() -> None:
+    """With convolutions that halve a map."""
+    torch.manual_seed(0)
+    plain: AutoencoderKL = kl_autoencoder(4)
+    layer = torch.nn.Conv2d(3, 16, 3, stride=2, padding=1)
+    for value in layer.parameters():
+        value.data = torch.randint(-3, 4, value.shape).float()
+    pixels = torch.randint(-3, 4, (1, 3, 64, 64)).float()
+    with torch.no_grad():
+        whole, latents = layer(pixels), plain.eval().encode(pixels, return_dict=False)[0].mode()
+        with maps_on_host(CPU, LIMIT):
+            parts, found = layer(pixels), plain.encode(pixels, return_dict=False)[0].mode()
+    assert torch.equal(parts, whole)
+    assert torch.allclose(found, latents, rtol=0.0, atol=2e-5 * float(latents.abs().max()))

@@ -5,6 +5,7 @@ plan         what will be done, before anything is; estimate shows it for --dry-
 create       the store's metadata, or its place in one that exists (append)
 pictures     rows of the input as batches of pictures; fetched keeps them on disk for --stage encode
 encode       the teacher's encoders; encode_parts puts pictures and captions through them
+keeping      where the encoders wait while they do not compute
 part         one part in memory; part_writer puts it on disk
 retry        failed rows again; dedup: equal pictures; repair: damaged parts; all of them through reopen
 """

@@ -130,12 +130,20 @@ def needed_scale(conditions: Sequence[Condition]) -> float:
 
 
 def encode_captions(
-    teacher: Teacher, captions: Sequence[str], *, float8: bool = False, text_scale: float = 1.0
+    teacher: Teacher,
+    captions: Sequence[str],
+    *,
+    float8: bool = False,
+    text_scale: float = 1.0,
+    at_once: int = CAPTIONS_AT_ONCE,
 ) -> list[Text | str]:
-    """Encode captions; of one whose embedding cannot be stored, the reason."""
+    """Encode captions; of one whose embedding cannot be stored, the reason.
+
+    at_once: captions whose embeddings are on the device together. The embeddings do not depend on it.
+    """
     texts: list[Text | str] = []
-    for start in range(0, len(captions), CAPTIONS_AT_ONCE):
-        conditions = teacher.encode_text(captions[start : start + CAPTIONS_AT_ONCE])
+    for start in range(0, len(captions), at_once):
+        conditions = teacher.encode_text(captions[start : start + at_once])
         texts += [as_text(condition.to("cpu", torch.float32), text_scale) for condition in conditions]
     return [in_float8(text) if float8 and isinstance(text, Text) else text for text in texts]
 

@@ -91,6 +91,7 @@ def _encode_texts(plan: Plan, captions: dict[int, list[str]]) -> dict[int, list[
         [captions[place][number] for place, number in there],
         float8=plan.sizes.float8,
         text_scale=plan.sizes.text_scale,
+        at_once=plan.captions_at_once,
     )
     texts: dict[int, list[Text | str | None]] = {place: [None] * len(row) for place, row in captions.items()}
     for (place, number), text in zip(there, encoded, strict=True):

@@ -13,11 +13,13 @@ from ddx.config import to_dict
 from ddx.data.config import PrecomputeConfig
 from ddx.data.layout import round_up
 from ddx.data.precompute.append import find_place
+from ddx.data.precompute.keeping import keep_networks
 from ddx.data.precompute.plan import Plan, make_plan
 from ddx.data.segments import read_attributes
 from ddx.teachers.samplers.names import SAMPLERS
 
 if TYPE_CHECKING:
+    from ddx.data.precompute.keeping import EncodeKeeping
     from ddx.workspace import Workspace
 
 CAPTIONS = 16
@@ -25,14 +27,23 @@ CAPTIONS = 16
 CAPTION = "a photograph of a harbour with many small boats at dawn"
 
 
-def estimate(config: PrecomputeConfig, sources: Sequence[str], workspace: Workspace | None = None) -> dict[str, Any]:
+def estimate(
+    config: PrecomputeConfig,
+    sources: Sequence[str],
+    workspace: Workspace | None = None,
+    keeping: EncodeKeeping | None = None,
+) -> dict[str, Any]:
     """Return the settings and what the run would read, write and cost. Writes nothing; loads the encoders.
+
+    keeping: where they are meanwhile, see `precompute`.
 
     Raises the errors that `precompute` would raise before it begins.
     """
     plan = make_plan(config, sources, workspace)
     found = read_attributes(plan.store)
     plan = find_place(plan, found)
+    if keeping is not None:
+        plan = keep_networks(plan, keeping)
     seconds_per_row, tokens, memory = _measure(plan)
     row_bytes = len(plan.sizes.latent_kinds) * _latent_bytes(plan) + round_up(tokens) * (
         plan.sizes.text_width * (1 if plan.sizes.float8 else 2) + 1

@@ -14,6 +14,7 @@ from ddx.data.config import PrecomputeConfig
 from ddx.data.core import core_errors
 from ddx.data.fingerprint import digest, source_digest
 from ddx.data.layout import SCHEMA, Sizes
+from ddx.data.precompute.encode import CAPTIONS_AT_ONCE
 from ddx.data.ranks import Rank
 from ddx.data.synthetic import SETTING, Synthetic
 from ddx.device import find_device
@@ -56,6 +57,7 @@ class Plan:
     fingerprint: dict[str, Any]
     settings: dict[str, Any]
     synthetic: Synthetic | None = None  # how the teacher draws the pictures, if it does
+    captions_at_once: int = CAPTIONS_AT_ONCE  # on the device; nothing in the store depends on it
 
     @property
     def digest(self) -> str:

@@ -20,6 +20,7 @@ from ddx.data.precompute.create import open_writer
 from ddx.data.precompute.dedup import DUPLICATE, drop_duplicates
 from ddx.data.precompute.encode_parts import encoded_parts
 from ddx.data.precompute.fetched import fetch_parts, fetched, fetched_statuses, forget, forget_all
+from ddx.data.precompute.keeping import keep_networks
 from ddx.data.precompute.part_writer import PartWriter
 from ddx.data.precompute.pictures import fetch
 from ddx.data.precompute.plan import Plan, make_plan
@@ -33,6 +34,7 @@ from ddx.run_record import versions, write_run
 
 if TYPE_CHECKING:
     from ddx._core import StoreWriter
+    from ddx.data.precompute.keeping import EncodeKeeping
     from ddx.progress import Progress
     from ddx.workspace import Workspace
 
@@ -45,13 +47,14 @@ def precompute(
     *,
     workspace: Workspace | None = None,
     progress: Progress | None = None,
+    keeping: EncodeKeeping | None = None,
 ) -> Path:
     """Encode every row of the sources, and return the path of the complete store.
 
     A row that fails is recorded and skipped. A part that is committed is kept, with `verify` if it is what was written:
     after a stop the same call goes on with the rest. Under torchrun the ranks take disjoint parts, and those of a rank
     that is gone are taken over. With `stage` "fetch" there are pictures at the store's place afterwards, and no store
-    yet.
+    yet. `keeping` is where the teacher's networks are meanwhile (None: on the device).
 
     Raises UsageError when the store at that place was made with other settings (naming the first), DdxError when the
     input, the teacher or the disk fails. KeyboardInterrupt leaves what is finished.
@@ -70,6 +73,8 @@ def precompute(
         refuse_none(plan, fetched_statuses(plan))
         return plan.store
     require_store(plan)
+    if keeping is not None:
+        plan = keep_networks(plan, keeping)
     with _writes_alone(plan) as mine:
         plan, writer = open_writer(plan)
         if plan.sizes.text_scale != 1.0:

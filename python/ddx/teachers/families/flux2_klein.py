@@ -119,7 +119,8 @@ class Flux2KleinTeacher(FlowTeacher):
     @of_batches
     def encode_text(self, texts: list[str]) -> list[Condition]:
         """See :meth:`Teacher.encode_text`: all 512 rows, since those of the padding differ and are attended to."""
-        return whole_rows(hidden_states(self.text_encoder(), *self._chat.padded(texts), LAYERS))
+        ids, mask = self._chat.padded(texts)
+        return whole_rows(hidden_states(self.text_encoder(), ids, mask, LAYERS, device=self.device))
 
     def cut(self, text: str) -> Cut | None:
         """See :meth:`Teacher.cut`."""

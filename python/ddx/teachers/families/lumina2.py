@@ -67,7 +67,9 @@ class Lumina2Teacher(FlowTeacher):
         ids = tokenizer(texts, truncation=True, max_length=_LENGTH)["input_ids"]
         with self._products(self.text_dtype):
             rows = by_length(
-                ids, tokenizer.pad_token_id, lambda ids, mask: hidden_states(encoder, ids, mask, layers=(-2,))
+                ids,
+                tokenizer.pad_token_id,
+                lambda ids, mask: hidden_states(encoder, ids, mask, layers=(-2,), device=self.device),
             )
         return [Condition(row[None], torch.ones(1, len(row), dtype=torch.bool, device=row.device)) for row in rows]
 

@@ -111,7 +111,7 @@ class QwenImageTeacher(FlowTeacher):
 
     def _states(self, ids: Tensor, mask: Tensor) -> Tensor:
         with self._products(self.text_dtype):
-            return hidden_states(self.text_encoder(), ids, mask, (-1,))
+            return hidden_states(self.text_encoder(), ids, mask, (-1,), device=self.device)
 
     def cut(self, text: str) -> Cut | None:
         """See :meth:`Teacher.cut`."""

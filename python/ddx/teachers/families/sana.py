@@ -150,7 +150,7 @@ class SanaTeacher(FlowTeacher):
 
     def _prompt_encoder(self) -> PromptEncoder:
         encoder: PromptEncoder = self._once(
-            "prompt_encoder", lambda: PromptEncoder(self.tokenizer(), self.text_encoder())
+            "prompt_encoder", lambda: PromptEncoder(self.tokenizer(), self.text_encoder(), self.device)
         )
         return encoder
 

@@ -60,9 +60,11 @@ def cache_argument(text_encoder: nn.Module) -> str:
 class PromptEncoder:
     """Encodes captions with one Gemma and its tokenizer; holds the instruction's key-value cache."""
 
-    def __init__(self, tokenizer: Any, text_encoder: nn.Module) -> None:
+    def __init__(self, tokenizer: Any, text_encoder: nn.Module, device: torch.device | None = None) -> None:
+        """device: where the encoder computes (None: where its weights are)."""
         self.tokenizer = tokenizer
         self.text_encoder: Any = text_encoder
+        self.device = device or next(text_encoder.parameters()).device
         self.instruction, self.max_length = pipeline_defaults()
         instruction_ids = tokenizer.encode(self.instruction)
         # The instruction ends in a space, which a tokenizer like Gemma's joins to the caption's first word; the
@@ -130,8 +132,7 @@ class PromptEncoder:
     def _run(self, ids: Tensor, cache: Any | None) -> Tensor:
         """Last hidden states of `ids`, behind what the cache holds; their keys and values are appended to it."""
         behind = {} if cache is None else {self._cache_argument: cache}
-        ids = ids.to(next(self.text_encoder.parameters()).device)
-        states: Tensor = self.text_encoder(ids, use_cache=cache is not None, **behind)[0]
+        states: Tensor = self.text_encoder(ids.to(self.device), use_cache=cache is not None, **behind)[0]
         return states
 
 

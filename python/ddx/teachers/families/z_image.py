@@ -69,7 +69,7 @@ class ZImageTeacher(FlowTeacher):
             rows = by_length(
                 chat.ids(prompts),
                 chat.tokenizer.pad_token_id,
-                lambda ids, mask: hidden_states(encoder, ids, mask, layers=(-2,)),
+                lambda ids, mask: hidden_states(encoder, ids, mask, layers=(-2,), device=self.device),
             )
         return [Condition(row[None], torch.ones(1, len(row), dtype=torch.bool, device=row.device)) for row in rows]
 

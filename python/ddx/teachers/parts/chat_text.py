@@ -60,11 +60,11 @@ class ChatText:
         return before, len(self.tokenizer.encode(before, add_special_tokens=False))
 
 
-def hidden_states(encoder: Any, ids: Tensor, mask: Tensor, layers: Sequence[int]) -> Tensor:
+def hidden_states(encoder: Any, ids: Tensor, mask: Tensor, layers: Sequence[int], *, device: torch.device) -> Tensor:
     """Return the hidden states ``[B, L, D]`` of some layers side by side; 0 is the embedding, -1 the normed output.
 
     Of a model for language, its body alone runs: the logits of all tokens would need more memory than all else.
+    device: where it computes; its weights may wait elsewhere.
     """
-    device = next(encoder.parameters()).device
     found = encoder.base_model(input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=True)
     return torch.cat([found.hidden_states[layer] for layer in layers], dim=-1)
