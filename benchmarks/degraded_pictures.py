@@ -114,7 +114,7 @@ def main(inception: Path | None, write: Callable[..., Any] = write_result) -> No
         ]
         verdicts[kind] = {name: right_way([one[name] for one in found], lower=name in LOWER) for name in clean}
         for row in table[kind]:
-            print(kind, {name: round(value, 4) for name, value in row.items()})
+            print(kind, {name: float(f"{value:.4g}") for name, value in row.items()})
         print(kind, "moves the right way:", ", ".join(name for name, right in verdicts[kind].items() if right))
     result = {
         "weights": network.identity if inception else "random, of seed 0",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -50,8 +51,20 @@ COMPARED = (
 )
 
 
-def differences(first: dict[str, object], second: dict[str, object]) -> list[str]:
-    """Return what of two reports' `protocol` fields differs, a sentence a field."""
+def differences(first: Mapping[str, object], second: Mapping[str, object]) -> list[str]:
+    """Return what of two reports' `protocol` fields differs, a sentence a field; `networks.inception.weights: …`."""
+    one, other = ({name: report.get(name) for name in COMPARED} for report in (first, second))
+    flat = _flat(one), _flat(other)
     return [
-        f"{name}: {first.get(name)} and {second.get(name)}" for name in COMPARED if first.get(name) != second.get(name)
+        f"{name}: {flat[0].get(name)} and {flat[1].get(name)}"
+        for name in dict.fromkeys([*flat[0], *flat[1]])
+        if flat[0].get(name) != flat[1].get(name)
     ]
+
+
+def _flat(values: Mapping[str, object], before: str = "") -> dict[str, object]:
+    """Return mappings in mappings as one, with dots in the names."""
+    found: dict[str, object] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
+    return found

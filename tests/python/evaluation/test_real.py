@@ -283,6 +283,8 @@ def test_differences_of_two_protocols_are_named() -> None:
     one = {"resize": 256, "num_images": 30_000, "dtype": "bf16"}
     assert differences(one, {**one, "resize": None}) == ["resize: 256 and None"]
     assert differences(one, dict(one)) == []
+    networks = [{"networks": {"inception": {"weights": name, "name": "x"}}} for name in "ab"]
+    assert differences(*networks) == ["networks.inception.weights: a and b"]
 
 
 @pytest.mark.parametrize(
