@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Point = tuple[float, float, str]
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 340, 230, 52, 36, 12, 12
+MOST_TICKS = 6  # values of steps or guidance that are written below an axis, each at its place
 COLOURS = ("#3159c9", "#c9552d", "#2f8f5b", "#8a4fc0", "#b58900", "#c2387e", "#2a8fa8", "#777777")
 
 
@@ -81,11 +82,13 @@ def _plot(title: str, x_name: str, y_name: str, lines: dict[str, list[Point]]) -
         return round(LEFT + across, 1), round(HEIGHT - BOTTOM - up, 1)
 
     parts = []
-    for fraction in (0.0, 0.5, 1.0):
-        x, y = x_low + fraction * (x_high - x_low), y_low + fraction * (y_high - y_low)
-        down, right = place(x_low, y)[1], place(x, y_low)[0]
+    for y in (y_low, (y_low + y_high) / 2, y_high):
+        down = place(x_low, y)[1]
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down}" y2="{down}" class="grid"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{down + 4}" text-anchor="end">{y:.3g}</text>')
+    known = sorted({x for x, _, _ in points})
+    for x in known if len(known) <= MOST_TICKS else (x_low, (x_low + x_high) / 2, x_high):
+        right = place(x, y_low)[0]
         parts.append(f'<text x="{right}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{x:.3g}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{html.escape(x_name)}</text>')

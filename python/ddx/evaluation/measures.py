@@ -191,7 +191,7 @@ MEASURES: dict[str, Measure] = {
     "fd_dinov2": Measure(
         title="FD-DINOv2",
         networks=("dinov2",),
-        digits=".1f",
+        digits=".4g",
         rows="dinov2.features",
         lower_is_better=True,
         measure=_frechet("dinov2.features"),
