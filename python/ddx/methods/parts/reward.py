@@ -7,8 +7,10 @@ arXiv:2304.05977) and DRaFT-1 (Clark et al. 2023, arXiv:2309.17400). Beside dist
 student at the teacher, it is DMDR (Jiang et al. 2025, arXiv:2511.13649). Its public code, vvvvvjdy/dmdr (commit
 061dc296), train_cc/sit/train_sitxl_refl_deepspeed.py, does this on ImageNet: pictures are cut to the range of pixels,
 the mean loss of a frozen DINOv2 classifier is added with weight 0.05, and only after 20,000 of 22,001 steps
-(`reward_start`). For captions it has no code; the scorer, its score and the weight are settings here. DMDR's form by
-policy gradients, and its dynamic guidance and re-noising, are not here.
+(`reward_start`). With captions (commit 3af9698e, train_t2i/sd3/train_sd3_refl_deepspeed.py) what the student of SD 3
+sees at one of its steps is rewarded from half of the run on by DFN's CLIP and by HPSv2.1, each by 0.3 relu(0.7 -
+cosine): here --reward-weight 0.3 --reward-start 0.5, but for cosines above 0.7. DMDR's form by policy gradients, and
+its dynamic guidance and re-noising, are not here.
 """
 
 from __future__ import annotations
