@@ -11,7 +11,7 @@ from ddx.watch.alarms import LOOKS, RULES, Rule, alarms, excesses
 Row = dict[str, Any]
 
 LOST = 0.75  # of its best: what counts as a student that is lost
-MARGIN = 1.5  # of a bound over the largest excess of a healthy run that it is fitted on
+MARGIN = 1.25  # of a bound over the largest excess of a run that was not lost
 LEAST = 0.1  # no bound is below
 
 
@@ -40,8 +40,8 @@ def alarm_at(row: Row, rules: Sequence[Rule]) -> tuple[int, list[str]] | None:
 
 
 def fitted(rows: Sequence[Row]) -> list[Rule]:
-    """Return the rules, with bounds above what the healthy rows reach at two looks in a row."""
-    healthy = [row for row in rows if not row["collapse"]]
+    """Return the rules, with bounds above what the rows that were not lost reach at two looks in a row."""
+    healthy = [row for row in rows if lost_at(row) is None]
     return [
         replace(rule, bound=round(max(LEAST, MARGIN * max((_peak(row, rule.name) for row in healthy), default=0.0)), 2))
         for rule in RULES
@@ -63,13 +63,14 @@ def kept_gap(row: Row) -> float:
 
 def judged(rows: Sequence[Row], rules: Sequence[Rule]) -> dict[str, Any]:
     """Return the figures of the rows under the rules, and a line a run."""
-    lines, caught, lost, false, healthy = [], 0, 0, 0, 0
+    lines, caught, soon, lost, false, healthy = [], 0, 0, 0, 0, 0
     for row in rows:
         gone, alarm = lost_at(row), alarm_at(row, rules)
-        if row["collapse"] and gone is not None:
+        if gone is not None:
             lost += 1
             caught += alarm is not None and alarm[0] <= gone
-        elif not row["collapse"] and gone is None:
+            soon += alarm is not None and alarm[0] <= _next_look(row, gone)
+        else:
             healthy += 1
             false += alarm is not None
         lines.append(
@@ -85,17 +86,29 @@ def judged(rows: Sequence[Row], rules: Sequence[Rule]) -> dict[str, Any]:
         )
     gaps = [line["kept_behind_best"] for line in lines]
     return {
-        **{"runs": len(rows), "lost": lost, "caught": caught, "healthy": healthy, "false_alarms": false},
+        **{
+            "runs": len(rows),
+            "lost": lost,
+            "caught": caught,
+            "caught_by_the_next_look": soon,
+            "healthy": healthy,
+            "false_alarms": false,
+        },
         "mean_points_behind_best": round(sum(gaps) / len(gaps), 1) if gaps else None,
         "lines": lines,
     }
 
 
+def _next_look(row: Row, step: int) -> int:
+    """Return the step of the look behind `step`: where a student is lost between two looks, the first that can tell."""
+    return min((int(look["step"]) for look in row["looks"] if look["step"] > step), default=step)
+
+
 def halves(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Return every second run that was driven, and every second healthy one, then the others, by order of the file."""
+    """Return every second run that was lost, and every second one that was not, then the others, in their order."""
     first, second = [], []
-    for driven in (False, True):
-        own = [row for row in rows if row["collapse"] is driven]
+    for lost in (False, True):
+        own = [row for row in rows if (lost_at(row) is not None) is lost]
         first += own[::2]
         second += own[1::2]
     return first, second
@@ -120,9 +133,9 @@ def report(rows: Sequence[Row]) -> str:
     for name in ("fitted_on", "judged_on", "with_the_bounds_of_ddx"):
         part = found[name]
         lines.append(
-            f"\n{name.replace('_', ' ')}: {part['runs']} runs; {part['caught']} of {part['lost']} lost ones caught in "
-            f"time, {part['false_alarms']} false alarms in {part['healthy']} healthy ones, the kept look "
-            f"{part['mean_points_behind_best']} points behind the best"
+            f"\n{name.replace('_', ' ')}: {part['runs']} runs; of {part['lost']} lost ones {part['caught']} in time "
+            f"and {part['caught_by_the_next_look']} by the next look; {part['false_alarms']} false alarms in "
+            f"{part['healthy']} others; the kept look {part['mean_points_behind_best']} points behind the best"
         )
         lines += [
             f"  {line['name']}, seed {line['seed']}: lost at {line['lost_at']}, alarm at {line['alarm_at']} "

@@ -5,7 +5,8 @@
 
 Every run goes on from one LCM student of the bundled teacher, whose scenes an exact checker marks: short runs of the
 healthy recipes, and runs that are driven into a collapse. At every look the exported weights draw 48 held-out captions
-too; the checker's marks and recall on these are the truth, and no alarm sees them. `--keep` holds the store, the
+too; the checker's marks and recall on these are the truth, and no alarm sees them: a run is lost where one of them has
+lost a quarter of its best at two looks in a row, whatever its recipe was meant to do. `--keep` holds the store, the
 student to start from and the runs; a run that stands in the result file is not made again, so a killed benchmark goes
 on. `_collapse_report.py` has the figures.
 """
