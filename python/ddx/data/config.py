@@ -27,7 +27,7 @@ STATUSES = (
     *("too_large", "empty", "wrong_checksum", "not_an_image", "unsupported_format", "too_many_pixels", "too_small"),
     *("decode", "non_finite", "float16_range", "float8_error", "duplicate"),
 )
-SYNTHETIC = ("synthetic_steps", "synthetic_guidance", "synthetic_seed", "synthetic_sampler")
+SYNTHETIC = ("synthetic_steps", "synthetic_guidance", "synthetic_seed", "synthetic_sampler", "synthetic_data")
 # Settings of given pictures, with the values that they must have when there are none.
 OF_PICTURES = {
     **{"url_column": None, "image_column": None, "path_column": None, "dedup": "none", "flip": False},
@@ -83,6 +83,11 @@ class PrecomputeConfig:
         OWN,
         "sampler of the teacher, with --synthetic (own: its family's deterministic one); docs/teachers.md",
         choices=NAMES,
+    )
+    synthetic_data: Path | None = option(
+        None,
+        "store whose latents give --synthetic-sampler analytic-dpm its variances (none: the teacher's newest)",
+        metavar="STORE",
     )
     flip: bool = option(False, "encode mirrored pictures too; training draws one of the two")
     posterior: str = option(

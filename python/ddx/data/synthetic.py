@@ -26,11 +26,16 @@ class Synthetic:
     guidance: float
     seed: int
     sampler: str = OWN
+    variances: str | None = None  # of analytic-dpm: which ones
 
     def setting(self) -> dict[str, Any]:
         """Return it as the segment's settings have it; the own sampler is not named, as before there were others."""
         own = {"steps": self.steps, "guidance": self.guidance, "seed": self.seed}
-        return own if self.sampler == OWN else {**own, "sampler": self.sampler}
+        return {
+            **own,
+            **({} if self.sampler == OWN else {"sampler": self.sampler}),
+            **({} if self.variances is None else {"variances": self.variances}),
+        }
 
     @property
     def makes_pairs(self) -> bool:

@@ -22,6 +22,9 @@ class EvaluateConfig:
     sampler: str = option(
         OWN, "sampler of the teacher (own: its family's deterministic one); docs/teachers.md", choices=NAMES
     )
+    data: Path | None = option(
+        None, "store whose latents give analytic-dpm its variances (none: the teacher's newest)", metavar="STORE"
+    )
     guidance: tuple[float, ...] = option(
         (), "guidance scales of the teacher; each step count keeps the best (none: its default)", metavar="S,S,…"
     )

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddx.config import to_dict
+from ddx.data.sampler import check_data, open_sampler
 from ddx.device import find_device
 from ddx.errors import DdxError
 from ddx.evaluation.config import EvaluateConfig
@@ -24,13 +25,13 @@ from ddx.progress import NullProgress, Progress
 from ddx.run_record import versions
 from ddx.sampling.prompts import read_prompts
 from ddx.sampling.sizes import shown_sizes, trained_sizes, unseen
-from ddx.teachers.samplers.sampler import TeacherSampler, check_sampler
 from ddx.teachers.size import shown_size
 from ddx.workspace import Workspace
 
 if TYPE_CHECKING:
     from ddx.sampling.pipeline import StudentPipeline
     from ddx.teachers.base import Teacher
+    from ddx.teachers.samplers.sampler import TeacherSampler
     from ddx.teachers.size import Size
 
 REFERENCES_PER_PROMPT = 4
@@ -89,7 +90,10 @@ def evaluate(
 
     workspace, progress = workspace or Workspace(), progress or NullProgress()
     folder, teacher = open_both(config, workspace, progress)
-    check_sampler(config.sampler, teacher)
+    check_data(config.sampler, config.data)
+    sampler = open_sampler(
+        config.sampler, teacher, workspace, data=config.data, batch_size=config.batch_size, progress=progress
+    )
     student = None if folder is None else StudentPipeline(folder, device=config.device, dtype=config.dtype)
     resolution = config.pixels or (student.files.resolution if student else teacher.default_resolution)
     if student is not None:
@@ -113,7 +117,7 @@ def evaluate(
     num_draws = len(config.teacher_steps) * len(guidances) + (len(config.steps) if student else 0)
     progress.start("evaluate", num_draws * len(prompts), "pictures")
     painter = Painter(requests, config.batch_size, workspace.root / "cache" / "teacher-pictures", progress)
-    teachers, sweep = _draw_teacher(config, painter, teacher, guidances, tests)
+    teachers, sweep = _draw_teacher(config, painter, teacher, sampler, guidances, tests)
     teacher.unload()
     students = _draw_student(config, painter, student, tests)
     progress.finish()
@@ -199,11 +203,15 @@ def make_test_set(config: EvaluateConfig, teacher: Teacher, resolution: Size) ->
 
 
 def _draw_teacher(
-    config: EvaluateConfig, painter: Painter, teacher: Teacher, guidances: Sequence[float], tests: TestSet
+    config: EvaluateConfig,
+    painter: Painter,
+    teacher: Teacher,
+    sampler: TeacherSampler,
+    guidances: Sequence[float],
+    tests: TestSet,
 ) -> tuple[list[ModelResult], list[dict[str, Any]]]:
     """Return the teacher at each step count at its best guidance, and what every guidance reached."""
     found: list[list[ModelResult]] = []
-    sampler = TeacherSampler(name=config.sampler)
     for steps in config.teacher_steps:
         candidates = []
         for guidance in guidances:

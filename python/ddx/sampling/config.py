@@ -19,6 +19,9 @@ class SampleConfig:
     student: Path | None = option(None, "student to draw with (none: the newest)", metavar="PATH")
     teacher: str | None = option(None, "teacher to draw with, by its own pipeline", metavar="NAME|PATH")
     sampler: str = option(OWN, "sampler of a teacher (own: that of its pipeline); docs/teachers.md", choices=NAMES)
+    data: Path | None = option(
+        None, "store whose latents give analytic-dpm its variances (none: the teacher's newest)", metavar="STORE"
+    )
     prompt: tuple[str, ...] = option((), "prompt to draw; may be repeated", metavar="TEXT")
     prompts: Path | None = option(
         None, "file with one prompt per line (none: the teacher's standard prompts)", metavar="FILE"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddx.config import to_dict
+from ddx.data.sampler import check_data, open_sampler
 from ddx.errors import DdxError, cannot_write
 from ddx.progress import NullProgress, Progress
 from ddx.run_record import versions, write_run
@@ -17,6 +18,7 @@ from ddx.sampling.config import SampleConfig
 from ddx.sampling.prompts import read_prompts, standard_prompts
 from ddx.sampling.sizes import size_of_picture, unseen
 from ddx.teachers.samplers.names import OWN
+from ddx.teachers.samplers.sampler import OWN_SAMPLER
 from ddx.teachers.size import Size, shown_size
 from ddx.workspace import Workspace
 
@@ -99,6 +101,7 @@ def open_files(config: SampleConfig, workspace: Workspace, *, weights: bool = Tr
     """
     from ddx.sampling.student import StudentFolder
 
+    check_data(config.sampler, config.data)
     if config.teacher is None:
         return StudentFolder(choose_student(config.student, workspace))
     from ddx.device import find_device
@@ -163,7 +166,6 @@ def sample(
     """
     from ddx.sampling.pipeline import StudentPipeline
     from ddx.sampling.teacher_folder import TeacherFolder
-    from ddx.teachers.samplers.sampler import TeacherSampler
 
     progress = progress or NullProgress()
     files = open_files(config, workspace)
@@ -173,6 +175,9 @@ def sample(
         progress.log(f"student: {folder} (the newest)")
     if files.remark:
         progress.log(files.remark)
+    sampler = OWN_SAMPLER
+    if isinstance(files, TeacherFolder):
+        sampler = open_sampler(config.sampler, files.teacher, workspace, data=config.data, progress=progress)
     if config.steps > files.trained_steps:
         progress.log(f"{config.steps} steps: the student was made for 1 to {files.trained_steps}; more seldom help")
     student = StudentPipeline(
@@ -181,7 +186,7 @@ def sample(
         dtype=config.dtype,
         keeping=keeping,
         prompts=workspace.root / "prompts",
-        sampler=TeacherSampler(name=config.sampler),
+        sampler=sampler,
     )
     if config.guidance is not None:
         student.set_guidance(config.guidance)

@@ -26,7 +26,6 @@ def draw_latents(
     part are the same in every run, and so are its bytes.
     """
     from ddx.teachers.condition import Condition
-    from ddx.teachers.samplers.sampler import TeacherSampler
 
     teacher, how = plan.teacher, plan.synthetic
     assert how is not None
@@ -45,7 +44,7 @@ def draw_latents(
             guidance=how.guidance,
             generators=generators,
             resolution=plan.resolution,
-            sampler=TeacherSampler(name=how.sampler),
+            sampler=plan.sampler,
         )
         unscaled = teacher.unscale(latents).cpu()
         for row, latent in zip(batch, unscaled, strict=True):

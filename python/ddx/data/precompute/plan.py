@@ -16,10 +16,11 @@ from ddx.data.fingerprint import digest, source_digest
 from ddx.data.layout import SCHEMA, Sizes
 from ddx.data.precompute.encode import CAPTIONS_AT_ONCE
 from ddx.data.ranks import Rank
+from ddx.data.sampler import check_data, open_sampler
 from ddx.data.synthetic import SETTING, Synthetic
 from ddx.device import find_device
 from ddx.errors import DdxError, UsageError
-from ddx.teachers.samplers.sampler import check_sampler
+from ddx.teachers.samplers.sampler import OWN_SAMPLER, TeacherSampler
 from ddx.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Plan:
     settings: dict[str, Any]
     synthetic: Synthetic | None = None  # how the teacher draws the pictures, if it does
     captions_at_once: int = CAPTIONS_AT_ONCE  # on the device; nothing in the store depends on it
+    sampler: TeacherSampler = OWN_SAMPLER
 
     @property
     def digest(self) -> str:
@@ -156,7 +158,7 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Works
         )
     resolution = config.resolution or teacher.default_resolution
     fingerprint = dict(teacher.fingerprint(resolution))
-    synthetic = _synthetic(config, teacher)
+    synthetic, sampler = _synthetic(config, teacher, places)
     store = config.out or places.store_path(sources[0], teacher.name, resolution, synthetic=config.synthetic)
     sizes = Sizes(
         rows=source.rows,
@@ -196,15 +198,26 @@ def make_plan(config: PrecomputeConfig, sources: Sequence[str], workspace: Works
         fingerprint=fingerprint,
         settings=settings,
         synthetic=synthetic,
+        sampler=sampler,
     )
 
 
-def _synthetic(config: PrecomputeConfig, teacher: Teacher) -> Synthetic | None:
+def _synthetic(
+    config: PrecomputeConfig, teacher: Teacher, places: Workspace
+) -> tuple[Synthetic | None, TeacherSampler]:
+    """Return how the teacher draws, if it does, and by what."""
     if not config.synthetic:
-        return None
+        return None, OWN_SAMPLER
     guidance = teacher.default_guidance if config.synthetic_guidance is None else config.synthetic_guidance
-    check_sampler(config.synthetic_sampler, teacher)
-    return Synthetic(config.synthetic_steps, float(guidance), config.synthetic_seed, config.synthetic_sampler)
+    check_data(config.synthetic_sampler, config.synthetic_data, "--synthetic-data")
+    sampler = open_sampler(
+        config.synthetic_sampler, teacher, places, data=config.synthetic_data, batch_size=config.batch_size
+    )
+    known = sampler.identity().get("variances")
+    how = Synthetic(
+        config.synthetic_steps, float(guidance), config.synthetic_seed, config.synthetic_sampler, variances=known
+    )
+    return how, sampler
 
 
 def with_text(plan: Plan, pooled_width: int | None, text_scale: float) -> Plan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 OWN = "own"
+ANALYTIC = "analytic-dpm"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,9 @@ SAMPLERS = {
     "dpmsolver++": SamplerSpec(title="DPM-Solver++(2M) (Lu et al. 2022)", processes=("flow", "vp"), order=2),
     "unipc": SamplerSpec(
         title="UniPC-2, predictor and corrector (Zhao et al. 2023)", processes=("flow", "vp"), order=3
+    ),
+    ANALYTIC: SamplerSpec(
+        title="Analytic-DPM, variances measured on a store (Bao et al. 2022)", processes=("flow", "vp"), order=None
     ),
 }
 NAMES = tuple(SAMPLERS)

@@ -7,20 +7,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ddx.errors import UsageError
-from ddx.teachers.samplers.names import OWN, SAMPLERS
+from ddx.teachers.samplers.names import ANALYTIC, OWN, SAMPLERS
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from ddx.teachers.base import Teacher
+    from ddx.teachers.samplers.analytic import Variances
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSampler:
-    """One of `SAMPLERS` by name."""
+    """One of `SAMPLERS` by name. `variances` are those of analytic-dpm; no other sampler has them."""
 
     name: str = OWN
+    variances: Variances | None = None
 
     @property
     def is_own(self) -> bool:
@@ -29,7 +31,9 @@ class TeacherSampler:
 
     def identity(self) -> dict[str, Any]:
         """Return what a cache or a store must know of it beside the teacher, JSON values; nothing of the own one."""
-        return {} if self.is_own else {"sampler": self.name}
+        if self.is_own:
+            return {}
+        return {"sampler": self.name, **({} if self.variances is None else {"variances": self.variances.fingerprint()})}
 
     def scheduler(self, teacher: Teacher, latent_shape: tuple[int, ...]) -> Any:
         """Return a diffusers scheduler whose `set_timesteps(n)` takes the teacher's own n times, in whichever pipeline.
@@ -38,6 +42,11 @@ class TeacherSampler:
         """
         check_sampler(self.name, teacher)
         assert not self.is_own, "the own sampler is the pipeline's, or Teacher.sampling_scheduler"
+        if self.name == ANALYTIC:
+            from ddx.teachers.samplers.analytic import AnalyticDPMScheduler
+
+            assert self.variances is not None, "a sampler of this name is opened with a store"
+            return AnalyticDPMScheduler(teacher, latent_shape, self.variances)
         from ddx.teachers.samplers.schedulers import FLOW, VP
 
         make = VP[self.name] if teacher.process.name == "vp" else FLOW[self.name]
