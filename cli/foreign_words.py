@@ -78,7 +78,7 @@ num-samples n-samples num-eval-samples total-eval-samples num-fid-samples num ->
 prompt -> --prompts FILE, one prompt a line
 metric fid compute-fid clip-score clipscore is inception-score kid cmmd -> --metrics fid,clipscore with --reference
     FOLDER compares with real pictures
-data dataset reference-dir ref-dir real-path real-dir ref-path gt real -> --reference FOLDER compares with real pictures
+dataset reference-dir ref-dir real-path real-dir ref-path gt real -> --reference FOLDER compares with real pictures
 fake-dir gen-dir generated images image-dir -> --pictures FOLDER scores pictures that are there already
 
 [distill]
