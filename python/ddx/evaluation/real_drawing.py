@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ddx.data.sampler import check_data, open_sampler
 from ddx.device import find_device
 from ddx.errors import DdxError
 from ddx.evaluation.config import EvaluateConfig
@@ -63,13 +64,12 @@ def open_models(
     from ddx.sampling.teacher_folder import TeacherFolder
     from ddx.teachers.components import parse_dtype
     from ddx.teachers.registry import load_teacher
-    from ddx.teachers.samplers.sampler import TeacherSampler, check_sampler
 
     dtype = None if config.dtype == "auto" else config.dtype
     if config.teacher is not None:
         opened = load_teacher(config.teacher, dtype=parse_dtype(dtype, find_device(config.device)))
-        check_sampler(config.sampler, opened)
-        sampler = TeacherSampler(name=config.sampler)
+        check_data(config.sampler, config.data)
+        sampler = open_sampler(config.sampler, opened, workspace, data=config.data, progress=progress)
         folder = TeacherFolder(opened)
         yield "teacher", StudentPipeline(folder, device=config.device, dtype=config.dtype, sampler=sampler)
     named = list(students)
@@ -111,7 +111,7 @@ def _draw(
     )
     asks = [requests, repeated] if "lpips" in measure.names else [requests]
     progress.start(f"draw: {row.title}", sum(len(one.prompts) for one in asks), "pictures")
-    own = {"sampler": config.sampler} if row.kind == "teacher" else {}
+    own = {"sampler": config.sampler, **pipeline.sampler.identity()} if row.kind == "teacher" else {}
     drawn = [draw_into(root, pipeline, one, config.batch_size, progress, **own) for one in asks]
     progress.finish()
     row.drawn, row.repeated = drawn[0], drawn[1] if len(drawn) > 1 else None

@@ -83,7 +83,7 @@ class StudentPipeline:
         self.pipeline.set_progress_bar_config(disable=True)
         self.adapter = self._open_adapter()
         self.cache: PromptCache | None = None  # of encoded prompts, where the encoders are not on the device
-        self._keeping, self._sampler = keeping, sampler
+        self._keeping, self.sampler = keeping, sampler
         self._cap: int | None = None  # bytes that the allocator may take
         if keeping is None:
             self.pipeline.to(self.device)
@@ -263,10 +263,10 @@ class StudentPipeline:
         if self.adapter is not None and resolution is not None:
             self.adapter.latent_shape(resolution)  # some pipelines draw another size than the one asked for
         self._load_for(steps)
-        if not self._sampler.is_own:
+        if not self.sampler.is_own:
             assert isinstance(self.files, TeacherFolder)
             teacher = self.files.teacher
-            self.pipeline.scheduler = self._sampler.scheduler(teacher, teacher.latent_shape(resolution))
+            self.pipeline.scheduler = self.sampler.scheduler(teacher, teacher.latent_shape(resolution))
         return self.files.call_arguments(steps, resolution=resolution, guidance=self.guidance)
 
     def _call(self, **arguments: Any) -> list[Image]:
