@@ -1,4 +1,4 @@
-"""`ddx list`: methods, teachers, stores and students, as the command line names them."""
+"""`ddx list`: methods, teachers, stores, students and runs, as the command line names them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from ddx.cli.options import Invocation, config_options
 
-KINDS = ("methods", "teachers", "stores", "students")
+KINDS = ("methods", "teachers", "stores", "students", "runs")
 ONLY_IN_JSON = ("source", "licence", "reference", "title")  # too wide for a terminal
 
 
@@ -17,12 +17,16 @@ ONLY_IN_JSON = ("source", "licence", "reference", "title")  # too wide for a ter
 Examples:
   ddx list
   ddx list teachers --json
+  ddx list runs
 """
 )
 @click.argument("kind", type=click.Choice(KINDS), required=False)
 @config_options(dry_run=False)
 def command(invocation: Invocation, kind: str | None) -> None:
-    """List methods, teachers, stores and students."""
+    """List methods, teachers, stores, students and runs.
+
+    Runs have their method, steps, pictures, time, memory, the score of their last evaluation, the best step and alarms.
+    """
     from ddx.cli.console import emit, emit_json, emit_table
 
     listed = {name: _LISTS[name](invocation) for name in ((kind,) if kind else KINDS)}
@@ -35,6 +39,7 @@ def command(invocation: Invocation, kind: str | None) -> None:
         elif not rows:
             emit(f"no {name} in {invocation.workspace.root}")
         if rows:
+            rows = _shown(name, rows)
             shown = [key for key in rows[0] if key not in ONLY_IN_JSON]
             emit_table(shown, [[row[key] for key in shown] for row in rows])
         if not kind:
@@ -97,4 +102,21 @@ def _students(invocation: Invocation) -> list[dict[str, Any]]:
     ]
 
 
-_LISTS = {"methods": _methods, "teachers": _teachers, "stores": _stores, "students": _students}
+def _runs(invocation: Invocation) -> list[dict[str, Any]]:
+    from ddx.cli.list_runs import runs
+
+    return runs(invocation.workspace)
+
+
+def _shown(kind: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of a list as a terminal has room for them; columns that nobody fills are left out."""
+    if kind != "runs":
+        return rows
+    from ddx.cli.list_runs import shown
+
+    found = [shown(row) for row in rows]
+    filled = [key for key in found[0] if key in ("run", "state") or any(row[key] is not None for row in found)]
+    return [{key: row[key] for key in filled} for row in found]
+
+
+_LISTS = {"methods": _methods, "teachers": _teachers, "stores": _stores, "students": _students, "runs": _runs}

@@ -9,6 +9,7 @@ from typing import Any
 
 from ddx.config import option
 from ddx.errors import UsageError
+from ddx.training.trackers.names import TRACKERS
 
 # Settings that may change when a run continues: they change neither the weights nor their meaning.
 RESUMABLE_CHANGES = frozenset(
@@ -18,7 +19,7 @@ RESUMABLE_CHANGES = frozenset(
         *("checkpoint_every", "keep_checkpoints", "log_every", "max_lost_steps"),
         *("sample_every", "sample_prompts", "sample_steps", "reference_steps"),
         *("watch", "watch_every", "watch_cost", "watch_prompts", "watch_seeds"),
-        *("keep_best", "patience", "stop_on_alarm"),
+        *("keep_best", "patience", "stop_on_alarm", "track"),
         *("lr_scaling", "warmup_images"),  # what follows from them is compared itself
     )
 )
@@ -137,6 +138,11 @@ class DistillConfig:
     )
     prefetch: int = option(4, "batches to prepare ahead")
     log_every: int = option(10, "steps between lines of metrics.jsonl")
+    track: tuple[str, ...] = option(
+        (),
+        "trackers that follow the run: numbers, grids and the settings; their libraries are in ddx[track]",
+        choices=TRACKERS,
+    )
     checkpoint_every: int = option(500, "steps between checkpoints; 0: only when interrupted and at the end")
     keep_checkpoints: int = option(2, "newest checkpoints to keep")
     sample_every: int = option(500, "steps between grids of samples; 0: no grids. Shorter runs draw none")

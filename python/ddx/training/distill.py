@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ def distill(
         start = _resume(run, trainer)
         record_run(run, start, finished=False)
         grid, clock = _sample_grid(run), Clock(_seconds_before(run, start))
+        opened.enter_context(_tracked(run, start, progress))
         watch = Watch(run, workspace, progress)
         progress.start("distill", config.train_steps, "step")
         progress.advance(start)
@@ -189,6 +190,18 @@ def _seconds_before(run: Run, start: int) -> float:
     return run.metrics.resume(start if run.folder.checkpoint is not None else -1)
 
 
+def _tracked(run: Run, start: int, progress: Progress) -> AbstractContextManager[None]:
+    """Return the context in which the run's trackers follow its metrics and its grids."""
+    if not run.config.track or not run.ranks.is_first:
+        return nullcontext()
+    from ddx.training.trackers.base import Tracked
+    from ddx.training.trackers.follow import Trackers
+
+    folder = run.folder.path
+    about = Tracked(name=folder.name, folder=folder / "track", settings=run.settings, start=start)
+    return run.metrics.tracked(Trackers(run.config.track, about, progress.log))
+
+
 def _log(run: Run, trainer: Trainer, clock: Clock, watch: Watch, step: int, progress: Progress) -> None:
     """Count the step, and every `log_every` steps write a line of metrics."""
     config = run.config
@@ -244,8 +257,10 @@ def _grid_due(config: DistillConfig, step: int) -> bool:
 def _draw_grid(run: Run, trainer: Trainer, grid: SampleGrid | None, clock: Clock, step: int) -> None:
     if grid is None:
         return
+    path = run.folder.path / "grids" / f"step-{step:06d}.png"
     with clock.pause(), trainer.exported_student() as student, trainer.autocast():
-        values = grid.write(run.folder.path / "grids" / f"step-{step:06d}.png", student)
+        values = grid.write(path, student)
+    run.metrics.show(step, "grids", path)
     run.metrics.write({"step": step, "images": step * run.config.batch_size, **values})
 
 

@@ -30,6 +30,7 @@ from ddx.training.find_store import find_store, require_pairs
 from ddx.training.presets import preset_for, preset_names
 from ddx.training.run_folder import CHECKPOINTS, RunFolder, cannot_extend, choose_folder
 from ddx.training.streamed import cannot_stream
+from ddx.training.trackers.names import require
 from ddx.training.tracking import Metrics
 from ddx.workspace import Workspace
 
@@ -75,6 +76,7 @@ def prepare_run(
     said: Collection[str] = (),
 ) -> Run:
     """Find the teacher, the store and the folder; every mistake of the user comes to light here."""
+    require(config.track)
     if config.batch_size % ranks.world:
         raise UsageError(
             f"batch_size = {config.batch_size} does not divide over {ranks.world} processes",

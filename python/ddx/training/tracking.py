@@ -7,11 +7,15 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from ddx.training.trackers.follow import Trackers
 
 FILE_NAME = "metrics.jsonl"
 
@@ -21,6 +25,7 @@ class Metrics:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE_NAME
+        self.trackers: Trackers | None = None  # that are told of every line, and of every picture
 
     def resume(self, step: int) -> float:
         """Drop the lines after `step`, a torn last one included; return the seconds that the run had taken by then."""
@@ -38,6 +43,24 @@ class Metrics:
         """Append one line."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        if self.trackers is not None:
+            self.trackers.line(line)
+
+    def show(self, step: int, name: str, path: Path) -> None:
+        """Tell the trackers of a picture; the file of lines has none."""
+        if self.trackers is not None:
+            self.trackers.picture(step, name, path)
+
+    @contextmanager
+    def tracked(self, trackers: Trackers) -> Iterator[None]:
+        """Within, the trackers follow; at its end they are closed, as finished unless something was raised."""
+        self.trackers, finished = trackers, False
+        try:
+            yield
+            finished = True
+        finally:
+            self.trackers = None
+            trackers.close(finished=finished)
 
     def _lines(self) -> list[dict[str, Any]]:
         found = []
