@@ -338,7 +338,15 @@ out output output-dir output-path o -> the file is an argument without a flag: `
 out output output-dir outdir -> --workspace
 force overwrite rerun restart -> --again
 
-[distill prepare train]
+[distill]
+report-to logger use-wandb wandb wandb-mode tracker tensorboard mlflow log-with -> --track follows a run by tensorboard,
+    wandb, mlflow or jsonl
+wandb-project wandb-name wandb-entity tracker-project-name logging-dir log-dir log-path run-name exp-name project -> a
+    run is tracked under the name of its folder; --track says by what, and its library's own variables say where
+push-to-hub hub-model-id hub-private-repo -> nothing is uploaded while it trains; `ddx push STUDENT ORG/NAME` does
+    it afterwards
+
+[prepare train]
 report-to logger use-wandb wandb wandb-project wandb-name wandb-entity wandb-mode tracker tracker-project-name
 tensorboard logging-dir log-dir log-path run-name exp-name project mlflow log-with -> a run writes its figures
     to metrics.jsonl in its folder, one JSON object a line; trackers are not called

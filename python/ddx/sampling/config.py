@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ddx.config import option
 from ddx.errors import UsageError
-from ddx.teachers.samplers.names import NAMES, OWN
+from ddx.teachers.samplers.names import ANALYTIC, NAMES, OWN
 from ddx.teachers.size import Size, pixels_of
 
 
@@ -64,6 +64,11 @@ class SampleConfig:
         if self.sampler != OWN and self.teacher is None:
             raise UsageError(
                 f"sampler = {self.sampler} is of a teacher, and a student draws", hint="add --teacher, or leave it away"
+            )
+        if self.sampler == ANALYTIC and self.memory is not None:
+            raise UsageError(
+                f"sampler = {ANALYTIC} measures the whole network, and --memory keeps parts of it on the host",
+                hint="leave one of them away",
             )
         if self.quantize is not None and self.memory is None:
             raise UsageError(f"--quantize {self.quantize} without --memory", hint="--memory 8GB")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -11,34 +10,14 @@ import torch
 from torch import Tensor
 
 from ddx.bench.mixtures.mixture import Mixture, circle
+from ddx.bench.mixtures.solving import PointVariances, drawn, energy_distance, points
 from ddx.bench.mixtures.teacher import PROCESSES, MixtureTeacher
-from ddx.teachers.base import Teacher
 from ddx.teachers.samplers.analytic import Known, chain, clipped, step_weights
-from ddx.teachers.samplers.measuring import measure_variances, time_key
-from ddx.teachers.samplers.sampler import TeacherSampler
+from ddx.teachers.samplers.measuring import time_key
 
 NUM = 2000
 WIDTH = 0.7
 GAUSSIAN = Mixture(torch.tensor([[0.4, -0.3]], dtype=torch.float64), WIDTH, torch.zeros(1, dtype=torch.long))
-
-
-class Measured:
-    """Variances of a mixture's own points."""
-
-    def __init__(self, mixture: Mixture, num: int = 40_000) -> None:
-        self.mixture, self.num = mixture, num
-
-    def at(self, teacher: Teacher, times: Sequence[float]) -> Known:
-        assert isinstance(teacher, MixtureTeacher)
-        classes = torch.full((self.num,), self.mixture.num_classes)
-        x0 = self.mixture.draw(classes, torch.Generator().manual_seed(1))[:, :, None, None]
-        batches = [(x0, teacher.condition(classes))]
-        self.found = measure_variances(teacher, batches, teacher.null_condition(), times)
-        errors = tuple(self.found["times"][time_key(t)]["error"] for t in times)
-        return Known(errors, self.found["variance"], self.found["half_range"])
-
-    def fingerprint(self) -> str:
-        return "points"
 
 
 def posterior_variance(mixture: Mixture, teacher: MixtureTeacher, t: Tensor, num: int = 200_000) -> float:
@@ -79,7 +58,7 @@ def test_the_variance_of_a_gaussian_s_step_is_that_of_its_chain(process: str) ->
 @pytest.mark.parametrize("mixture", [GAUSSIAN, circle()], ids=["gaussian", "circle"])
 def test_what_is_measured_is_the_closed_form(process: str, mixture: Mixture) -> None:
     """Within five standard errors; and gamma says the same as the error where both can be read."""
-    teacher, measured = MixtureTeacher(mixture, process), Measured(mixture)
+    teacher, measured = MixtureTeacher(mixture, process), PointVariances(mixture)
     times = [share * teacher.process.t_max for share in (0.999, 0.8, 0.5, 0.2, 0.05)]
     known = measured.at(teacher, times)
     a, b = chain(teacher.process, torch.tensor(times, dtype=torch.float64))
@@ -101,38 +80,15 @@ def test_bounds_hold_what_a_wrong_network_says() -> None:
     assert float(clipped(torch.tensor([9.0]).double(), a[:1], b[:1].double(), narrow)) == pytest.approx(0.01)
 
 
-def energy_distance(x: Tensor, y: Tensor) -> float:
-    """2 E|x - y| - E|x - x'| - E|y - y'|: 0 for equal distributions."""
-    return float(2 * torch.cdist(x, y).mean() - torch.cdist(x, x).mean() - torch.cdist(y, y).mean())
-
-
 @pytest.mark.parametrize("mixture", [GAUSSIAN, circle()], ids=["gaussian", "circle"])
 def test_ten_steps_are_nearer_to_the_mixture_than_ddpm_s(mixture: Mixture) -> None:
-    teacher = MixtureTeacher(mixture, "vp-eps")
-    classes = torch.full((NUM,), mixture.num_classes)
-    wanted = mixture.draw(classes, torch.Generator().manual_seed(3))
-    again = mixture.draw(classes, torch.Generator().manual_seed(4))
-    distances = {}
-    for name in ("ddpm", "analytic-dpm"):
-        generators = [torch.Generator().manual_seed(n) for n in range(NUM)]
-        sampler = TeacherSampler(name=name, variances=Measured(mixture) if name == "analytic-dpm" else None)
-        drawn = teacher.sample(
-            teacher.condition(classes), teacher.null_condition(), num_steps=10, generators=generators, sampler=sampler
-        )
-        distances[name] = energy_distance(drawn.flatten(1), wanted)
-    assert energy_distance(again, wanted) < distances["analytic-dpm"] < 0.6 * distances["ddpm"]
+    wanted, again = points(mixture, NUM, seed=3), points(mixture, NUM, seed=4)
+    ddpm, ours = (energy_distance(drawn(mixture, "vp-eps", name, 10, NUM), wanted) for name in ("ddpm", "analytic-dpm"))
+    assert energy_distance(again, wanted) < ours < 0.6 * ddpm
 
 
 def test_flow_teachers_have_it_too() -> None:
     """Their first state holds no picture at all, where eps would say nothing."""
-    teacher = MixtureTeacher(GAUSSIAN, "flow")
-    classes = torch.full((NUM,), GAUSSIAN.num_classes)
-    drawn = teacher.sample(
-        teacher.condition(classes),
-        teacher.null_condition(),
-        num_steps=10,
-        generators=[torch.Generator().manual_seed(n) for n in range(NUM)],
-        sampler=TeacherSampler(name="analytic-dpm", variances=Measured(GAUSSIAN)),
-    ).flatten(1)
-    torch.testing.assert_close(drawn.mean(0), GAUSSIAN.means[0].float(), rtol=0, atol=5 * WIDTH / math.sqrt(NUM))
-    torch.testing.assert_close(drawn.std(0), torch.full((2,), WIDTH), rtol=0.1, atol=0)
+    found = drawn(GAUSSIAN, "flow", "analytic-dpm", 10, NUM)
+    torch.testing.assert_close(found.mean(0), GAUSSIAN.means[0].float(), rtol=0, atol=5 * WIDTH / math.sqrt(NUM))
+    torch.testing.assert_close(found.std(0), torch.full((2,), WIDTH), rtol=0.1, atol=0)
