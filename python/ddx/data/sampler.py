@@ -29,7 +29,6 @@ def open_sampler(
     workspace: Workspace,
     *,
     data: Path | None = None,
-    batch_size: int = 8,
     progress: Progress | None = None,
 ) -> TeacherSampler:
     """Return the sampler; of analytic-dpm with the variances of `data`, else of the teacher's newest store.
@@ -53,6 +52,4 @@ def open_sampler(
             )
         if progress is not None:
             progress.log(f"variances of {data}, the newest store of {teacher.name}")
-    return TeacherSampler(
-        name=name, variances=StoreVariances(Store(data), teacher, batch_size=batch_size, progress=progress)
-    )
+    return TeacherSampler(name=name, variances=StoreVariances(Store(data), teacher, progress=progress))

@@ -45,7 +45,10 @@ class StoreVariances:
         batch_size: int = 8,
         progress: Progress | None = None,
     ) -> None:
-        """batch_size: rows a pass. Raises UsageError for a store of another teacher, DdxError for an unfinished one."""
+        """batch_size: rows a pass; commands leave it, so that they share the file.
+
+        Raises UsageError for a store of another teacher, DdxError for an unfinished one.
+        """
         wanted = teacher.fingerprint(store.resolution)
         if store.fingerprint != wanted:
             key = next(key for key in wanted if store.fingerprint.get(key) != wanted[key])

@@ -91,9 +91,7 @@ def evaluate(
     workspace, progress = workspace or Workspace(), progress or NullProgress()
     folder, teacher = open_both(config, workspace, progress)
     check_data(config.sampler, config.data)
-    sampler = open_sampler(
-        config.sampler, teacher, workspace, data=config.data, batch_size=config.batch_size, progress=progress
-    )
+    sampler = open_sampler(config.sampler, teacher, workspace, data=config.data, progress=progress)
     student = None if folder is None else StudentPipeline(folder, device=config.device, dtype=config.dtype)
     resolution = config.pixels or (student.files.resolution if student else teacher.default_resolution)
     if student is not None:

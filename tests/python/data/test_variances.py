@@ -92,7 +92,7 @@ def test_a_synthetic_store_says_which_it_was_drawn_by(
     out = tmp_path / "drawn.zarr"
     by_it = replace(drawing, out=out, synthetic_sampler="analytic-dpm", synthetic_data=store)
     precompute(by_it, [str(captions)])
-    known = StoreVariances(Store(store), teacher, batch_size=3)
+    known = StoreVariances(Store(store), teacher)
     opened = Store(out)
     said = opened.attributes["settings"]["synthetic"]
     assert said["sampler"] == "analytic-dpm" and said["variances"] == known.fingerprint()

@@ -210,9 +210,7 @@ def _synthetic(
         return None, OWN_SAMPLER
     guidance = teacher.default_guidance if config.synthetic_guidance is None else config.synthetic_guidance
     check_data(config.synthetic_sampler, config.synthetic_data, "--synthetic-data")
-    sampler = open_sampler(
-        config.synthetic_sampler, teacher, places, data=config.synthetic_data, batch_size=config.batch_size
-    )
+    sampler = open_sampler(config.synthetic_sampler, teacher, places, data=config.synthetic_data)
     known = sampler.identity().get("variances")
     how = Synthetic(
         config.synthetic_steps, float(guidance), config.synthetic_seed, config.synthetic_sampler, variances=known
