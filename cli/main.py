@@ -37,7 +37,7 @@ COMMANDS = {
     "push": "Put a student on the Hugging Face hub.",
     "merge": "Join several stores into one, without encoding again.",
     "inspect": "Show the contents of a store, a student or a teacher.",
-    "list": "List methods, teachers, stores and students.",
+    "list": "List methods, teachers, stores, students and runs.",
     "bench": "Check and time the kernels on this machine.",
     "doctor": "Check this machine: versions, devices, kernels, caches, disk.",
     "completion": "Print the completion script of a shell.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from ddx.sampling.teacher import draw_with_teacher
 from ddx.sampling.teacher_folder import TeacherFolder
 from ddx.teachers.base import Teacher
 from ddx.teachers.registry import load_teacher
-from ddx.teachers.samplers.names import NAMES, OWN, SAMPLERS
+from ddx.teachers.samplers.analytic import Known
+from ddx.teachers.samplers.names import ANALYTIC, NAMES, OWN, SAMPLERS
 from ddx.teachers.samplers.sampler import TeacherSampler, cannot_draw
 from tiny import Tiny
 
@@ -47,6 +49,20 @@ def test_the_order_of_convergence(process: str, name: str) -> None:
     """Euler 1, Heun 2, DPM-Solver++(2M) 2, UniPC-2 with its corrector 3, from 50 steps to 200."""
     order, _, last = order_of(name, process)
     assert abs(order - (SAMPLERS[name].order or 0)) < 0.3 and last < 0.01
+
+
+class Given:
+    """Variances that nobody measured."""
+
+    def at(self, teacher: Teacher, times: Sequence[float]) -> Known:
+        return Known(errors=(0.3,) * len(times), variance=1.0, half_range=3.0)
+
+    def fingerprint(self) -> str:
+        return "given"
+
+
+def named(name: str) -> TeacherSampler:
+    return TeacherSampler(name=name, variances=Given() if name == ANALYTIC else None)
 
 
 class Opened:
@@ -74,7 +90,7 @@ def test_the_teachers_pipeline_draws_the_same_picture_by_each_sampler(opened: Op
     pixels = opened.tiny.sizes[1]
     (condition,) = teacher.encode_text(["a red circle"])
     for name in opened.samplers():
-        sampler = TeacherSampler(name=name)
+        sampler = named(name)
         pipeline = StudentPipeline(TeacherFolder(teacher), device="cpu", sampler=sampler)
         (found,) = pipeline.draw(["a red circle"], [3], 4, resolution=pixels)
         (drawn,) = draw_with_teacher(
@@ -99,7 +115,7 @@ def test_a_batch_does_not_change_what_fresh_noise_draws(opened: Opened) -> None:
                 [1, 2, 3],
                 steps=2,
                 batch_size=size,
-                sampler=TeacherSampler(name=name),
+                sampler=named(name),
             )
             for size in (1, 3)
         ]
@@ -116,7 +132,7 @@ def test_a_sampler_of_another_process_is_refused_with_those_that_fit(
             assert run(arguments) == 2
             error, hint = capsys.readouterr().err.strip().splitlines()[-2:]
             assert "ddpm" in error and "flow matching" in error
-            assert "own, euler, heun, dpmsolver++ or unipc" in hint
+            assert "own, euler, heun, dpmsolver++, unipc or analytic-dpm" in hint
     else:
         assert "ddpm" in opened.samplers()
     assert run(["sample", "--sampler", "heun", "--workspace", str(tmp_path)]) == 2
