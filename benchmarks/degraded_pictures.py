@@ -32,7 +32,7 @@ from ddx.metrics.precision_recall import manifolds
 from ddx.networks.inception import load_inception
 from picture_weights import make_inception
 
-SIDE, PER_PHOTOGRAPH = 128, 4
+SIDE, PER_PHOTOGRAPH = 128, 3
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "retina")
 STRENGTHS: dict[str, tuple[float, ...]] = {"blur": (0.7, 1.5, 3.0), "jpeg": (40, 15, 4), "noise": (8, 20, 50)}
 LOWER = ("fid", "kid")  # the others are to fall as pictures get worse

@@ -26,6 +26,13 @@ KEPT = ("train", "precompute", "prepare", "distill")  # their commands go on wit
 STUDENT = "{student}"  # of the distill stage before, as `from_student`
 STAGES = ("scenes", "train", "precompute", "prepare", "distill", "sample", "evaluate")
 WITH_TEACHER = ("precompute", "prepare", "distill", "evaluate")
+BESIDE_REAL = {
+    "reference",
+    "pictures",
+    "protocol",
+    "metrics",
+    "benchmark",
+}  # of evaluate: a teacher only if it is named
 INPUTS = ("teacher", "data", "student", "from_student")  # settings that may name what another stage made
 
 
@@ -115,7 +122,7 @@ class Runner:
             settings, reads = dict(given), list[Path]()
             if "teacher" in settings:
                 teacher, base = str(settings["teacher"]), settings.get(BASE) or settings.get(BASE.replace("_", "-"))
-            elif name in WITH_TEACHER:
+            elif name in WITH_TEACHER and not (name == "evaluate" and BESIDE_REAL & settings.keys()):
                 settings |= {"teacher": teacher} | ({BASE: base} if base else {})
             if settings.get("from_student") == STUDENT:
                 if student is None:

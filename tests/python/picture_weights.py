@@ -27,6 +27,9 @@ def make_inception(path: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Untrained("untrained", ["2048"], feature_extractor_weights_path=empty)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Conv2d):  # so that the signal keeps its size through all the layers
+                torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     torch.save(model.state_dict(), path)
     return path
 

@@ -24,6 +24,7 @@ from ddx.evaluation.prompt_lists import read_prompt_list
 from ddx.evaluation.protocols import PROTOCOLS, differences
 from ddx.evaluation.reference import load_statistics, save_statistics
 from ddx.metrics.frechet import distance_to_rows, fit
+from ddx.networks.lpips import BACKBONE
 from picture_weights import make_clip, make_dino, make_inception
 
 pytest.importorskip("torch_fidelity", reason="pip install 'ddx[eval]'")
@@ -240,6 +241,23 @@ def test_a_row_that_cannot_be_drawn_leaves_the_others(
     rows = json.loads(capsys.readouterr().out)["rows"]
     errors = [row.get("error") for row in rows]
     assert errors[0] is None and "guidance" in str(errors[1])
+
+
+def test_seeds_of_a_prompt_are_compared_by_lpips(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch, torchvision = pytest.importorskip("torch"), pytest.importorskip("torchvision")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        torch.save(torchvision.models.alexnet().state_dict(), tmp_path / "hub/checkpoints" / BACKBONE)
+    command = ["evaluate", "--student", str(student), "--steps", "1", "--metrics", "lpips", "--num-images", "4"]
+    command += ["--set", "diversity_captions=2", "--set", "diversity_seeds=3", "--device", "cpu", "--json"]
+    assert run([*command, "--workspace", str(tmp_path / "runs")]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert row["lpips"] > 0 and row["pictures"] == 4
+    assert len(list((tmp_path / "runs/cache/drawn").rglob("*.png"))) == 4 + 2 * 3
 
 
 def test_prompt_lists_of_protocols(tmp_path: Path) -> None:

@@ -212,11 +212,15 @@ def test_each_stage_has_the_store_and_the_student_of_its_teacher(tmp_path: Path)
         ("distill", {"teacher": "sd15"}),
         ("distill", {"teacher": "sd15", "seed": 1}),
         ("evaluate", {"teacher": "sana-tiny"}),
+        ("evaluate", {"reference": "real", "metrics": ["fid", "kid"]}),
         ("sample", {}),
     ]
-    tiny, sd15, first, second, third, evaluate, sample = Runner(Workspace(tmp_path), "mine").resolve(entries)
+    tiny, sd15, first, second, third, evaluate, real, sample = Runner(Workspace(tmp_path), "mine").resolve(entries)
     assert f"data={tiny.output}" in first.arguments and f"data={sd15.output}" in second.arguments
     assert third.output != second.output  # of one teacher and method, and not the same student
+    assert not any(
+        text.startswith("teacher=") for text in real.arguments
+    )  # its thousands of pictures are not asked for
     assert f"student={first.output}" in evaluate.arguments and f"student={third.output}" in sample.arguments
 
 
