@@ -108,10 +108,10 @@ def _count(
         stack.enter_context(mock.patch.object(teacher, "null_condition", lambda: null))
         with ledger.using(Use(TEACHER, WEIGHTS)):
             network = teacher.network()
+        num_parameters = sum(value.numel() for value in network.parameters())
         trainer = _FakeTrainer(method, config, dtype, ledger)
         if repeats is not None and config.loss_balance == "none":  # whose two backward passes go through each block
             stack.enter_context(trainer.repeating(repeats))
-        num_parameters = sum(value.numel() for value in network.parameters())
         trainer.make_moments()
         if ledger.now > limit:
             return Footprint(ledger.peak, num_parameters, ledger.host_peak)

@@ -65,6 +65,11 @@ ACTIVATIONS = Choice(
 )
 LOW_RANK = Choice({"lora_rank": RANK}, "low-rank matrices are trained, not whole networks; the student is still whole")
 
+BASE_8 = Choice({"base_bits": 8}, "frozen weights in 8 bits, widened for each product")
+BASE_4 = Choice(
+    {"base_bits": 4}, "frozen weights in 4 bits, by bitsandbytes; the networks are a little off the teacher"
+)
+
 LADDER: tuple[tuple[Choice, ...], ...] = (
     (),
     (HALF,),
@@ -75,7 +80,10 @@ LADDER: tuple[tuple[Choice, ...], ...] = (
     (CHECKPOINTING, MOMENTS, AVERAGES, FROZEN, ACTIVATIONS),
     (CHECKPOINTING, LOW_RANK),
     (CHECKPOINTING, LOW_RANK, MOMENTS),
+    (CHECKPOINTING, LOW_RANK, MOMENTS, BASE_8),
+    (CHECKPOINTING, LOW_RANK, MOMENTS, BASE_4),
     (CHECKPOINTING, LOW_RANK, MOMENTS, AVERAGES, FROZEN, ACTIVATIONS),
+    (CHECKPOINTING, LOW_RANK, MOMENTS, AVERAGES, FROZEN, ACTIVATIONS, BASE_4),
 )
 
 
@@ -165,6 +173,8 @@ class Planner:
             left = tuple(choice for choice in choices if self._is_open(choice, said))
             if LOW_RANK in left and FROZEN in left and self._cannot_stream(RANK):
                 left = tuple(choice for choice in left if choice is not FROZEN)
+            if LOW_RANK not in left and not self.config.lora_rank:
+                left = tuple(choice for choice in left if choice not in (BASE_8, BASE_4))
             if left != before:
                 yield left
             before = left

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ddx.errors import UsageError
-from ddx.networks.lora import plain_state
+from ddx.networks.lora import is_lora, plain_state
 from ddx.teachers.base import Teacher
 from ddx.teachers.extra_input import GUIDANCE, ScalarEmbedder, add_embedder, find_embedder, find_number, scalar_input
 
@@ -89,19 +89,26 @@ def fold_guidance(teacher: Teacher, network: nn.Module, guidance: float) -> nn.M
 def fold(teacher: Teacher, network: nn.Module, numbers: Mapping[str, float]) -> nn.Module:
     """Return a network of the teacher's class that equals `network` when its embedders are fed `numbers`, by name.
 
-    Low-rank additions are merged. A network that has neither is returned itself; `network` is left as it is.
+    Low-rank additions are merged, into the full weights where the network stores its own in fewer bits. A network that
+    has neither is returned itself; `network` is left as it is.
     """
     found = {name: find_embedder(network, name) for name in EMBEDDERS}
     embedders = {name: embedder for name, embedder in found.items() if embedder is not None}
-    state = plain_state(network)
-    if not embedders and state.keys() == network.state_dict().keys():
+    if not embedders and not is_lora(network):
         return network
     dtype = next(p.dtype for p in network.parameters() if p.is_floating_point())
-    plain = teacher.new_student_network(torch.promote_types(dtype, torch.float32))
+    home = teacher.home
+    if is_lora(network):  # a device that holds it in low rank may have no room for whole weights
+        teacher.home = torch.device("cpu")
+    try:
+        plain = teacher.new_student_network(torch.promote_types(dtype, torch.float32))
+    finally:
+        teacher.home = home
+    state = plain_state(network, plain.state_dict())
     plain.load_state_dict({name: value for name, value in state.items() if not name.startswith(EMBEDDERS)})
     bias = teacher.time_embedding_linear(plain).bias
     for name, embedder in embedders.items():
-        bias.add_(embedder(torch.tensor([numbers[name]], device=embedder.last.weight.device))[0])
+        bias.add_(embedder(torch.tensor([numbers[name]], device=embedder.last.weight.device))[0].to(bias.device))
     return plain
 
 

@@ -8,6 +8,7 @@ recomputes the right forward, and several trained networks take the memory of ab
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ddx.errors import UsageError
+from ddx.networks.quantised import plain_names, quantised_layers
 from ddx.teachers.extra_input import ScalarEmbedder
 
 ADAPTER = "default"
@@ -83,27 +85,31 @@ def is_lora(network: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def plain_state(network: nn.Module) -> dict[str, Tensor]:
+def plain_state(network: nn.Module, base: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """Return the state dict with low-rank products added to their layers, float32 there, under the layers' own names.
 
-    That of a network without any is its own.
+    On the host, where there is room for whole weights. That of a network without any is its own. base: the full weights
+    by name, in place of those that the network stores in fewer bits; without, these are widened.
     """
     state = network.state_dict()
     if not is_lora(network):
         return state
     plain: dict[str, Tensor] = {}
-    for name, value in state.items():
+    for name, stored in quantised_layers(network):
+        own = name.removesuffix(".base_layer") + ".weight"
+        state[f"{name}.weight"] = stored.weight if base is None else base[own].to(stored.packed.device)
+    for name, value in plain_names(state).items():
         if ".lora_" in name:
             continue
         if ".base_layer." not in name:
-            plain[name] = value.float() if value.is_floating_point() else value
+            plain[name] = (value.float() if value.is_floating_point() else value).cpu()
             continue
         layer_name, _, part = name.partition(".base_layer.")
         layer: Any = network.get_submodule(layer_name)
-        plain[f"{layer_name}.{part}"] = value.float()
+        plain[f"{layer_name}.{part}"] = value.float().cpu()
         if part == "weight":
             product = layer.get_delta_weight(ADAPTER).float().to(value.device)  # frozen weights may be on the host
-            plain[f"{layer_name}.{part}"] = value.float() + product
+            plain[f"{layer_name}.{part}"] = (value.float() + product).cpu()
     return plain
 
 

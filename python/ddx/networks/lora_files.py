@@ -75,7 +75,7 @@ def additions(teacher: Teacher, student: nn.Module, plain: nn.Module) -> dict[st
     if not teacher.folds_numbers:
         return products
     linear = teacher.time_embedding_linear(student)
-    folded = teacher.time_embedding_linear(plain).bias - linear.bias
+    folded = teacher.time_embedding_linear(plain).bias.to(linear.bias.device) - linear.bias
     if folded.any():
         (name,) = (name for name, module in student.named_modules() if module is linear)
         rank = next(iter(products.values())).down.shape[0]

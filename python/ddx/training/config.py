@@ -34,6 +34,7 @@ ADDED_SINCE: Mapping[str, Any] = {
     "average_dtype": "float32",
     **{"regression_weight": 0.0, "misaligned": False},  # of ladd; others had theirs
     **{"fake_time_low": None, "fake_time_high": None},
+    "base_bits": None,
     **{"reward": None, "reward_weight": 1.0, "reward_start": 0.0, "reward_share": 1.0},
     "sampler": "own",
     **{"near_span": None, "loss": "l2", "barron_c": 1e-3, "jump_weight": "none", "drawing": "path"},
@@ -93,6 +94,12 @@ class DistillConfig:
     )
     balance_ratio: float = option(0.5, "ratio of the second gradient's norm to the first's, for loss_balance norm")
     lora_rank: int = option(0, "rank of low-rank matrices to train instead of whole networks; 0: train whole networks")
+    base_bits: int | None = option(
+        None,
+        "bits of the frozen weights around low-rank matrices: 8, or 4 by bitsandbytes, as in QLoRA; the student is "
+        "written around the full weights (none: as the run computes)",
+        example=4,
+    )
     lora_alpha: float | None = option(None, "scale of the low-rank product, divided by the rank (none: the rank)")
     clip_norm: float = option(1.0, "largest norm of the gradient; larger gradients are scaled down. 0: no limit")
     ema_half_life: float = option(10_000.0, "half-life in images of the exported average; 0: the last weights")
@@ -209,6 +216,13 @@ class DistillConfig:
                 f"from_student = {self.from_student} gives whole weights, lora_rank = {self.lora_rank} trains "
                 "differences from the teacher",
                 hint="leave one of them away",
+            )
+        if self.base_bits is not None and self.base_bits not in (8, 4):
+            raise UsageError(f"base_bits = {self.base_bits} must be 8 or 4", hint="--base-bits 8")
+        if self.base_bits is not None and not self.lora_rank:
+            raise UsageError(
+                f"base_bits = {self.base_bits} is for the frozen weights of a low-rank run, and lora_rank = 0",
+                hint="add --lora-rank 64, or leave --base-bits away",
             )
         if not self.sample_steps or min(self.sample_steps) < 1:
             raise UsageError(

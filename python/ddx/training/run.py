@@ -18,6 +18,7 @@ from ddx.errors import UsageError
 from ddx.methods.base import Method
 from ddx.methods.parts.added_discriminator import AddedDiscriminatorConfig
 from ddx.methods.registry import load_method, trainable_spec
+from ddx.networks.quantised import require_4_bits
 from ddx.progress import Progress
 from ddx.run_record import read_run
 from ddx.teachers.base import Teacher
@@ -89,6 +90,8 @@ def prepare_run(
                 f"offload = frozen does not go with lora_rank = {config.lora_rank}: {reason}",
                 hint="leave --offload frozen or --lora-rank away",
             )
+    if config.base_bits == 4:
+        require_4_bits()
     dtype = compute_dtype(config.dtype, ranks.device)
     teacher = load_teacher(
         config.teacher, device=ranks.device, dtype=teacher_dtype(config, dtype), resolution=config.resolution

@@ -36,6 +36,7 @@ from ddx.training.optimizer import (
     warmup_cosine,
     warmup_linear,
 )
+from ddx.training.quantised_base import quantise_teacher
 from ddx.training.starting_weights import start_from
 from ddx.training.streamed import stream_teacher
 from ddx.training.trained import Trained
@@ -59,6 +60,8 @@ class Trainer:
     ) -> None:
         self.method, self.config, self.ranks, self.dtype = method, config, ranks, dtype
         method.train_steps = config.train_steps
+        if config.base_bits is not None:
+            quantise_teacher(method.teacher, config.base_bits)
         if "frozen" in config.offload:
             stream_teacher(method.teacher)
         self.specs = {spec.name: spec for spec in method.networks()}

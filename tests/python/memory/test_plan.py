@@ -10,12 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from ddx.cli import main
 from ddx.errors import UsageError
 from ddx.memory.amount import in_gib, parse_amount
+from ddx.memory.fake_run import WEIGHTS
 from ddx.memory.plan import ALLOWANCE, RANK, Device, Planner
 from ddx.methods.registry import method_spec
+from ddx.teachers.blocks import blocks_of
+from ddx.teachers.registry import load_teacher
 from ddx.training.config import DistillConfig
 from pipelines import make_sana
 
@@ -48,6 +52,32 @@ def test_settings_are_chosen_from_cheap_to_dear(folder: Path) -> None:
     low = run.fit(int(0.3 * as_asked) + ALLOWANCE, (), seen.append)
     assert low.config.lora_rank and low.reasons["lora_rank"]
     assert seen[0] == "counting a step with the recipe as it is …"
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_base_in_fewer_bits_takes_fewer_bytes(folder: Path, bits: int) -> None:
+    """Counted on tensors without data, by the bytes of what is stored; 4 bits without the package that makes them."""
+    run = planner(folder, lora_rank=RANK)
+    plain = run.footprint()
+    packed = run.footprint(dataclasses.replace(run.config, base_bits=bits))
+    network = load_teacher(folder).network()
+    layers = [m for block in blocks_of(network) for m in block.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    values = [m.weight for m in layers if m.weight.numel() >= 4096 and getattr(m, "groups", 1) == 1]
+    after = sum(v.numel() + 4 * len(v) if bits == 8 else v.numel() // 2 + v.numel() // 16 for v in values)
+    saved = sum(2 * v.numel() for v in values) - after  # of bfloat16
+    weights = [sum(by for use, by in found.peak.by_use.items() if use.kind == WEIGHTS) for found in (plain, packed)]
+    assert weights[0] - weights[1] == pytest.approx(saved, rel=0.02)
+    assert packed.peak.num_bytes < plain.peak.num_bytes and packed.num_parameters == plain.num_parameters
+
+
+def test_a_base_in_fewer_bits_is_chosen_behind_low_rank(folder: Path) -> None:
+    run = planner(folder, gradient_checkpointing=True, lora_rank=RANK, offload=("moments",), micro_batch_size=1)
+    packed = run.footprint(dataclasses.replace(run.config, base_bits=8)).peak.num_bytes
+    said = ("micro_batch_size", "lora_rank", "offload", "average_dtype", "checkpointed_share", "gradient_checkpointing")
+    fit = run.fit(packed + ALLOWANCE, said, lambda _: None)
+    assert fit.config.base_bits == 8 and "8 bits" in fit.reasons["base_bits"]
+    with pytest.raises(UsageError, match="the least is about"):
+        run.fit(packed + ALLOWANCE, (*said, "base_bits"), lambda _: None)
 
 
 def test_what_the_user_decided_stays(folder: Path) -> None:
