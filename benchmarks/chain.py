@@ -2,7 +2,7 @@
 
     python benchmarks/chain.py --seed 0 --seed 1 --seed 2 --num-images 400 --keep FOLDER     # three quarters of an hour
 
-The distillations of the preset `one-step`, each student scored beside the teacher. The first is that of methods.py, and
+The distillations of the preset `chain`, each student scored beside the teacher. The first is that of methods.py, and
 with the same --keep both share it.
 """
 
@@ -30,7 +30,7 @@ def main() -> int:
 def line(seed: int) -> list[Student]:
     """Return the students of the preset's distillations in their order, each after the one before it."""
     students: list[Student] = []
-    for command, settings in read_pipeline(find_config("one-step")):
+    for command, settings in read_pipeline(find_config("chain")):
         if command != "distill":
             continue
         own = {name: value for name, value in settings.items() if name not in OF_THE_BENCH}

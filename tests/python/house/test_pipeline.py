@@ -63,7 +63,7 @@ def test_what_follows_a_preparation_has_the_prepared_teacher_and_its_store(tmp_p
     assert f"data={precompute.output}" in distill.arguments and precompute.output in distill.reads
 
 
-@pytest.mark.parametrize("name", ["demo", "one-step"])
+@pytest.mark.parametrize("name", ["demo", "chain", "one-step"])
 def test_the_pipelines_that_come_along_have_settings_that_fit(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
