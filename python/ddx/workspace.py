@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ddx.config import Settings, read_yaml
-from ddx.errors import UsageError
+from ddx.errors import DdxError, UsageError
 from ddx.run_record import read_run
 
 DEFAULT_ROOT = "runs"
@@ -151,7 +151,10 @@ def _store(path: Path) -> Artefact | None:
 
 
 def _student(path: Path) -> Artefact | None:
-    record = read_run(path)
+    try:
+        record = read_run(path)
+    except DdxError:  # one folder that is damaged hides no other; `ddx list runs` shows it
+        return None
     if record is None or record.get("kind", "student") != "student":
         return None
     return Artefact(path, record, bool(record.get("finished")), (path / "run.json").stat().st_mtime)

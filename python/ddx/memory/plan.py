@@ -16,7 +16,6 @@ from ddx.memory.amount import in_gib
 from ddx.memory.fake_run import Footprint, footprint
 from ddx.memory.repeats import Repeats
 from ddx.methods.parts.added_discriminator import AddedDiscriminatorConfig
-from ddx.methods.registry import trainable_spec
 from ddx.teachers.base import Teacher
 from ddx.teachers.families.table import FAMILIES
 from ddx.teachers.family_of import name_of, weights_are_here
@@ -196,7 +195,7 @@ class Planner:
         return not (choice is LOW_RANK and now.lora_rank)
 
     def _cannot_stream(self, rank: int) -> str | None:
-        return cannot_stream(rank, trainable_spec(self.config.method).method.full_precision, self.world)
+        return cannot_stream(rank, self.method_config, self.world)
 
     def _most_rows(self, config: DistillConfig, limit: float, said: Collection[str]) -> Fit:
         """Return the largest micro-batch up to the run's own that fits, or the smallest where none does."""

@@ -84,7 +84,7 @@ def prepare_run(
             hint=f"--batch-size {math.ceil(config.batch_size / ranks.world) * ranks.world}",
         )
     if "frozen" in config.offload:
-        reason = cannot_stream(config.lora_rank, trainable_spec(config.method).method.full_precision, ranks.world)
+        reason = cannot_stream(config.lora_rank, method_config, ranks.world)
         if reason is not None:
             raise UsageError(
                 f"offload = frozen does not go with lora_rank = {config.lora_rank}: {reason}",

@@ -16,9 +16,10 @@ from ddx.teachers.blocks import blocks_of
 from ddx.training.host_memory import empty_at_home
 
 
-def cannot_stream(lora_rank: int, full_precision: bool, num_ranks: int) -> str | None:
+def cannot_stream(lora_rank: int, method_config: Any, num_ranks: int) -> str | None:
     """Return why a low-rank run cannot have its frozen weights on the host, None where it can."""
-    if lora_rank and full_precision:  # the dual forward reads a block's weights beside its forward pass
+    # A dual forward reads a block's weights beside its forward pass, when they are not on the device.
+    if lora_rank and getattr(method_config, "jvp", None) == "dual":
         return "its method differentiates the low-rank student forwards"
     if lora_rank and num_ranks > 1:
         return "data parallelism wants all weights of a low-rank student on one device"

@@ -29,7 +29,9 @@ def test_the_newest_finished_student_that_matches(tmp_path: Path) -> None:
     for age, (name, teacher, finished) in enumerate([("a", "x", True), ("b", "y", True), ("c", "x", False)]):
         path = write_run(tmp_path / "students" / name, {"kind": "student", "teacher": teacher}, finished=finished)
         os.utime(path, (1000 + age, 1000 + age))
-    (tmp_path / "students" / "empty").mkdir()
+    for damaged in ("empty", "torn"):
+        (tmp_path / "students" / damaged).mkdir()
+    (tmp_path / "students" / "torn" / "run.json").write_text('{"kind": "stu')
     assert [student.name for student in workspace.students()] == ["c", "b", "a"]
     assert workspace.newest_student() == tmp_path / "students/b"
     assert workspace.newest_student(lambda s: s.record["teacher"] == "x") == tmp_path / "students/a"

@@ -12,10 +12,12 @@ import torch.utils.checkpoint
 from torch import Tensor
 
 from ddx.errors import UsageError
+from ddx.methods.registry import method_spec
 from ddx.teachers.blocks import blocks_of
 from ddx.teachers.registry import load_teacher
 from ddx.training import host_memory
 from ddx.training.config import OFFLOADS, DistillConfig
+from ddx.training.streamed import cannot_stream
 from ddx.training.trainer import Trainer
 from distilling import make_batch, make_trainer
 
@@ -104,3 +106,11 @@ def test_a_share_of_the_blocks_is_computed_again(teacher_folder: Path, monkeypat
 def test_the_moments_of_another_optimiser_are_refused() -> None:
     with pytest.raises(UsageError, match="offload = moments is for adamw, and optimizer = came"):
         DistillConfig(offload=("moments",), optimizer="came")
+
+
+@pytest.mark.parametrize("name", ["scm", "ect"])
+def test_only_a_dual_forward_keeps_low_rank_bases_on_the_device(name: str) -> None:
+    config = method_spec(name).config()
+    assert (cannot_stream(4, config, 1) is not None) == (getattr(config, "jvp", None) == "dual") == (name == "scm")
+    assert cannot_stream(0, config, 1) is None
+    assert "data parallelism" in str(cannot_stream(4, method_spec("ect").config(), 2))
