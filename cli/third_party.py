@@ -6,6 +6,7 @@ command. Errors still come through, and what a user has set (`python -W`, TRANSF
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -18,12 +19,15 @@ LOG_LEVELS = {
     "DATASETS_VERBOSITY": "error",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
+LOGGERS = ("bitsandbytes",)  # that have no such variable
 
 
 def quiet_libraries() -> None:
     """Silence the warnings of other packages than ddx, in this process and those that it starts."""
     for name, level in LOG_LEVELS.items():
         os.environ.setdefault(name, level)
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", module=r"ddx(\.|$)")

@@ -13,7 +13,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -21,6 +21,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from ddx.memory.dual_forward import counted_twice
 from ddx.memory.ledger import BLOCK, Ledger, Peak, Use
 from ddx.memory.no_values import lengths, no_values
 from ddx.memory.optimizer_steps import step_without_values
@@ -118,6 +119,8 @@ def _count(
         ledger.use = Use("", TEMPORARIES)
         with ledger.using(Use(DATA, ACTIVATIONS)):
             batch = _batch(teacher, method, config, rows, tokens)
+        in_full = nullcontext if trainer.blocks is None else trainer.blocks.in_full
+        stack.enter_context(mock.patch.object(Teacher, "predict_dual", counted_twice(ledger, in_full)))
         trainer.accumulates = config.batch_size > rows
         trainer.step(config.train_steps - 1, [batch])  # in the last stage of a method that has stages
     return Footprint(ledger.peak, num_parameters, ledger.host_peak)

@@ -166,13 +166,14 @@ class RepeatedBlocks:
                 self._checkpointed = False
 
         def whole(*inputs: Any) -> Any:
-            with self._all_run():
+            with self.in_full():
                 return function(*inputs)
 
         return _checkpoint(whole, *args, **settings)
 
     @contextmanager
-    def _all_run(self) -> Iterator[None]:
+    def in_full(self) -> Iterator[None]:
+        """Within, blocks run, and nothing is entered in their place."""
         self._off += 1
         try:
             yield
@@ -210,7 +211,7 @@ class RepeatedBlocks:
     def _try(self, block: _Block, checkpointed: bool, values: list[Any], spec: Any, graph: bool) -> Toll:
         """Run a block by itself, and leave everything as it was."""
         before, alive = [parameter.grad for parameter in block.parameters], self.ledger.now
-        with self._all_run(), self.ledger.apart(), _cast_once():
+        with self.in_full(), self.ledger.apart(), _cast_once():
             start = self.ledger.now
             with torch.set_grad_enabled(graph):
                 self._run(block, checkpointed, [_like(value) for value in values], spec)

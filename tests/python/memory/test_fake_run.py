@@ -67,6 +67,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "scm": ("sana", "scm", {}),
     "shortcut, no average": ("sana", "shortcut", {"ema_half_life": 0.0}),
     "lcm of a UNet": ("sd", "lcm", {}),
+    "scm of a UNet": ("sd", "scm", {}),
+    "meanflow of a UNet, checkpointed": ("sd", "meanflow", {"gradient_checkpointing": True}),
     "dmd2 of a UNet, checkpointed": ("sd", "dmd2", {"gradient_checkpointing": True}),
     "lcm of a network that reads the lengths of its texts": ("lumina2", "lcm", {}),
 }
