@@ -94,6 +94,8 @@ def named(settings: dict[str, Any] | None) -> str:
     offloaded, words = settings.get("offload", ()), []
     if "lora_rank" in settings:
         words.append("LoRA")
+    if "base_bits" in settings:
+        words.append(f"{settings['base_bits']}-bit base")
     if len(offloaded) > 1:
         words.append("all on the host")
     elif offloaded:

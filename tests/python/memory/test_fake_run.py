@@ -6,6 +6,8 @@ Blocks that are alike are counted once, as `--dry-run` counts them.
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +133,19 @@ def test_what_lives_on_the_host_is_counted_apart(folders: dict[str, Path], monke
     at_home = 2 * weights + weights + weights  # moments, the average, the teacher's blocks, in float32 here
     assert at_home < offloaded.host_bytes < 2.2 * at_home  # pinned memory is given out in powers of two
     assert 0.85 * at_home < saved < 1.05 * at_home
+
+
+def test_counting_leaves_later_networks_their_initial_weights() -> None:
+    # Both libraries put back, after each network that they load, the functions of nn.init that they saw at their import.
+    script = """
+from ddx.memory.no_values import no_values
+with no_values(fused=False):
+    from diffusers.models import modeling_utils
+    from transformers import initialization
+import torch
+for module in (modeling_utils, initialization):
+    for name, function in module.TORCH_INIT_FUNCTIONS.items():
+        assert function is getattr(torch.nn.init, name) and function.__name__ == name, (module, name, function)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
