@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 from unittest import mock
 
@@ -20,8 +20,8 @@ from ddx.teachers.components import without_weights
 # what gives new weights their values, which nobody sees here
 _FILLS = tuple(name for name in vars(nn.init) if name.endswith("_") and not name.startswith("_"))
 
-# They keep torch's functions of nn.init at their import, and put them back whenever they have loaded a network. Imported
-# where these leave weights as they are, they would put back that: later networks would have no initial weights.
+# They keep torch's functions of nn.init at their import, and put them back whenever they have loaded a network.
+# Imported where these leave weights as they are, they would put back that: later networks would begin with garbage.
 _KEEPERS = ("diffusers.models.modeling_utils", "transformers.initialization")
 
 
@@ -37,7 +37,8 @@ def no_values(*, fused: bool) -> Iterator[None]:
     teacher's tables of times, may be used.
     """
     for module in _KEEPERS:
-        importlib.import_module(module)
+        with suppress(ModuleNotFoundError):  # transformers before 5 keeps nothing
+            importlib.import_module(module)
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         # an address is the key of a cache; nothing is read there

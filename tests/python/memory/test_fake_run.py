@@ -136,7 +136,7 @@ def test_what_lives_on_the_host_is_counted_apart(folders: dict[str, Path], monke
 
 
 def test_counting_leaves_later_networks_their_initial_weights() -> None:
-    # Both libraries put back, after each network that they load, the functions of nn.init that they saw at their import.
+    # Both libraries put back, after each network that they load, the functions of nn.init that their import saw.
     script = """
 from ddx.memory.no_values import no_values
 with no_values(fused=False):
