@@ -50,7 +50,7 @@ def test_one_process_is_told_how_to_start_several(capsys: pytest.CaptureFixture[
 
 @pytest.mark.slow
 def test_two_processes_meet_and_share_a_folder_with_locks(tmp_path: Path) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     line = ["-m", "ddx", "doctor", "--cluster", "--json", "--workspace", str(tmp_path)]
     done = subprocess.run([*launch, *line], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
