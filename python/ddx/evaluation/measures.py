@@ -114,8 +114,15 @@ def _frechet(output: str) -> Callable[[Compared], Estimate]:
     return measure
 
 
-def _neighbours(name: str, k: int) -> Callable[[Compared], Estimate]:
-    return lambda seen: seen.manifolds(k).estimates(seen.resamples)[name]
+def _neighbours(name: str, k: int) -> Measure:
+    return Measure(
+        title=name,
+        networks=("inception",),
+        digits=".3f",
+        rows=INCEPTION,
+        lower_is_better=False,
+        measure=lambda seen: seen.manifolds(k).estimates(seen.resamples)[name],
+    )
 
 
 def _lpips(seen: Compared) -> Estimate | None:
@@ -144,38 +151,7 @@ MEASURES: dict[str, Measure] = {
         lower_is_better=False,
         measure=lambda seen: inception_score(seen.drawn.features["inception.logits"]),
     ),
-    "precision": Measure(
-        title="precision",
-        networks=("inception",),
-        digits=".3f",
-        rows=INCEPTION,
-        lower_is_better=False,
-        measure=_neighbours("precision", 3),
-    ),
-    "recall": Measure(
-        title="recall",
-        networks=("inception",),
-        digits=".3f",
-        rows=INCEPTION,
-        lower_is_better=False,
-        measure=_neighbours("recall", 3),
-    ),
-    "density": Measure(
-        title="density",
-        networks=("inception",),
-        digits=".3f",
-        rows=INCEPTION,
-        lower_is_better=False,
-        measure=_neighbours("density", 5),
-    ),
-    "coverage": Measure(
-        title="coverage",
-        networks=("inception",),
-        digits=".3f",
-        rows=INCEPTION,
-        lower_is_better=False,
-        measure=_neighbours("coverage", 5),
-    ),
+    **{name: _neighbours(name, k) for name, k in {"precision": 3, "recall": 3, "density": 5, "coverage": 5}.items()},
     "cmmd": Measure(
         title="CMMD",
         networks=("clip_large",),

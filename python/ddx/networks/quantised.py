@@ -10,6 +10,7 @@ is what a plain one computes with the widened weights. Activations are not quant
 from __future__ import annotations
 
 import importlib
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -53,13 +54,13 @@ class Quantised(nn.Module):
             return found
         return self.product(x, self.widened(dtype), bias)
 
+    @abstractmethod
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return what the layer computes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def back(self, gradient: Tensor, x_shape: torch.Size, weight: Tensor) -> Tensor:
         """Return the gradient of the input `[*x_shape]` from that of the output."""
-        raise NotImplementedError
 
 
 class QuantisedLinear(Quantised, nn.Linear):  # type: ignore[override]  # its weight is made when it is read

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddx.chart import STYLE, Chart, Point, figure
 from ddx.page import write_page
-from ddx.watch.curves import STYLE, Chart, Point, figure
 from ddx.watch.vector import ratio
 
 FILE_NAME = "index.html"

@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ddx.chart import Chart, figure, ticks
 from ddx.watch.alarms import RULES, alarms, excesses
 from ddx.watch.best import Best, value_of
-from ddx.watch.curves import Chart, figure, ticks
 from ddx.watch.exposure import distance_at
 from ddx.watch.history import History
 from ddx.watch.pace import Pace

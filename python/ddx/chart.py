@@ -1,4 +1,4 @@
-"""Curves as inline SVG: a few lines over the steps, a dashed line of the teacher, marks for the best and for alarms."""
+"""Charts as inline SVG: a few lines over steps or another axis, a dashed reference, marks for the best and alarms."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 WIDTH, HEIGHT = 340, 170
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 10, 22
 Point = tuple[float, float]
+Marked = tuple[float, float, str]
+
+COLOURS = ("var(--accent)", "#c77d1f", "#3d9a6a", "#a45bc4", "#c2506a", "#b58900", "#2a8fa8", "#777777")
 
 STYLE = """
 .chart { width: 100%; height: auto; display: block; font: 11px system-ui, sans-serif; }
@@ -18,13 +21,6 @@ STYLE = """
 .chart .reference { stroke: var(--soft); stroke-dasharray: 4 3; fill: none; }
 .chart .best { stroke: var(--accent); stroke-dasharray: 1 3; stroke-width: 1.5; }
 .chart .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
-.chart .line-0, .key-0 { stroke: var(--accent); color: var(--accent); }
-.chart .line-1, .key-1 { stroke: #c77d1f; color: #c77d1f; }
-.chart .line-2, .key-2 { stroke: #3d9a6a; color: #3d9a6a; }
-.chart .line-3, .key-3 { stroke: #a45bc4; color: #a45bc4; }
-.chart .line-4, .key-4 { stroke: #c2506a; color: #c2506a; }
-.chart .dot-0 { fill: var(--accent); } .chart .dot-1 { fill: #c77d1f; } .chart .dot-2 { fill: #3d9a6a; }
-.chart .dot-3 { fill: #a45bc4; } .chart .dot-4 { fill: #c2506a; }
 .chart .alarm { fill: #d23c3c; }
 .keys { font-size: .8rem; color: var(--soft); margin: .3rem 0 0; }
 .keys span { white-space: nowrap; margin-right: .8rem; }
@@ -33,7 +29,11 @@ STYLE = """
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A chart: `lines` of (step, value) by name; `reference`: the teacher's value; `best`: a step; `alarms`: steps."""
+    """A chart: `lines` of (x, y) by name, over steps unless `x_name` says otherwise.
+
+    reference: the teacher's value. best: a step. alarms: steps. tips: what to say of each point, by line (None: its
+    place and value). x_ticks: where x is written below the axis (None: at both ends).
+    """
 
     title: str
     lines: Mapping[str, Sequence[Point]]
@@ -41,29 +41,34 @@ class Chart:
     reference: float | None = None
     best: int | None = None
     alarms: frozenset[int] = field(default_factory=frozenset)
+    x_name: str = "step"
+    x_ticks: Sequence[float] | None = None
+    tips: Mapping[str, Sequence[str]] | None = None
 
 
 def figure(chart: Chart) -> str:
     """Return the chart as an HTML figure, empty where no line has a finite point."""
-    lines = {name: _finite(points) for name, points in chart.lines.items()}
+    lines = {name: _finite(chart, name) for name in chart.lines}
     lines = {name: points for name, points in lines.items() if points}
     if not lines:
         return ""
     note = f"<small>{html.escape(chart.note)}</small>" if chart.note else ""
     keys = ""
     if len(lines) > 1:
-        spans = (f'<span><b class="key-{n % 5}">—</b> {html.escape(name)}</span>' for n, name in enumerate(lines))
+        spans = (
+            f'<span><b style="color: {_colour(n)}">—</b> {html.escape(name)}</span>' for n, name in enumerate(lines)
+        )
         keys = f'<p class="keys">{"".join(spans)}</p>'
     caption = f"<figcaption>{html.escape(chart.title)}{note}</figcaption>"
     return f"<figure>{caption}{_svg(chart, lines)}{keys}</figure>"
 
 
-def _svg(chart: Chart, lines: dict[str, list[Point]]) -> str:
-    steps = [x for points in lines.values() for x, _ in points]
-    values = [y for points in lines.values() for _, y in points]
+def _svg(chart: Chart, lines: dict[str, list[Marked]]) -> str:
+    steps = [x for points in lines.values() for x, _, _ in points]
+    values = [y for points in lines.values() for _, y, _ in points]
     if chart.reference is not None:
         values.append(chart.reference)
-    first, last = min(steps), max(max(steps), min(steps) + 1)
+    first, last = min(steps), max(steps) if max(steps) > min(steps) else min(steps) + 1.0
     low, high = _margins(min(values), max(values))
 
     def at(x: float, y: float) -> str:
@@ -77,10 +82,8 @@ def _svg(chart: Chart, lines: dict[str, list[Point]]) -> str:
         parts.append(f'<path class="axis" d="M{left} L{right}"/>')
         y = float(left.split(",")[1])
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>')
-    for x, anchor in ((first, "start"), (last, "end")):
-        parts.append(
-            f'<text x="{at(x, low).split(",")[0]}" y="{HEIGHT - 5}" text-anchor="{anchor}">step {int(x)}</text>'
-        )
+    for x, text, anchor in _below(chart, first, last):
+        parts.append(f'<text x="{at(x, low).split(",")[0]}" y="{HEIGHT - 5}" text-anchor="{anchor}">{text}</text>')
     if chart.reference is not None:
         ends = f"M{at(first, chart.reference)} L{at(last, chart.reference)}"
         parts.append(f'<path class="reference" d="{ends}"><title>teacher</title></path>')
@@ -88,16 +91,15 @@ def _svg(chart: Chart, lines: dict[str, list[Point]]) -> str:
         ends = f"M{at(chart.best, low)} L{at(chart.best, high)}"
         parts.append(f'<path class="best" d="{ends}"><title>best: step {chart.best}</title></path>')
     for number, (name, points) in enumerate(lines.items()):
-        path = " L".join(at(x, y) for x, y in points)
-        parts.append(f'<path class="line line-{number % 5}" d="M{path}"><title>{html.escape(name)}</title></path>')
-        for x, y in points:
+        path, colour = " L".join(at(x, y) for x, y, _ in points), _colour(number)
+        shown = html.escape(name)
+        parts.append(f'<path class="line" style="stroke: {colour}" d="M{path}"><title>{shown}</title></path>')
+        for x, y, tip in points:
             cx, cy = at(x, y).split(",")
             alarm = x in chart.alarms
-            kind, radius = ("alarm", 3.4) if alarm else (f"dot-{number % 5}", 1.9)
-            title = f"{name}, step {int(x)}: {y:.4g}{', alarm' if alarm else ''}"
-            parts.append(
-                f'<circle class="{kind}" cx="{cx}" cy="{cy}" r="{radius}"><title>{html.escape(title)}</title></circle>'
-            )
+            kind = 'class="alarm" r="3.4"' if alarm else f'style="fill: {colour}" r="1.9"'
+            title = html.escape(f"{tip}{', alarm' if alarm else ''}")
+            parts.append(f'<circle {kind} cx="{cx}" cy="{cy}"><title>{title}</title></circle>')
     label = html.escape(chart.title)
     return f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
@@ -116,5 +118,21 @@ def _margins(low: float, high: float) -> Point:
     return low - around if low < 0.0 or low >= around else 0.0, high + around
 
 
-def _finite(points: Sequence[Point]) -> list[Point]:
-    return [(x, y) for x, y in points if math.isfinite(y)]
+def _finite(chart: Chart, name: str) -> list[Marked]:
+    """Return the points of a line whose values are finite, each with what it says."""
+    points = chart.lines[name]
+    tips = chart.tips[name] if chart.tips else [f"{name}, {chart.x_name} {x:g}: {y:.4g}" for x, y in points]
+    return [(x, y, tip) for (x, y), tip in zip(points, tips, strict=True) if math.isfinite(y)]
+
+
+def _below(chart: Chart, first: float, last: float) -> list[tuple[float, str, str]]:
+    """Return what is written below the axis: where, the words, and which end of them is there."""
+    name = html.escape(chart.x_name)
+    if chart.x_ticks is None:
+        return [(first, f"{name} {first:g}", "start"), (last, f"{name} {last:g}", "end")]
+    least, *others = chart.x_ticks
+    return [(least, f"{name} {least:.4g}", "start"), *((x, f"{x:.4g}", "end") for x in others)]
+
+
+def _colour(number: int) -> str:
+    return COLOURS[number % len(COLOURS)]
