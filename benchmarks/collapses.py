@@ -38,6 +38,7 @@ from ddx.config import Settings
 from ddx.errors import DdxError
 from ddx.evaluation.features import extract
 from ddx.evaluation.scores import scene_scores
+from ddx.json_lines import read_steps
 from ddx.metrics.precision_recall import precision_recall
 from ddx.scenes.captions import parse_caption, sample_captions
 from ddx.scenes.render import render
@@ -45,7 +46,6 @@ from ddx.training import watching
 from ddx.training.distill import distill
 from ddx.training.resolve import resolve
 from ddx.watch.drawing import Easel, Seen, Subject
-from ddx.watch.history import read_looks
 from ddx.workspace import Workspace
 
 FILE = "collapses.jsonl"
@@ -220,7 +220,7 @@ def run(case: Case, seed: int, folder: Path, start: Path) -> dict[str, Any]:
         distill(config, *of_method, workspace=Workspace(folder / "runs"))
     except DdxError as failure:
         error = str(failure)
-    looks = read_looks(out / "watch.jsonl")
+    looks = read_steps(out / "watch.jsonl")
     shutil.rmtree(out, ignore_errors=True)
     return {
         **{"name": case.name, "seed": seed, "collapse": case.collapse, "method": case.method},

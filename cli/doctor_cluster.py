@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from ddx.cli.doctor import Finding
-from ddx.errors import DdxError, UsageError, cannot_write
+from ddx.errors import DdxError, UsageError, cannot_write, first_line
 
 if TYPE_CHECKING:
     from ddx.training.distributed import Ranks
@@ -55,7 +55,7 @@ def examine_cluster(workspace: Path) -> list[Finding] | None:
             return [*judge(found), _reduced(ranks, seconds)] if ranks.is_first else None
     except (RuntimeError, OSError) as error:
         raise DdxError(
-            f"the processes of this run do not reach one another: {str(error).splitlines()[0]}",
+            f"the processes of this run do not reach one another: {first_line(error)}",
             hint="NCCL_DEBUG=INFO tells more; GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the network to use",
         ) from error
 

@@ -59,6 +59,11 @@ _CURES = {
 }
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error of a library says, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def nearest(name: str, names: list[str] | tuple[str, ...]) -> str | None:
     """Return the one of `names` that `name` was most likely meant to be, or None when nothing is close."""
     import difflib

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import statistics
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ddx.evaluation.kept_arrays import load_arrays, save_arrays
 from ddx.progress import Progress
 from ddx.sampling.teacher import draw_with_teacher
 from ddx.teachers.samplers.sampler import OWN_SAMPLER, TeacherSampler
@@ -75,7 +74,7 @@ class Painter:
             )
 
         drawn = self._in_batches(draw)
-        _save(path, drawn)
+        save_arrays(path, images=drawn.images, seconds_per_image=np.asarray(drawn.seconds_per_image))
         return drawn
 
     def student(self, student: StudentPipeline, steps: int) -> Drawn:
@@ -128,21 +127,5 @@ class Painter:
 
 
 def _load(path: Path) -> Drawn | None:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            images: NDArray[Any] = file["images"]
-            return Drawn(images=images, seconds_per_image=float(file["seconds_per_image"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-
-
-def _save(path: Path, drawn: Drawn) -> None:
-    """Write by temporary file and rename. A cache that cannot be written is no reason to lose the pictures."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            np.savez(file, images=drawn.images, seconds_per_image=drawn.seconds_per_image)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    kept = load_arrays(path, "images", "seconds_per_image")
+    return None if kept is None else Drawn(images=kept[0], seconds_per_image=float(kept[1]))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddx.errors import DdxError, UsageError
+from ddx.errors import DdxError, UsageError, first_line
 from ddx.export.config import PushConfig
 from ddx.export.files import student_files
 from ddx.progress import NullProgress, Progress
@@ -147,9 +147,9 @@ def _refused(repository: str, error: Exception) -> DdxError:
         )
     if status is None and isinstance(error, ValueError):  # the card's metadata
         return DdxError(f"the hub refuses {repository}: {error}", hint="`ddx push --dry-run` shows what is uploaded")
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return DdxError(
-        f"{repository} could not be uploaded: {reason}", hint="check the network, then run the same command again"
+        f"{repository} could not be uploaded: {first_line(error)}",
+        hint="check the network, then run the same command again",
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ddx.device import send
-from ddx.errors import DdxError
+from ddx.errors import DdxError, first_line
 from ddx.teachers.features import outputs_of
 
 NUM_LAYERS = 4
@@ -69,7 +69,7 @@ def load_backbone(name: str, device: torch.device) -> VisionBackbone:
         model = AutoModel.from_pretrained(name)
     except (OSError, ValueError, ImportError) as error:
         raise DdxError(
-            f"no vision model at {name!r}: {str(error).splitlines()[0]}",
+            f"no vision model at {name!r}: {first_line(error)}",
             hint=f"with a network, run `hf download {name}`; or give --backbone a folder that save_pretrained wrote, "
             "or leave it away for the encoder of the teacher's own autoencoder",
         ) from error

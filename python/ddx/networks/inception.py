@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from ddx.errors import DdxError
+from ddx.errors import DdxError, first_line
 from ddx.networks.picture_networks import PictureNetwork
 
 SIDE = 299
@@ -123,8 +123,7 @@ def _read(file: Path) -> dict[str, Tensor]:
         found: dict[str, Tensor] = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
         return found
     except Exception as error:  # torch, safetensors and pickle have their own kinds
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DdxError(f"cannot read {file}: {reason[0]}", hint=f"give --inception {FILE_NAME}") from error
+        raise DdxError(f"cannot read {file}: {first_line(error)}", hint=f"give --inception {FILE_NAME}") from error
 
 
 def _sha256(file: Path) -> str:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from ddx.errors import DdxError
+from ddx.errors import DdxError, first_line
 from ddx.networks.picture_input import PictureInput
 from ddx.networks.scorers import Scorer, load_scorer
 from ddx.teachers.components import no_progress_bars
@@ -189,8 +189,7 @@ def identity_of(name: str, model: Any) -> str:
 
 
 def _missing(name: str, flag: str, error: Exception) -> DdxError:
-    reason = str(error).strip().splitlines()[0]
     download = f"with a network, run `hf download {name}`; or " if is_hub_id(name) else ""
     return DdxError(
-        f"no model at {name!r}: {reason}", hint=f"{download}give {flag} a folder that save_pretrained wrote"
+        f"no model at {name!r}: {first_line(error)}", hint=f"{download}give {flag} a folder that save_pretrained wrote"
     )

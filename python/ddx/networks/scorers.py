@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ddx.device import send
-from ddx.errors import DdxError
+from ddx.errors import DdxError, first_line
 from ddx.networks.picture_input import PictureInput
 from ddx.teachers.components import no_progress_bars, weights_are_wanted
 from ddx.teachers.registry import is_hub_id
@@ -102,7 +102,7 @@ def load_scorer(name: str, device: torch.device, flag: str = "--reward") -> Scor
             model = AutoModel.from_pretrained(name) if weights_are_wanted() else AutoModel.from_config(config)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise DdxError(
-            f"no scorer at {name!r}: {str(error).strip().splitlines()[0]}",
+            f"no scorer at {name!r}: {first_line(error)}",
             hint=f"{_download(name)}give {flag} a folder that save_pretrained wrote: the model, its tokenizer and "
             "its image processor",
         ) from error

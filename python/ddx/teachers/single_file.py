@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ddx.errors import DdxError, cannot_write
+from ddx.errors import DdxError, cannot_write, first_line
 from ddx.progress import Progress
 from ddx.run_record import read_run, versions, write_run
 from ddx.teachers.hub import read_json
@@ -112,9 +112,8 @@ def _convert_unet(file: Path, base: Base, folder: Path) -> None:
             _restore_dtypes(found, file, base)
             found.save_pretrained(folder, safe_serialization=True)
     except (SingleFileComponentError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DdxError(
-            f"diffusers does not open {file} with the configs of {base.name}: {reason}",
+            f"diffusers does not open {file} with the configs of {base.name}: {first_line(error)}",
             hint="name another base: --teacher-base NAME|PATH",
         ) from error
 

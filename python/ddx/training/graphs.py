@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ddx.device import Sends
+from ddx.errors import first_line
 from ddx.methods.base import Batch, Losses, Method
 from ddx.methods.parts.random_numbers import KeyedNumbers
 from ddx.training.config import DistillConfig
@@ -120,7 +121,7 @@ class Graphs:
                 found.losses = passes(found.batch)
         except RuntimeError as error:
             found.refused, found.batch = True, None
-            self.say(f"a step runs without a CUDA graph: {str(error).splitlines()[0]}")
+            self.say(f"a step runs without a CUDA graph: {first_line(error)}")
             batch.random.draws = drawn
             return False
         self._check(found)

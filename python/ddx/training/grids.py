@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ddx.methods.base import Method
-from ddx.methods.parts.random_numbers import RandomNumbers
-from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
 from ddx.training.config import DistillConfig
+from ddx.watch.validation import Validation, ode_distance
 
-NUM_PER_BATCH = 8
+NOISE = -1  # the "step" of the noises
 
 
 class SampleGrid:
@@ -32,46 +30,24 @@ class SampleGrid:
         null: Condition,
         latent_shape: tuple[int, int, int],
     ) -> None:
-        self.method, self.config = method, config
-        self.teacher: Teacher = method.teacher
-        # float32 as in training: on a CPU, autocast refuses to join the store's float16 to anything.
-        self.conditions = [c.to(self.teacher.device, torch.float32) for c in conditions[: config.sample_prompts]]
-        self.null = null.to(self.teacher.device, torch.float32)
-        random = RandomNumbers(config.seed, -1, range(len(self.conditions)), self.teacher.device)
-        self.noises = [random.normal(*latent_shape) for _ in range(max(config.sample_steps))]
+        self.steps, self.reference_steps = config.sample_steps, config.reference_steps
+        rows, most = conditions[: config.sample_prompts], max(config.sample_steps)
+        self.validation = Validation(method, rows, null, latent_shape, most_steps=most, seed=config.seed, stream=NOISE)
         self._reference: Tensor | None = None
 
     def write(self, path: Path, student: nn.Module) -> dict[str, float]:
         """Write the grid; return `ode_distance`: the root mean square difference, in scaled latents, between the
         student's one-step pictures and the end points of the teacher's guided ODE from the same noise.
         """
+        drawn = self.validation
         if self._reference is None:
-            self._reference = self._in_batches(self._teacher_draws)
-        rows = [self._reference, *(self._student_draws(student, steps) for steps in self.config.sample_steps)]
-        pictures = torch.stack([self._decode(row) for row in rows])
-        self.teacher.unload("vae")
+            self._reference = drawn.teacher_draws(self.reference_steps)
+        rows = [self._reference, *(drawn.student_draws(student, steps) for steps in self.steps)]
+        pictures = torch.stack([drawn.decode(row) for row in rows])
+        drawn.teacher.unload("vae")
         _save(path, pictures)
-        first = rows[1] if self.config.sample_steps[0] == 1 else self._student_draws(student, 1)
-        return {"ode_distance": float((first - self._reference).square().mean().sqrt())}
-
-    def _teacher_draws(self, rows: slice, condition: Condition) -> Tensor:
-        guidance = getattr(self.method, "export_guidance", None)
-        return self.teacher.sample(
-            condition, self.null, num_steps=self.config.reference_steps, guidance=guidance, noise=self.noises[0][rows]
-        )
-
-    def _student_draws(self, student: nn.Module, num_steps: int) -> Tensor:
-        return self._in_batches(
-            lambda rows, condition: self.method.draw(student, [n[rows] for n in self.noises[:num_steps]], condition)
-        )
-
-    def _in_batches(self, draw: Any) -> Tensor:
-        starts = range(0, len(self.conditions), NUM_PER_BATCH)
-        slices = [slice(start, start + NUM_PER_BATCH) for start in starts]
-        return torch.cat([draw(rows, Condition.cat(self.conditions[rows])) for rows in slices]).float()
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        return torch.cat([self.teacher.decode(latents[i : i + 1]) for i in range(len(latents))])
+        first = rows[1] if self.steps[0] == 1 else drawn.student_draws(student, 1)
+        return {"ode_distance": ode_distance(first, self._reference)}
 
 
 def _save(path: Path, pictures: Tensor, gap: int = 2) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import resource
 import sys
 import time
@@ -13,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from ddx.json_lines import add_line, keep_lines, read_steps
 
 if TYPE_CHECKING:
     from ddx.training.trackers.follow import Trackers
@@ -29,20 +29,13 @@ class Metrics:
 
     def resume(self, step: int) -> float:
         """Drop the lines after `step`, a torn last one included; return the seconds that the run had taken by then."""
-        lines, seconds = [], 0.0
-        for line in self._lines():
-            if int(line["step"]) <= step:
-                lines.append(json.dumps(line))
-                seconds = float(line.get("seconds", seconds))
-        temporary = self.path.with_name(f".{FILE_NAME}.{os.getpid()}")
-        temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        os.replace(temporary, self.path)
-        return seconds
+        lines = [line for line in read_steps(self.path) if line["step"] <= step]
+        keep_lines(self.path, lines)
+        return max((float(line["seconds"]) for line in lines if "seconds" in line), default=0.0)
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append one line."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        add_line(self.path, line)
         if self.trackers is not None:
             self.trackers.line(line)
 
@@ -61,16 +54,6 @@ class Metrics:
         finally:
             self.trackers = None
             trackers.close(finished=finished)
-
-    def _lines(self) -> list[dict[str, Any]]:
-        found = []
-        text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
-        for line in text.splitlines():
-            try:
-                found.append(json.loads(line))
-            except ValueError:  # torn by a kill
-                break
-        return found
 
 
 class Clock:

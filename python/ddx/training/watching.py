@@ -14,18 +14,20 @@ from typing import Any
 
 import torch
 
+from ddx.errors import first_line
 from ddx.methods.base import Method
 from ddx.progress import Progress
 from ddx.training.run import Run
 from ddx.training.trainer import Trainer
 from ddx.watch.alarms import Alarm, alarms
 from ddx.watch.best import Best, value_of
-from ddx.watch.drawing import Easel, Seen, Subject, innermost
+from ddx.watch.drawing import Easel, Seen, Subject
 from ddx.watch.history import History
 from ddx.watch.pace import Pace
 from ddx.watch.page import write_watch_page
 from ddx.watch.signals import Signals
 from ddx.watch.strip import save_strip
+from ddx.watch.validation import innermost
 from ddx.watch.words import look_line
 from ddx.workspace import Workspace
 
@@ -115,7 +117,7 @@ class Watch:
             try:
                 self._write_page(finished=finished)
             except Exception as error:
-                self.progress.log(f"warning: the page of the looks was not written: {_words(error)}")
+                self.progress.log(f"warning: the page of the looks was not written: {first_line(error)}")
 
     def _look(self, step: int, trainer: Trainer) -> None:
         device = self.run.ranks.device
@@ -210,7 +212,9 @@ class Watch:
 
     def _failed(self, step: int, error: Exception) -> None:
         self.failures += 1
-        self.progress.log(f"warning: the look at step {step} failed: {_words(error)}; training goes on")
+        self.progress.log(
+            f"warning: the look at step {step} failed: {type(error).__name__}: {first_line(error)}; training goes on"
+        )
         if self.run.ranks.device.type == "cuda":
             torch.cuda.empty_cache()
         if self.failures == MAX_FAILURES:
@@ -258,8 +262,3 @@ def _untouched_random_state(device: torch.device) -> Iterator[None]:
     """Within, torch's own random numbers may be drawn without those of the training being others."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
-
-
-def _words(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

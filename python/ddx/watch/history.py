@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from ddx.json_lines import add_line, keep_lines, read_steps
 
 FILE_NAME = "watch.jsonl"
 
@@ -20,30 +20,11 @@ class History:
 
     def resume(self, step: int) -> None:
         """Read the looks up to `step`, and drop the later ones, a torn last one included."""
-        self.looks = [look for look in read_looks(self.path) if int(look["step"]) <= step]
-        if not self.path.exists():
-            return
-        temporary = self.path.with_name(f".{FILE_NAME}.{os.getpid()}")
-        temporary.write_text("".join(json.dumps(look) + "\n" for look in self.looks), encoding="utf-8")
-        os.replace(temporary, self.path)
+        self.looks = [look for look in read_steps(self.path) if look["step"] <= step]
+        if self.path.exists():
+            keep_lines(self.path, self.looks)
 
     def add(self, look: Mapping[str, Any]) -> None:
         """Append one."""
         self.looks.append(dict(look))
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(look) + "\n")
-
-
-def read_looks(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a `watch.jsonl`, up to one that a kill has torn; none without the file."""
-    found: list[dict[str, Any]] = []
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    for line in text.splitlines():
-        try:
-            look = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(look, dict) or "step" not in look:
-            break
-        found.append(look)
-    return found
+        add_line(self.path, look)

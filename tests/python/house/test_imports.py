@@ -38,6 +38,7 @@ RANK = {
     "errors": 0,
     "config": 0,
     "page": 0,
+    "json_lines": 0,
     "chart": 0,
     "progress": 0,
     "run_record": 0,

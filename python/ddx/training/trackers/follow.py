@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ddx.errors import first_line
 from ddx.training.trackers.base import Tracked, Tracker
 
 CLASSES = {
@@ -62,5 +63,4 @@ class Trackers:
                 self._left_out(name, error)
 
     def _left_out(self, name: str, error: Exception) -> None:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        self._say(f"warning: tracking by {name} failed and is off from here on: {reason}")
+        self._say(f"warning: tracking by {name} failed and is off from here on: {first_line(error)}")
