@@ -79,7 +79,7 @@ class Compared:
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """A metric: the networks that it needs, how it is written, which way is better, and how it is measured.
+    """A metric: the networks that it needs, how it is written, and how it is measured.
 
     rows: the `network.output` whose features of the real pictures it needs, where statistics do not do.
     """
@@ -87,7 +87,6 @@ class Measure:
     title: str
     networks: tuple[str, ...]
     digits: str
-    lower_is_better: bool
     measure: Callable[[Compared], Estimate | None]
     rows: str | None = None
     values: Callable[[Compared], NDArray[np.float64]] | None = None  # one a picture, where it is a mean of them
@@ -120,7 +119,6 @@ def _neighbours(name: str, k: int) -> Measure:
         networks=("inception",),
         digits=".3f",
         rows=INCEPTION,
-        lower_is_better=False,
         measure=lambda seen: seen.manifolds(k).estimates(seen.resamples)[name],
     )
 
@@ -130,25 +128,19 @@ def _lpips(seen: Compared) -> Estimate | None:
 
 
 MEASURES: dict[str, Measure] = {
-    "fid": Measure(
-        title="FID", networks=("inception",), digits=".2f", lower_is_better=True, measure=_frechet(INCEPTION)
-    ),
-    "fid_infinity": Measure(
-        title="FID∞", networks=("inception",), digits=".2f", lower_is_better=True, measure=_infinity
-    ),
+    "fid": Measure(title="FID", networks=("inception",), digits=".2f", measure=_frechet(INCEPTION)),
+    "fid_infinity": Measure(title="FID∞", networks=("inception",), digits=".2f", measure=_infinity),
     "kid": Measure(
         title="KID",
         networks=("inception",),
         digits=".5f",
         rows=INCEPTION,
-        lower_is_better=True,
         measure=lambda seen: kid(seen.real("KID").rows(INCEPTION, "KID"), seen.drawn.features[INCEPTION]),
     ),
     "is": Measure(
         title="IS",
         networks=("inception",),
         digits=".2f",
-        lower_is_better=False,
         measure=lambda seen: inception_score(seen.drawn.features["inception.logits"]),
     ),
     **{name: _neighbours(name, k) for name, k in {"precision": 3, "recall": 3, "density": 5, "coverage": 5}.items()},
@@ -157,7 +149,6 @@ MEASURES: dict[str, Measure] = {
         networks=("clip_large",),
         digits=".3f",
         rows="clip_large.features",
-        lower_is_better=True,
         measure=lambda seen: cmmd(
             seen.real("CMMD").rows("clip_large.features", "CMMD"),
             seen.drawn.features["clip_large.features"],
@@ -169,14 +160,12 @@ MEASURES: dict[str, Measure] = {
         networks=("dinov2",),
         digits=".4g",
         rows="dinov2.features",
-        lower_is_better=True,
         measure=_frechet("dinov2.features"),
     ),
     "clipscore": Measure(
         title="CLIPScore",
         networks=("clip",),
         digits=".2f",
-        lower_is_better=False,
         measure=lambda seen: mean_estimate(seen.clip_scores, seen.resamples),
         values=lambda seen: seen.clip_scores,
     ),
@@ -184,11 +173,10 @@ MEASURES: dict[str, Measure] = {
         title="PickScore",
         networks=("pickscore",),
         digits=".2f",
-        lower_is_better=False,
         measure=lambda seen: mean_estimate(seen.pick_scores, seen.resamples),
         values=lambda seen: seen.pick_scores,
     ),
-    "lpips": Measure(title="LPIPS of seeds", networks=(), digits=".3f", lower_is_better=False, measure=_lpips),
+    "lpips": Measure(title="LPIPS of seeds", networks=(), digits=".3f", measure=_lpips),
 }
 
 

@@ -14,7 +14,6 @@ ROWS = 8  # pictures at a time, for the memory of their spectra
 SMALL = 1 / 255 / 64  # under what a grey level in one value of 64 changes, two numbers count as equal
 
 RATIOS = ("brightness", "contrast", "saturation", *(f"octave_{k + 1}" for k in range(measures.NUM_OCTAVES)))
-VARIETY = ("variety_pixels", "variety_features")
 
 
 @dataclass(frozen=True)
