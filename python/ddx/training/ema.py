@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ddx.methods.parts.random_numbers import mix
 from ddx.training.config import parse_average
 from ddx.training.host_memory import empty_at_home, parts, visit
+from ddx.training.shares import copy_all_into
 
 
 class EMA:
@@ -142,12 +143,10 @@ class EMA:
         """Return all that `load_state_dict` needs to go on exactly."""
         return {"num_images": self.num_images, "shadow": dict(self._shadow)}
 
-    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state; raises KeyError if it is of another network."""
+        """Restore a state; raises KeyError or RuntimeError if it is of another network."""
         self.num_images = int(state["num_images"])
-        for name, value in self._shadow.items():
-            value.copy_(state["shadow"][name])
+        copy_all_into(self._shadow, state["shadow"])
 
 
 def rounded_at_random(values: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from ddx.methods.base import NetworkSpec
@@ -13,6 +14,7 @@ from ddx.training.distributed import Ranks, replicate
 from ddx.training.divergence import LostSteps
 from ddx.training.host_adamw import HostAdamW
 from ddx.training.optimizer import make_optimizer
+from ddx.training.shares import copy_all_into, restored
 
 
 class Trained:
@@ -49,7 +51,7 @@ class Trained:
             group = groups[id(parameter)]
             # torch keeps the count of steps on the host, where it is read in every step, unless the device counts
             on_host = key == "step" and not (group.get("fused") or group.get("capturable"))
-            state[key] = value.to("cpu" if on_host else parameter.device).clone()
+            state[key] = restored(value, parameter, torch.device("cpu") if on_host else parameter.device)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the weights that training moves, and the buffers: without a frozen backbone, which others hold too."""
@@ -58,10 +60,11 @@ class Trained:
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore what `tensors` returned. RuntimeError if it is of another network."""
-        if tensors.keys() != self.tensors().keys():
-            odd = sorted(tensors.keys() ^ self.tensors().keys())
+        live = self.tensors()
+        if tensors.keys() != live.keys():
+            odd = sorted(tensors.keys() ^ live.keys())
             raise RuntimeError(f"{len(odd)} of its weights are in one of the two only, such as {odd[0]}")
-        self.module.load_state_dict(dict(tensors), strict=False)
+        copy_all_into(live, tensors)
 
     def activate(self, active: bool) -> None:
         """Let its weights take gradients and the network train, or neither."""

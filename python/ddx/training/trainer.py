@@ -37,6 +37,7 @@ from ddx.training.optimizer import (
     warmup_linear,
 )
 from ddx.training.quantised_base import quantise_teacher
+from ddx.training.shares import copy_all_into
 from ddx.training.starting_weights import start_from
 from ddx.training.streamed import stream_teacher
 from ddx.training.trained import Trained
@@ -306,12 +307,12 @@ class Trainer:
             for name, trained in self.trained.items():
                 trained.load_tensors(snapshot.tensors[name])
                 trained.load_optimizer_tensors(dict(snapshot.tensors.get(f"{name}.optimizer", {})))
-                _copy_into(trained.balance.state(), snapshot.tensors.get(f"{name}.balance", {}))
+                copy_all_into(trained.balance.state(), snapshot.tensors.get(f"{name}.balance", {}))
                 trained.num_steps = int(snapshot.state["num_steps"][name])
             for name, average in self._all_averages().items():
                 images = snapshot.state["num_images"][name]
                 average.load_state_dict({"num_images": images, "shadow": snapshot.tensors[name]})
-            _copy_into(self.method.state(), snapshot.tensors.get(METHOD, {}))
+            copy_all_into(self.method.state(), snapshot.tensors.get(METHOD, {}))
             self.skipped.fill_(snapshot.state["skipped"])
             if snapshot.state.get("loss_scale"):  # empty but with fp16
                 self.scaler.load_state_dict(snapshot.state["loss_scale"])
@@ -325,9 +326,3 @@ class Trainer:
         found = {name: average for name, (_, average) in self.averages.items()}
         found |= {f"{EXPORTED}-{name.replace(':', '-')}": average for name, average in self.more.items()}
         return found if self.exported is None else {**found, EXPORTED: self.exported}
-
-
-def _copy_into(live: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    """Restore tensors in place. KeyError if one is missing."""
-    for name, value in live.items():
-        value.copy_(saved[name])
