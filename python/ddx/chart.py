@@ -31,14 +31,15 @@ STYLE = """
 class Chart:
     """A chart: `lines` of (x, y) by name, over steps unless `x_name` says otherwise.
 
-    reference: the teacher's value. best: a step. alarms: steps. tips: what to say of each point, by line (None: its
-    place and value). x_ticks: where x is written below the axis (None: at both ends).
+    reference: the value of `reference_name`. best: a step. alarms: steps. tips: what to say of each point, by line
+    (None: its place and value). x_ticks: where x is written below the axis (None: at both ends).
     """
 
     title: str
     lines: Mapping[str, Sequence[Point]]
     note: str = ""
     reference: float | None = None
+    reference_name: str = "teacher"
     best: int | None = None
     alarms: frozenset[int] = field(default_factory=frozenset)
     x_name: str = "step"
@@ -86,7 +87,8 @@ def _svg(chart: Chart, lines: dict[str, list[Marked]]) -> str:
         parts.append(f'<text x="{at(x, low).split(",")[0]}" y="{HEIGHT - 5}" text-anchor="{anchor}">{text}</text>')
     if chart.reference is not None:
         ends = f"M{at(first, chart.reference)} L{at(last, chart.reference)}"
-        parts.append(f'<path class="reference" d="{ends}"><title>teacher</title></path>')
+        shown = html.escape(chart.reference_name)
+        parts.append(f'<path class="reference" d="{ends}"><title>{shown}</title></path>')
     if chart.best is not None and first <= chart.best <= last:
         ends = f"M{at(chart.best, low)} L{at(chart.best, high)}"
         parts.append(f'<path class="best" d="{ends}"><title>best: step {chart.best}</title></path>')

@@ -26,6 +26,7 @@ from ddx.evaluation.measures import (
     with_extrapolation,
 )
 from ddx.evaluation.network_loading import load_networks
+from ddx.evaluation.octaves import Octaves, octaves_of_files, octaves_of_reference
 from ddx.evaluation.picture_files import of_files, of_folder, open_pictures, read_picture
 from ddx.evaluation.prompt_lists import read_prompt_list
 from ddx.evaluation.protocols import PROTOCOLS
@@ -95,7 +96,13 @@ def evaluate_real(
     }
     name = rows[0].model if len({row.model for row in rows}) == 1 else "comparison"
     out = config.out or workspace.report_path(f"{name}-real")
-    result = RealResult(rows=rows, facts=facts, names=names, notes=notes_of(rows, names, reference, measure))
+    result = RealResult(
+        rows=rows,
+        facts=facts,
+        names=names,
+        notes=notes_of(rows, names, reference, measure),
+        octaves=_octave_reference(rows, measure),
+    )
     return write_real_report(out, result, config.page_prompts)
 
 
@@ -199,9 +206,23 @@ def _score(
         resamples=measure.resamples,
         lpips=None if lpips is None else _pair_distances(lpips, row, config.diversity_seeds),
     )
+    row.octaves = octaves_of_files(row.drawn.paths)
     row.count, row.skipped, row.kept = len(extracted), extracted.skipped, extracted.kept
     row.estimates = measure_all(names, seen, progress.log)
     row.values = {name: values(seen) for name in names if (values := MEASURES[name].values) is not None}
+
+
+def _octave_reference(rows: Sequence[Row], measure: MeasureConfig) -> tuple[str, Octaves] | None:
+    """Return what the octaves of the rows are shown beside: real pictures, the teacher at its most steps, or a row."""
+    good = [row for row in rows if row.octaves is not None]
+    if not good:
+        return None
+    size = good[0].octaves.size if good[0].octaves else None
+    if (real := octaves_of_reference(measure.reference, size)) is not None:
+        return str(measure.reference), real
+    best = max(good, key=lambda row: (row.kind == "teacher", row.steps or 0 if row.kind == "teacher" else 0))
+    assert best.octaves is not None
+    return best.title, best.octaves
 
 
 def _pair_distances(lpips: Lpips, row: Row, seeds: int) -> NDArray[np.float64] | None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ddx.errors import DdxError, cannot_write
 from ddx.evaluation.curves import curves_of
 from ddx.evaluation.measures import MEASURES
+from ddx.evaluation.octaves import octave_chart
+from ddx.metrics.pictures import NUM_OCTAVES
 from ddx.run_record import write_json
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ def write_real_report(folder: Path, result: RealResult, num_prompts: int) -> Rea
             seeds=seeds,
             columns=columns,
             table=table,
-            extra=curves_of(good, result.names),
+            extra=curves_of(good, result.names) + _frequencies(good, result),
             facts={
                 name: str(protocol[key])
                 for name, key in (
@@ -70,19 +72,32 @@ def write_real_report(folder: Path, result: RealResult, num_prompts: int) -> Rea
 
 
 def as_csv(rows: Sequence[Row], names: Sequence[str]) -> str:
-    """Return the rows as CSV: each metric with its standard error beside it."""
+    """Return the rows as CSV: each metric with its standard error beside it, and the energy of luma by octave."""
     changed = list(dict.fromkeys(key for row in rows for key in row.changed))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     heads = [column for name in names for column in (name, f"{name}_error")]
-    writer.writerow(["model", "steps", "guidance", *changed, "pictures", *heads, "seconds_per_image", "error"])
+    octaves = [f"octave_{k + 1}" for k in range(NUM_OCTAVES)]
+    writer.writerow(
+        ["model", "steps", "guidance", *changed, "pictures", *heads, *octaves, "seconds_per_image", "error"]
+    )
     for row in rows:
         cells: list[Any] = [row.model, row.steps, row.guidance, *(row.changed.get(key) for key in changed), row.count]
         for name in names:
             one = row.estimates.get(name)
             cells += [None, None] if one is None else [one.value, one.error]
+        cells += [None] * NUM_OCTAVES if row.octaves is None else row.octaves.energies.tolist()
         writer.writerow([*cells, row.drawn.seconds_per_image if row.drawn else None, row.error])
     return out.getvalue()
+
+
+def _frequencies(rows: Sequence[Row], result: RealResult) -> str:
+    """Return the chart of the rows' octaves; nothing for a row beside itself."""
+    if result.octaves is None:
+        return ""
+    name, reference = result.octaves
+    shown = {row.title: row.octaves for row in rows if row.octaves is not None and row.octaves is not reference}
+    return octave_chart(shown, name, reference)
 
 
 def _cells(row: Row, names: Sequence[str]) -> list[str]:

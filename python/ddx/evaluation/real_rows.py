@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddx.evaluation.config import EvaluateConfig
 from ddx.evaluation.drawn import DrawnFolder
+from ddx.evaluation.octaves import Octaves
 from ddx.metrics.bootstrap import Estimate
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Row:
     estimates: Mapping[str, Estimate | None] = field(default_factory=dict)
     values: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     kept: NDArray[np.int64] | None = None
+    octaves: Octaves | None = None
     error: str | None = None
 
     @property
@@ -68,6 +70,7 @@ class Row:
             "folder": str(self.drawn.folder) if self.drawn else None,
             **({"error": self.error} if self.error else {}),
             **{name: one.value if one else None for name, one in self.estimates.items()},
+            "octaves": self.octaves.energies.tolist() if self.octaves else None,
             "bands": {
                 name: {"error": one.error, "low": one.low, "high": one.high}
                 for name, one in self.estimates.items()
@@ -84,6 +87,7 @@ class RealResult:
     facts: dict[str, Any]
     names: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    octaves: tuple[str, Octaves] | None = None  # that the rows' are shown beside, and whose they are
     paths: Mapping[str, Path] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

@@ -46,6 +46,7 @@ def write_report(
             seeds=tests.seeds[:count],
             columns=_columns(results, count),
             table=_table(result),
+            extra=_frequencies(results),
             facts={
                 "pictures a row": str(facts["num_images"]),
                 "size": str(facts["size"]),
@@ -99,6 +100,18 @@ def _columns(results: Sequence[ModelResult], count: int) -> list[Column]:
         )
         for one in chosen
     ]
+
+
+def _frequencies(results: Sequence[ModelResult]) -> str:
+    """Return the chart of what the student draws beside the teacher at its most steps."""
+    from ddx.evaluation.octaves import MOST, octave_chart, octaves_of
+
+    named = {f"{one.model}, {one.steps} step{'s' if one.steps > 1 else ''}": one for one in results}
+    best = max(named, key=lambda name: (named[name].model == "teacher", named[name].steps))
+    found = {name: octaves_of(one.drawn.images[:MOST]) for name, one in named.items()}
+    reference = found.pop(best)
+    shown = {name: octaves for name, octaves in found.items() if octaves is not None}
+    return "" if reference is None else octave_chart(shown, best, reference)
 
 
 def _table(result: EvaluationResult) -> Table:

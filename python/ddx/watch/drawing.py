@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from ddx.evaluation.kept_arrays import load_arrays, save_arrays
 from ddx.evaluation.scores import are_scenes, scene_scores
 from ddx.methods.base import Method
+from ddx.metrics import pictures as measures
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
-from ddx.watch import measures
 from ddx.watch.exposure import exposure_bias
 from ddx.watch.validation import Validation, innermost, ode_distance
 from ddx.watch.vector import Drawn, measured

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddx.evaluation.features import extract
-from ddx.watch import measures
+from ddx.metrics import pictures as measures
 
 ROWS = 8  # pictures at a time, for the memory of their spectra
 SMALL = 1 / 255 / 64  # under what a grey level in one value of 64 changes, two numbers count as equal

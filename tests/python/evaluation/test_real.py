@@ -211,7 +211,8 @@ def test_a_student_is_drawn_once_and_a_sweep_shares_its_pictures(
     assert [(row["kind"], row["steps"]) for row in answer["rows"]] == [("teacher", 2), ("student", 1), ("student", 2)]
     assert all(row["pictures"] == 4 for row in answer["rows"])
     page = Path(answer["page"]).read_text(encoding="utf-8")
-    assert page.count("<svg") == 3 and page.count("<img") == 12 and "CLIPScore over steps" in page
+    assert page.count("<svg") == 4 and page.count("<img") == 12 and "CLIPScore over steps" in page
+    assert "decibels over" in page and all(len(row["octaves"]) == 5 for row in answer["rows"])
     paired = {(one["first"], one["second"]) for one in answer["paired"]}
     assert len(paired) == 2 and all(first.endswith("guidance 4.5") for first, _ in paired)
 

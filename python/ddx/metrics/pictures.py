@@ -1,17 +1,20 @@
-"""What pictures are like, without a network: each measure is one number a picture, from RGB in [0, 1].
+"""Metrics of single pictures without a network: each is one number a picture, from RGB in [0, 1].
 
     Y = 0.2126 R + 0.7152 G + 0.0722 B          luma, of the values as stored (Rec. 709)
     brightness = mean Y    contrast = std Y
     saturation = mean(V S) / mean(V),  V = max(R, G, B),  V S = V - min(R, G, B)     HSV, weighted by value
     clipped    = share of the channels' values that are 0 or 255
-    octave k   = sum |F(Y)|^2 over 2^-(k+1) < f <= 2^-k, over the number of pixels squared;  f: cycles a pixel
+    octave k   = sum C(Y)^2 over 2^-(k+1) < f <= 2^-k, over the number of pixels;  f: cycles a pixel
 
-F is the discrete Fourier transform. The first octave also has the corners of the spectrum (f > 1/2), the last one all
-that is slower but for the mean: together they are the variance of Y (Parseval).
+C is the orthonormal cosine transform (DCT-II): the Fourier transform of the picture and its mirror images. Without
+these the jump between opposite borders fills the fine octaves, and hides a blur. The first octave also has the corners
+of the spectrum (f > 1/2), the last one all that is slower but for the mean: together they are the variance of Y
+(Parseval).
 """
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -51,12 +54,23 @@ def octaves(pictures: Tensor) -> Tensor:
     """
     y = luma(pictures)
     height, width = y.shape[1:]
-    power = torch.fft.fft2(y).abs().square() / (height * width) ** 2
-    down, across = (torch.fft.fftfreq(side, dtype=torch.float64, device=y.device) for side in (height, width))
+    power = _cosines(_cosines(y).mT).mT.square() / (height * width)
+    down, across = (torch.arange(side, dtype=torch.float64, device=y.device) / (2 * side) for side in (height, width))
     frequency = torch.hypot(down[:, None], across[None, :])
     edges = [float("inf"), *(2.0 ** -(k + 1) for k in range(1, NUM_OCTAVES)), 0.0]
     inside = [(frequency > low) & (frequency <= high) for high, low in pairwise(edges)]
     return torch.stack([(power * band).sum(dim=(1, 2)) for band in inside], dim=1)
+
+
+def _cosines(values: Tensor) -> Tensor:
+    """Return the orthonormal DCT-II along the last axis, by an FFT as long as it (Makhoul 1980)."""
+    num = values.shape[-1]
+    turned = torch.fft.fft(torch.cat([values[..., ::2], values[..., 1::2].flip(-1)], dim=-1))
+    steps = torch.arange(num, dtype=values.dtype, device=values.device)
+    found: Tensor = (turned * torch.polar(torch.ones_like(steps), -math.pi * steps / (2 * num))).real
+    found *= (2.0 / num) ** 0.5
+    found[..., 0] *= 0.5**0.5
+    return found
 
 
 def luma(pictures: Tensor) -> Tensor:
