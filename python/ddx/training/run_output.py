@@ -103,6 +103,8 @@ def export_best(run: Run, trainer: Trainer, watch: Watch, progress: Progress) ->
     if weights is None:
         return
     folder, step = run.folder.path / BEST, watch.best.step
+    if watch.best.path is not None:
+        run.metrics.weights(step, watch.best.path)
     with Swapped(trainer.student, Weights(weights)) as student:
         notes = export_student(run.method, student, folder, run.config.export_dtype, run.dtype)
     record = _record(run, step, {**notes, "best": watch.best.as_record()})

@@ -44,6 +44,19 @@ class Metrics:
         if self.trackers is not None:
             self.trackers.picture(step, name, path)
 
+    def look(self, look: Mapping[str, Any], strip: Path) -> None:
+        """Tell the trackers of a look of the watch: its numbers under `watch/`, and its pictures."""
+        if self.trackers is not None:
+            drawn = look["student"][str(look["judged_steps"])]
+            values = {**drawn, "ode_distance": look.get("ode_distance"), "alarms": len(look["alarms"])}
+            self.trackers.line({"step": look["step"], **{f"watch/{name}": value for name, value in values.items()}})
+            self.trackers.picture(int(look["step"]), "watch", strip)
+
+    def weights(self, step: int, path: Path) -> None:
+        """Tell the trackers of the file that holds the weights of the best step."""
+        if self.trackers is not None:
+            self.trackers.weights(step, path)
+
     @contextmanager
     def tracked(self, trackers: Trackers) -> Iterator[None]:
         """Within, the trackers follow; at its end they are closed, as finished unless something was raised."""

@@ -165,11 +165,12 @@ class Watch:
             self.best.take(step, value, trainer.exported_tensors() if self.best.keep else {})
         look["alarms"] = [vars(alarm) for alarm in found]
         look["best"] = self.best.as_record()
-        save_strip(self.folder / f"step-{step:06d}.jpg", seen.pictures)
+        strip = save_strip(self.folder / f"step-{step:06d}.jpg", seen.pictures)
         if not (self.folder / "teacher.jpg").is_file():
             save_strip(self.folder / "teacher.jpg", {0: self.easel.reference[1].pictures})
         look["seconds"] = round(time.monotonic() - began, 3)
         self.history.add(look)
+        self.run.metrics.look(look, strip)
         self.progress.log(look_line(look))
         self._say_alarms(found)
         self._end_if_asked(step, found)

@@ -62,11 +62,16 @@ class Best:
             if old.name != file:
                 old.unlink(missing_ok=True)
 
+    @property
+    def path(self) -> Path | None:
+        """The file of the best weights; None where none are kept."""
+        return None if self.file is None else self.folder / self.file
+
     def weights(self) -> dict[str, Tensor] | None:
         """Return the weights of the best, on the CPU; None where none are kept. DdxError for a damaged file."""
-        if self.file is None:
+        path = self.path
+        if path is None:
             return None
-        path = self.folder / self.file
         try:
             found: dict[str, Tensor] = load_file(path)
         except (OSError, SafetensorError) as error:

@@ -32,6 +32,9 @@ class Tracker(Protocol):
     def picture(self, step: int, name: str, path: Path) -> None:
         """Take a picture that is a file already."""
 
+    def weights(self, step: int, path: Path) -> None:
+        """Take the weights of the best step, a file of safetensors."""
+
     def close(self, *, finished: bool) -> None:
         """End this sitting. `finished` tells a run that is done from one that will go on or failed."""
 

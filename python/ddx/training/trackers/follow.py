@@ -49,6 +49,10 @@ class Trackers:
         """Pass on a picture."""
         self._each(lambda tracker: tracker.picture(step, name, path))
 
+    def weights(self, step: int, path: Path) -> None:
+        """Pass on the weights of the best step."""
+        self._each(lambda tracker: tracker.weights(step, path))
+
     def close(self, *, finished: bool) -> None:
         """End this sitting of all."""
         self._each(lambda tracker: tracker.close(finished=finished))

@@ -10,7 +10,10 @@ from ddx.training.trackers.base import Tracked
 
 
 class JSONLines:
-    """`track.jsonl`: {"step", "settings" | "values" | "picture"} a line. A later sitting drops what it does again."""
+    """`track.jsonl`: {"step", "settings" | "values" | "picture" | "weights"} a line.
+
+    A later sitting drops what it does again.
+    """
 
     def __init__(self, run: Tracked) -> None:
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -27,6 +30,10 @@ class JSONLines:
     def picture(self, step: int, name: str, path: Path) -> None:
         """See :meth:`Tracker.picture`."""
         add_line(self.path, {"step": step, "picture": str(path), "name": name})
+
+    def weights(self, step: int, path: Path) -> None:
+        """See :meth:`Tracker.weights`."""
+        add_line(self.path, {"step": step, "weights": str(path)})
 
     def close(self, *, finished: bool) -> None:
         """Nothing is open."""

@@ -47,6 +47,11 @@ class MLflow:
         """See :meth:`Tracker.picture`."""
         self._client.log_artifact(self._id, str(path), artifact_path=name)
 
+    def weights(self, step: int, path: Path) -> None:
+        """See :meth:`Tracker.weights`."""
+        self._client.log_artifact(self._id, str(path), artifact_path="best")
+        self._client.set_tag(self._id, "best_step", step)
+
     def close(self, *, finished: bool) -> None:
         """End this sitting; a run that is not finished may go on."""
         self._client.set_terminated(self._id, "FINISHED" if finished else "KILLED")

@@ -35,6 +35,11 @@ class TensorBoard:
             self._writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
         self._writer.flush()
 
+    def weights(self, step: int, path: Path) -> None:
+        """See :meth:`Tracker.weights`; event files hold none, so it is the path."""
+        self._writer.add_text("best", f"step {step}: `{path}`", step)
+        self._writer.flush()
+
     def close(self, *, finished: bool) -> None:
         """Close the file."""
         self._writer.close()

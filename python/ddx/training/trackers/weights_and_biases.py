@@ -19,7 +19,7 @@ class WeightsAndBiases:
 
         run.folder.mkdir(parents=True, exist_ok=True)
         identifier = kept_id(run.folder, "wandb") or secrets.token_hex(4)
-        self._image = wandb.Image
+        self._image, self._artifact = wandb.Image, wandb.Artifact
         self._run: Any = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=run.name,
@@ -39,6 +39,12 @@ class WeightsAndBiases:
     def picture(self, step: int, name: str, path: Path) -> None:
         """See :meth:`Tracker.picture`."""
         self._run.log({name: self._image(str(path)), "step": step})
+
+    def weights(self, step: int, path: Path) -> None:
+        """See :meth:`Tracker.weights`."""
+        artifact = self._artifact(f"{self._run.id}-best", type="model", metadata={"step": step})
+        artifact.add_file(str(path))
+        self._run.log_artifact(artifact)
 
     def close(self, *, finished: bool) -> None:
         """End this sitting; a run that is not finished may go on under the same identifier."""
