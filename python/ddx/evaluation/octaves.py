@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 MOST = 256  # pictures of a row that are looked at
 LEAST = 1e-12  # of an energy, so that flat pictures have a level
-FINEST = "1/2"  # cycles a pixel, the upper end of the first octave
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +84,7 @@ def octave_chart(rows: Mapping[str, Octaves], name: str, reference: Octaves) -> 
         return ""
     chart = Chart(
         title=f"Energy by frequency, decibels over {name}",
-        note=f"octave 1 ends at {FINEST} cycle a pixel, each other one at half of that; below 0: blurred, above: grain",
+        note="octave 1 is the finest, up to 1/2 cycle a pixel; each next one is half as fine. Below 0: blur, above: grain",
         lines=lines,
         reference=0.0,
         reference_name=name,
