@@ -84,7 +84,7 @@ def octave_chart(rows: Mapping[str, Octaves], name: str, reference: Octaves) -> 
         return ""
     chart = Chart(
         title=f"Energy by frequency, decibels over {name}",
-        note="octave 1: the finest, up to 1/2 cycle a pixel; each next one is half as fine. Below 0: blur; above: grain",
+        note="octave 1: the finest, up to 1/2 cycle a pixel; each next one half as fine. Below 0: blur; above: grain",
         lines=lines,
         reference=0.0,
         reference_name=name,
