@@ -16,7 +16,7 @@ RESUMABLE_CHANGES = frozenset(
     (
         *("out", "data", "device", "memory", "offload", "micro_batch_size", "prefetch"),
         *("gradient_checkpointing", "checkpointed_share", "compile", "cuda_graphs"),
-        *("checkpoint_every", "keep_checkpoints", "log_every", "max_lost_steps"),
+        *("checkpoint_every", "async_checkpoints", "keep_checkpoints", "log_every", "max_lost_steps"),
         *("sample_every", "sample_prompts", "sample_steps", "reference_steps"),
         *("watch", "watch_every", "watch_cost", "watch_prompts", "watch_seeds"),
         *("keep_best", "patience", "stop_on_alarm", "track"),
@@ -151,6 +151,9 @@ class DistillConfig:
         choices=TRACKERS,
     )
     checkpoint_every: int = option(500, "steps between checkpoints; 0: only when interrupted and at the end")
+    async_checkpoints: bool = option(
+        True, "train on while a checkpoint is written, from a copy in the host's memory where half of that has room"
+    )
     keep_checkpoints: int = option(2, "newest checkpoints to keep")
     sample_every: int = option(500, "steps between grids of samples; 0: no grids. Shorter runs draw none")
     sample_prompts: int = option(8, "validation prompts in a grid")

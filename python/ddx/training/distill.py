@@ -16,7 +16,7 @@ from ddx.methods.parts.added_discriminator import AddedDiscriminatorConfig
 from ddx.progress import NullProgress, Progress
 from ddx.run_record import versions
 from ddx.training.batches import batches, micro_batches
-from ddx.training.checkpoint import Snapshot, latest_checkpoint, load_checkpoint, save_checkpoint
+from ddx.training.checkpoint import Snapshot, latest_checkpoint, load_checkpoint, or_damaged
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import join
 from ddx.training.divergence import diverged
@@ -27,6 +27,7 @@ from ddx.training.interruption import StopSignal, tells_what_is_saved
 from ddx.training.run import Run, prepare_run
 from ddx.training.run_folder import RunFolder
 from ddx.training.run_output import export_best, finish_run, record_run
+from ddx.training.saver import Saver
 from ddx.training.sole_writer import sole_writer
 from ddx.training.starting_weights import starting_weights
 from ddx.training.tracking import Clock, peak_memory_bytes
@@ -79,8 +80,15 @@ def distill(
             _draw_grid(run, trainer, grid, clock, 0)
         with clock.pause():
             watch.begin(start, trainer)
+        saver = Saver(
+            run.checkpoints,
+            ranks,
+            keep=config.keep_checkpoints,
+            in_background=config.async_checkpoints,
+            say=progress.log,
+        )
         with StopSignal(progress.log) as stop:
-            end = _train(run, trainer, range(start, config.train_steps), stop, grid, watch, clock, progress)
+            end = _train(run, trainer, range(start, config.train_steps), stop, saver, grid, watch, clock, progress)
         finish_run(run, trainer, end, watch, clock, progress)
         return run.folder.path
 
@@ -90,6 +98,7 @@ def _train(
     trainer: Trainer,
     steps: range,
     stop: StopSignal,
+    saver: Saver,
     grid: SampleGrid | None,
     watch: Watch,
     clock: Clock,
@@ -107,6 +116,7 @@ def _train(
         _log(run, trainer, clock, watch, done, progress)
         with clock.pause():
             watch.after_step(done, trainer)
+        saver.settle()
         stopping = run.ranks.any(stop.requested or watch.ends is not None)
         ended = stopping and not run.ranks.any(stop.requested)
         last = ended or done == config.train_steps
@@ -114,20 +124,23 @@ def _train(
         if due or done % config.log_every == 0 or done % limit == 0:  # where the host waits for the device anyway
             lost = trainer.lost_in_a_row()
             if lost >= limit:
+                saver.wait()
                 export_best(run, trainer, watch, progress)
                 rate = f"--out {run.folder.path} --set learning_rate={config.learning_rate / 4:.2g}"
                 raise diverged(done, lost, run.checkpoints, f"the same command with a lower rate, {rate},")
             if due and (last or not lost):
                 with watch.aside():
-                    _save(run, trainer, clock, done)
+                    saver.start(done, _snapshot(run, trainer, clock, done))
                 due = False
         if stopping and not last:
+            saver.wait()
             raise KeyboardInterrupt
         if ended or _grid_due(config, done):
             with watch.aside():
                 _draw_grid(run, trainer, grid, clock, done)
         if ended:
             break
+    saver.wait()
     return done
 
 
@@ -170,17 +183,21 @@ def _start(run: Run, workspace: Workspace, progress: Progress) -> dict[str, torc
 
 def _resume(run: Run, trainer: Trainer) -> int:
     """Restore the newest checkpoint, if there is one, and return the step to go on from."""
-    if run.folder.checkpoint is None:
-        return 0
-    snapshot = load_checkpoint(run.folder.checkpoint)
-    before, now = snapshot.state.get("num_samples"), run.num_samples
+    path = run.folder.checkpoint
+    return 0 if path is None else run.ranks.agreed(lambda: _restore(run, trainer, path))
+
+
+def _restore(run: Run, trainer: Trainer, path: Path) -> int:
+    saved = load_checkpoint(path)
+    before, now = saved.state.get("num_samples"), run.num_samples
     if before not in (None, now):
         raise DdxError(
             f"{run.store.path} has {now} usable pictures, and had {before} when this run began: their order is another",
             hint="give --out for a new run",
         )
-    trainer.restore(snapshot)
-    return int(snapshot.state["step"])
+    with or_damaged(path):
+        trainer.restore(saved)
+    return int(saved.state["step"])
 
 
 def _seconds_before(run: Run, start: int) -> float:
@@ -224,9 +241,7 @@ def _log(run: Run, trainer: Trainer, clock: Clock, watch: Watch, step: int, prog
         run.metrics.write(line)
 
 
-def _save(run: Run, trainer: Trainer, clock: Clock, step: int) -> None:
-    if not run.ranks.is_first:
-        return
+def _snapshot(run: Run, trainer: Trainer, clock: Clock, step: int) -> Snapshot:
     snapshot = trainer.snapshot()
     state = {
         "step": step,
@@ -238,7 +253,7 @@ def _save(run: Run, trainer: Trainer, clock: Clock, step: int) -> None:
         "versions": versions(),
         **snapshot.state,
     }
-    save_checkpoint(run.checkpoints, step, Snapshot(snapshot.tensors, state), keep=run.config.keep_checkpoints)
+    return Snapshot(snapshot.tensors, state)
 
 
 def _sample_grid(run: Run) -> SampleGrid | None:

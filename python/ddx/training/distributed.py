@@ -74,6 +74,20 @@ class Ranks:
             raise outcome
         return cast(Result, outcome)
 
+    def agreed(self, work: Callable[[], Result]) -> Result:
+        """Return what `work` returns here; where it raises a DdxError on any rank, raise that on all of them."""
+        if self.world == 1:
+            return work()
+        outcome: Result | DdxError
+        try:
+            outcome = work()
+        except DdxError as error:
+            outcome = error
+        for failed in self.gathered(outcome if isinstance(outcome, DdxError) else None):
+            if failed is not None:
+                raise failed
+        return cast(Result, outcome)
+
     def share(self, value: Any) -> Any:
         """Return the first rank's `value` on every rank."""
         if self.world == 1:

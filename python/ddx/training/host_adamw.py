@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import AdamW, adamw
 
 from ddx.training.host_memory import empty_at_home, parts, visit
+from ddx.training.shares import Spread, copy_into, restored
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -59,8 +60,10 @@ class HostAdamW(AdamW):
             maximize=False,
         )
 
-    def restored(self, key: str, value: Tensor, parameter: Tensor) -> Tensor:
+    def restored(self, key: str, value: Tensor | Spread, parameter: Tensor) -> Tensor:
         """Return a value of a parameter's saved state where this optimiser keeps it."""
         if key not in MOMENTS:
-            return value.to(parameter.device).clone()
-        return empty_at_home(parameter).copy_(value)
+            return restored(value, parameter, parameter.device)
+        home = empty_at_home(parameter)
+        copy_into(home, value)
+        return home

@@ -1,5 +1,6 @@
 """Tensors that live in the host's memory and visit the device: what a step reads once need not stay there.
 
+free    what of the host's memory is left, for this machine or for its container
 home    pinned memory of the host, from which a GPU copies while it computes
 visit   a few tensors at a time are copied to the device, changed there and copied home; the next ones travel
         meanwhile, on streams of their own
@@ -8,12 +9,30 @@ visit   a few tensors at a time are copied to the device, changed there and copi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 PART = 2**24  # values that visit at once
+
+
+def free_memory(system: Path = Path("/")) -> int:
+    """Return the bytes of the host's memory that can still be taken; what a file system only remembers counts as free.
+
+    system: where /proc and /sys are. Where they do not say, there is no limit.
+    """
+    free = [2**63]
+    with suppress(OSError, ValueError, KeyError):
+        lines = (line.split(":") for line in (system / "proc/meminfo").read_text().splitlines())
+        free.append({key: int(value.split()[0]) for key, value in lines}["MemAvailable"] * 1024)
+    with suppress(OSError, ValueError, KeyError):  # a container's (cgroups, version 2); "max" where it has no limit
+        group = system / "sys/fs/cgroup"
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        files = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
+        free.append(limit - used + int(files))
+    return max(0, min(free))
 
 
 def allocate(shape: torch.Size, dtype: torch.dtype, pinned: bool) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,10 +12,20 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 
 class Share(NamedTuple):
-    """A live tensor, which is the part of a whole that begins at `offset`: an index for each dimension."""
+    """A tensor that is the part of a whole which begins at `offset`: an index for each dimension."""
 
     local: Tensor
     offset: Sequence[int]
+
+
+class Spread(Protocol):
+    """A whole tensor that lies in several places, as in the files of several ranks."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+    def part(self, offset: Sequence[int], shape: Sequence[int]) -> Tensor:
+        """Return the part that begins at `offset`; only that is read."""
 
 
 def share_of(value: Tensor) -> Share:
@@ -27,16 +37,23 @@ def share_of(value: Tensor) -> Share:
     return Share(value.to_local(), offset)
 
 
-def part_of(saved: Tensor, offset: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Return the part of a whole tensor that begins at `offset`: a view, so nothing else of it is read."""
+def part_of(saved: Tensor | Spread, offset: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Return the part of a whole tensor that begins at `offset`: of one in memory, or mapped into it, a view."""
+    if not isinstance(saved, Tensor):
+        return saved.part(offset, shape)
     for dim, (start, size) in enumerate(zip(offset, shape, strict=True)):
         if size != saved.shape[dim]:
             saved = saved.narrow(dim, start if size else 0, size)
     return saved
 
 
+def whole(saved: Tensor | Spread) -> Tensor:
+    """Return all of a saved tensor."""
+    return part_of(saved, [0] * len(saved.shape), saved.shape)
+
+
 @torch.no_grad()
-def copy_into(live: Tensor, saved: Tensor) -> None:
+def copy_into(live: Tensor, saved: Tensor | Spread) -> None:
     """Write a whole tensor into one that this process holds all or a share of. RuntimeError for another shape."""
     if live.shape != saved.shape:
         raise RuntimeError(f"a tensor of shape {list(saved.shape)} does not fit one of {list(live.shape)}")
@@ -44,7 +61,7 @@ def copy_into(live: Tensor, saved: Tensor) -> None:
     local.copy_(share_of(saved).local if isinstance(saved, DTensor) else part_of(saved, offset, local.shape))
 
 
-def copy_all_into(live: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+def copy_all_into(live: Mapping[str, Tensor], saved: Mapping[str, Tensor | Spread]) -> None:
     """Write tensors into those of the same names. KeyError if one is missing."""
     for name, value in live.items():
         try:
@@ -53,10 +70,13 @@ def copy_all_into(live: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> No
             raise RuntimeError(f"{name}: {error}") from None
 
 
-def restored(saved: Tensor, parameter: Tensor, device: torch.device) -> Tensor:
-    """Return a copy of a value that an optimiser keeps of `parameter`: spread and laid out like it if of its shape."""
+def restored(saved: Tensor | Spread, parameter: Tensor, device: torch.device) -> Tensor:
+    """Return a copy of a value that an optimiser keeps of `parameter`: spread and laid out like it if of its shape.
+
+    Fused kernels walk through memory, so moments need their parameter's layout.
+    """
     if saved.shape != parameter.shape:
-        return share_of(saved).local.to(device, copy=True)
+        return (share_of(saved).local if isinstance(saved, DTensor) else whole(saved)).to(device, copy=True)
     value = torch.empty_like(parameter.detach(), dtype=saved.dtype, device=device)
     copy_into(value, saved)
     return value

@@ -14,7 +14,7 @@ from ddx.training.distributed import Ranks, replicate
 from ddx.training.divergence import LostSteps
 from ddx.training.host_adamw import HostAdamW
 from ddx.training.optimizer import make_optimizer
-from ddx.training.shares import copy_all_into, restored
+from ddx.training.shares import Spread, copy_all_into, restored
 
 
 class Trained:
@@ -37,7 +37,7 @@ class Trained:
         state = self.optimizer.state
         return {f"{name}|{key}": value for name, p in self.named for key, value in state.get(p, {}).items()}
 
-    def load_optimizer_tensors(self, tensors: dict[str, Tensor]) -> None:
+    def load_optimizer_tensors(self, tensors: Mapping[str, Tensor | Spread]) -> None:
         """Restore what `optimizer_tensors` returned, each value where the optimiser itself keeps it."""
         named = dict(self.named)
         groups = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
@@ -58,7 +58,7 @@ class Trained:
         frozen = {name for name, _ in self.module.named_parameters()} - {name for name, _ in self.named}
         return {name: value for name, value in self.module.state_dict().items() if name not in frozen}
 
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_tensors(self, tensors: Mapping[str, Tensor | Spread]) -> None:
         """Restore what `tensors` returned. RuntimeError if it is of another network."""
         live = self.tensors()
         if tensors.keys() != live.keys():

@@ -19,7 +19,7 @@ from ddx.kernels.cpu_bfloat16 import wide_products
 from ddx.methods.base import STUDENT, Batch, Losses, Method, NetworkSpec, Turn
 from ddx.methods.parts.random_numbers import mix
 from ddx.networks.lora import add_lora
-from ddx.training.checkpoint import Snapshot
+from ddx.training.checkpoint import Saved, Snapshot
 from ddx.training.checkpointing import some_again
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks, without_sync
@@ -301,12 +301,12 @@ class Trainer:
         }
         return Snapshot(tensors, state)
 
-    def restore(self, snapshot: Snapshot) -> None:
-        """Continue from a snapshot. DdxError if it belongs to other networks."""
+    def restore(self, snapshot: Saved) -> None:
+        """Continue from a snapshot or a checkpoint. DdxError if it belongs to other networks."""
         try:
             for name, trained in self.trained.items():
                 trained.load_tensors(snapshot.tensors[name])
-                trained.load_optimizer_tensors(dict(snapshot.tensors.get(f"{name}.optimizer", {})))
+                trained.load_optimizer_tensors(snapshot.tensors.get(f"{name}.optimizer", {}))
                 copy_all_into(trained.balance.state(), snapshot.tensors.get(f"{name}.balance", {}))
                 trained.num_steps = int(snapshot.state["num_steps"][name])
             for name, average in self._all_averages().items():

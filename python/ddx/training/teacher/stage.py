@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ddx.progress import Progress
-from ddx.training.checkpoint import Snapshot, latest_checkpoint, load_checkpoint, save_checkpoint
+from ddx.training.checkpoint import Saved, Snapshot, latest_checkpoint, load_checkpoint, save_checkpoint
 from ddx.training.divergence import LostSteps, diverged
 from ddx.training.ema import EMA
 from ddx.training.interruption import StopSignal, tells_what_is_saved
 from ddx.training.optimizer import guarded_step, measure_clip, set_learning_rate
+from ddx.training.shares import restored
 from ddx.training.tracking import Clock, Metrics
 
 KEEP_CHECKPOINTS = 2
@@ -128,7 +129,7 @@ def _snapshot(stage: Stage, step: int, skipped: Tensor) -> Snapshot:
 
 
 @torch.no_grad()
-def _restore(stage: Stage, snapshot: Snapshot, skipped: Tensor) -> int:
+def _restore(stage: Stage, snapshot: Saved, skipped: Tensor) -> int:
     stage.network.load_state_dict(dict(snapshot.tensors["network"]))
     stage.ema.load_state_dict({"num_images": snapshot.state["num_images"], "shadow": snapshot.tensors["ema"]})
     for name, optimizer in stage.optimizers.items():
@@ -137,10 +138,7 @@ def _restore(stage: Stage, snapshot: Snapshot, skipped: Tensor) -> int:
         for key, value in snapshot.tensors[name].items():
             index, _, entry = key.partition(".")
             parameter = parameters[int(index)]
-            if value.shape == parameter.shape:
-                # Fused kernels walk through memory, so moments need their parameter's layout (channels last).
-                value = torch.empty_like(parameter).copy_(value)
-            entries.setdefault(int(index), {})[entry] = value
+            entries.setdefault(int(index), {})[entry] = restored(value, parameter, torch.device("cpu"))
         optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
     skipped.fill_(float(snapshot.state["skipped"]))
     return int(snapshot.state["step"])
