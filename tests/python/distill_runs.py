@@ -7,8 +7,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-
+from ddx.checkpoints.folder import load_checkpoint
+from ddx.checkpoints.shares import whole
 from ddx.config import Settings
 from ddx.progress import NullProgress
 from ddx.training.distill import distill
@@ -57,9 +57,8 @@ def lines(student: Path) -> list[dict[str, Any]]:
 
 
 def tensors(student: Path, step: int = STEPS) -> dict[str, Any]:
-    folder = student / "checkpoints" / f"step-{step:06d}"
-    files = sorted(folder.glob("*.safetensors"))
-    return {f"{file.stem}/{name}": value for file in files for name, value in load_file(file).items()}
+    saved = load_checkpoint(student / "checkpoints" / f"step-{step:06d}").tensors
+    return {f"{group}/{name}": whole(value) for group, named in saved.items() for name, value in named.items()}
 
 
 def assert_same_run(first: Path, second: Path) -> None:

@@ -23,13 +23,13 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from ddx.checkpoints import files
+from ddx.checkpoints.folder import Saved, Snapshot, list_checkpoints, load_checkpoint, or_damaged
+from ddx.checkpoints.shares import copy_all_into, copy_into, restored
 from ddx.errors import DdxError
-from ddx.training import checkpoint_files
 from ddx.training import saver as saving
-from ddx.training.checkpoint import Saved, Snapshot, list_checkpoints, load_checkpoint, or_damaged
 from ddx.training.distributed import Ranks
 from ddx.training.saver import Saver
-from ddx.training.shares import copy_all_into, copy_into, restored
 
 
 class Networks:
@@ -124,6 +124,20 @@ def fails_to_save(networks: Networks, out: Path, ranks: Ranks) -> None:
         saver.wait()
 
 
+def seen_by_some(networks: Networks, out: Path, ranks: Ranks) -> None:
+    """Without a shared file system the first rank writes alone what every rank has; shares it cannot."""
+    said: list[str] = []
+    saver = Saver(out / ("elsewhere" if ranks.rank == 3 else "alone"), ranks, keep=2, say=said.append)
+    with raises("not every machine sees .*, where each is to write its share"):
+        saver.start(1, networks.snapshot(1))
+    values = {"w": torch.arange(5.0), "step": torch.tensor(3.0)}
+    saver.start(1, Snapshot({"student": values}, {"step": 1}))
+    saver.wait()
+    assert len(said) == 1 and not (out / "elsewhere").exists()
+    assert load_checkpoint(out / "alone" / "step-000001").tensors["student"]["w"].shape == (5,)
+    assert not (out / "alone" / "step-000001" / "index.json").exists()
+
+
 def damaged(out: Path, ranks: Ranks) -> None:
     """What one rank cannot read is an error on all."""
     networks, path = Networks(init_device_mesh("cpu", (4,)), seed=5), out / "failed" / "step-000003"
@@ -156,7 +170,7 @@ def main(out: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     ranks = Ranks(dist.get_rank(), dist.get_world_size())
-    saving.AT_ONCE, checkpoint_files.SMALL = -1, 100
+    saving.AT_ONCE, files.SMALL = -1, 100
     four, hybrid = init_device_mesh("cpu", (4,)), init_device_mesh("cpu", (2, 2), mesh_dim_names=("copy", "shard"))
     two = hybrid["shard"]
     networks = Networks(four, seed=1)
@@ -185,6 +199,7 @@ def main(out: Path) -> None:
         save_file(expected, out / "expected.safetensors")
     fails_to_save(networks, out, ranks)
     damaged(out, ranks)
+    seen_by_some(networks, out, ranks)
     dist.destroy_process_group()
 
 

@@ -6,6 +6,7 @@ checkpoints keep the embedder of the scale, so another fold adds the difference 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,23 +70,18 @@ def _stored_embedder(folder: Path) -> dict[str, Tensor]:
 
     Empty without a checkpoint that has one.
     """
-    from safetensors import SafetensorError, safe_open
-
+    from ddx.checkpoints.files import Damaged, read_tensors
+    from ddx.checkpoints.folder import list_checkpoints
+    from ddx.checkpoints.shares import whole
     from ddx.teachers.extra_input import GUIDANCE
 
     prefix = f"{GUIDANCE}."
-    checkpoints = sorted((folder / "checkpoints").glob("step-*"), key=lambda path: (len(path.name), path.name))
-    for checkpoint in reversed(checkpoints):
-        for group in ("ema", "student"):
-            path = checkpoint / f"{group}.safetensors"
-            if not path.is_file():
-                continue
-            try:
-                with safe_open(path, framework="pt") as file:
-                    names = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
-                    found = {key.removeprefix(prefix): file.get_tensor(key).float() for key in names}
-            except (OSError, SafetensorError):
-                continue
-            if found:
-                return found
+    for checkpoint in reversed(list_checkpoints(folder / "checkpoints")):
+        with suppress(Damaged):
+            saved = read_tensors(checkpoint)
+            for group in ("ema", "student"):
+                named = saved.get(group, {})
+                found = {key.removeprefix(prefix): whole(named[key]).float() for key in named if key.startswith(prefix)}
+                if found:
+                    return found
     return {}

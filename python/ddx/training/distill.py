@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
+from ddx.checkpoints.folder import Snapshot, latest_checkpoint, load_checkpoint, or_damaged
 from ddx.data.ranks import already_written
 from ddx.errors import DdxError
 from ddx.methods.parts.added_discriminator import AddedDiscriminatorConfig
 from ddx.progress import NullProgress, Progress
 from ddx.run_record import versions
 from ddx.training.batches import batches, micro_batches
-from ddx.training.checkpoint import Snapshot, latest_checkpoint, load_checkpoint, or_damaged
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import join
 from ddx.training.divergence import diverged

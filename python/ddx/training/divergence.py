@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ddx.checkpoints.folder import latest_checkpoint
 from ddx.errors import DdxError
-from ddx.training.checkpoint import latest_checkpoint
 
 
 class LostSteps:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddx.checkpoints.shares import copy_all_into
 from ddx.methods.parts.random_numbers import mix
 from ddx.training.config import parse_average
 from ddx.training.host_memory import empty_at_home, parts, visit
-from ddx.training.shares import copy_all_into
 
 
 class EMA:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import AdamW, adamw
 
+from ddx.checkpoints.shares import Spread, copy_into, restored
 from ddx.training.host_memory import empty_at_home, parts, visit
-from ddx.training.shares import Spread, copy_into, restored
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ddx.checkpoints.folder import step_of
 from ddx.config import to_dict
 from ddx.data.captions import Captions
 from ddx.data.picture_sizes import PictureSizes
@@ -24,7 +25,6 @@ from ddx.run_record import read_run
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
 from ddx.teachers.registry import load_teacher
-from ddx.training.checkpoint import step_of
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks
 from ddx.training.find_store import find_store, require_pairs

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ddx.checkpoints.folder import latest_checkpoint
 from ddx.errors import UsageError
 from ddx.run_record import read_run
-from ddx.training.checkpoint import latest_checkpoint
 from ddx.training.config import ADDED_SINCE, EXPLICIT_CHANGES, RESUMABLE_CHANGES
 from ddx.workspace import Workspace, is_vacant
 

@@ -18,9 +18,12 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
 
+from torch.distributed.tensor import DTensor
+
+from ddx.checkpoints.files import index_of, on_host, own_pieces, write_pieces
+from ddx.checkpoints.folder import Snapshot, hidden_folder, put_in_place, retire, sweep, told
+from ddx.checkpoints.shares import Share
 from ddx.errors import DdxError, first_line
-from ddx.training.checkpoint import Snapshot, hidden_folder, put_in_place, retire, sweep, told
-from ddx.training.checkpoint_files import index_of, on_host, own_pieces, write_pieces
 from ddx.training.distributed import Ranks
 from ddx.training.host_memory import free_memory
 
@@ -47,6 +50,7 @@ class Saver:
         self.folder, self.ranks, self.keep, self.say = folder, ranks, keep, say
         self.in_background = in_background
         self.writer = str(ranks.share(f"{os.getpid()}-{secrets.token_hex(3)}"))
+        self.writers = 0  # ranks that write; not known before the first save
         self.writing: _Writing | None = None  # on every rank or on none, as the next one
         self.sweeping: _Job | None = None
         self.said = False
@@ -54,8 +58,9 @@ class Saver:
     def start(self, step: int, snapshot: Snapshot) -> None:
         """Begin to save what is live now; the former save is waited for. DdxError where that one failed."""
         self.wait()
+        self.writers = self.writers or self._count_writers(step)
         ranks, hidden = self.ranks, hidden_folder(self.folder, step, self.writer)
-        pieces = own_pieces(snapshot.tensors, ranks.rank, ranks.world)
+        pieces = self._own_pieces(snapshot)
         size = sum(piece.local.nbytes for named in pieces.values() for piece in named.values())
         aside = self.in_background and ranks.any(size > AT_ONCE) and self._has_room(size)
         if aside:
@@ -65,10 +70,12 @@ class Saver:
             if ranks.is_first:
                 sweep(self.folder, but=hidden)
             with told(self.folder, step):
+                if not pieces and not ranks.is_first:
+                    return {}
                 hidden.mkdir(parents=True, exist_ok=True)
-                return write_pieces(hidden, pieces, ranks.rank, ranks.world)
+                return write_pieces(hidden, pieces, ranks.rank, self.writers)
 
-        described = index_of(snapshot.tensors) if ranks.world > 1 else None
+        described = index_of(snapshot.tensors) if self.writers > 1 else None
         self.writing = _Writing(step, hidden, snapshot.state, described, _Job(write))
         if not aside:
             self.wait()
@@ -103,6 +110,37 @@ class Saver:
         put_in_place(done.hidden, self.folder, done.step, done.state, index)
         with told(self.folder, done.step):
             retire(self.folder, self.keep)
+
+    def _count_writers(self, step: int) -> int:
+        """Return how many ranks write: all, or the first alone where another one does not see its folder."""
+        if self.ranks.world == 1:
+            return 1
+        mark = hidden_folder(self.folder, step, f"{self.writer}.seen")
+
+        def make() -> None:
+            with told(self.folder, step):
+                mark.mkdir(parents=True)
+
+        self.ranks.first(make)
+        blind = self.ranks.any(not mark.is_dir())
+        if self.ranks.is_first:
+            mark.rmdir()
+        if blind:
+            self.say(
+                f"not every machine sees {self.folder}: the first process writes the checkpoints alone, and a run that "
+                "stops goes on only where all see them"
+            )
+        return 1 if blind else self.ranks.world
+
+    def _own_pieces(self, snapshot: Snapshot) -> dict[str, dict[str, Share]]:
+        if self.writers == self.ranks.world:
+            return own_pieces(snapshot.tensors, self.ranks.rank, self.ranks.world)
+        if any(isinstance(value, DTensor) for values in snapshot.tensors.values() for value in values.values()):
+            raise DdxError(
+                f"not every machine sees {self.folder}, where each is to write its share",
+                hint="put --workspace on a file system that all machines mount at the same path",
+            )
+        return own_pieces(snapshot.tensors, 0, 1) if self.ranks.is_first else {}
 
     def _has_room(self, size: int) -> bool:
         """Whether copies of as much as this by every process of a machine fit into its memory, on all machines."""

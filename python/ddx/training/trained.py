@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ddx.checkpoints.shares import Spread, copy_all_into, restored
 from ddx.methods.base import NetworkSpec
 from ddx.training.balance import LossBalance
 from ddx.training.config import DistillConfig
@@ -14,7 +15,6 @@ from ddx.training.distributed import Ranks, replicate
 from ddx.training.divergence import LostSteps
 from ddx.training.host_adamw import HostAdamW
 from ddx.training.optimizer import make_optimizer
-from ddx.training.shares import Spread, copy_all_into, restored
 
 
 class Trained:

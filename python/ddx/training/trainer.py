@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddx.checkpoints.folder import Saved, Snapshot
+from ddx.checkpoints.shares import copy_all_into
 from ddx.errors import DdxError
 from ddx.kernels.cpu_bfloat16 import wide_products
 from ddx.methods.base import STUDENT, Batch, Losses, Method, NetworkSpec, Turn
 from ddx.methods.parts.random_numbers import mix
 from ddx.networks.lora import add_lora
-from ddx.training.checkpoint import Saved, Snapshot
 from ddx.training.checkpointing import some_again
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks, without_sync
@@ -37,7 +38,6 @@ from ddx.training.optimizer import (
     warmup_linear,
 )
 from ddx.training.quantised_base import quantise_teacher
-from ddx.training.shares import copy_all_into
 from ddx.training.starting_weights import start_from
 from ddx.training.streamed import stream_teacher
 from ddx.training.trained import Trained

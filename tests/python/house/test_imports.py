@@ -34,6 +34,7 @@ RANK = {
     "kernels": 1,
     "metrics": 1,
     "device": 1,
+    "checkpoints": 1,
     "scenes": 0,
     "errors": 0,
     "config": 0,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from ddx.checkpoints.folder import Snapshot, save_checkpoint
 from ddx.errors import DdxError, UsageError
 from ddx.kernels import dispatch
 from ddx.run_record import write_run
@@ -18,6 +19,7 @@ from ddx.sampling.student import StudentFolder
 from ddx.teachers.families.sana_fused import is_fused, unfuse
 from ddx.teachers.registry import load_teacher
 from pipelines import make_sana
+from saved_by_ranks import save_by_ranks
 from students import make_student, opened
 
 PROMPTS = ("a red circle above a blue square", "two small cats", "a house in the light of a green dog")
@@ -111,8 +113,6 @@ def test_the_shipped_dtype_is_used(tmp_path: Path) -> None:
 
 
 def test_guidance_is_folded_again_from_the_checkpoint(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     from ddx.networks.guidance import GUIDANCE, add_guidance_embedder, fold_guidance
 
     folder = make_student("flow", tmp_path / "guided", guidance=4.5, guidance_range=[4.0, 6.0])
@@ -121,11 +121,7 @@ def test_guidance_is_folded_again_from_the_checkpoint(tmp_path: Path) -> None:
     embedder = network.get_submodule(GUIDANCE)
     torch.nn.init.normal_(embedder.get_parameter("last.weight"), std=0.3)
     teacher.save_student(folder, fold_guidance(teacher, network, 4.5))
-    checkpoint = folder / "checkpoints" / "step-000010"
-    checkpoint.mkdir(parents=True)
-    save_file(
-        {name: value.contiguous() for name, value in network.state_dict().items()}, checkpoint / "ema.safetensors"
-    )
+    save_by_ranks(folder / "checkpoints", 10, {"ema": network.state_dict()}, {}, 3, ("ema",))
 
     student = StudentPipeline(folder, device="cpu")
     before = student.draw(PROMPTS[:1], [0], 1)[0]
@@ -205,8 +201,6 @@ def test_without_the_kernels_every_bit_is_diffusers_own(flow_student: Path, monk
 
 
 def test_guidance_is_folded_again_beside_the_length_of_the_steps(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     from ddx.methods.base import NetworkSpec
     from ddx.methods.shortcut import Shortcut, ShortcutConfig
     from ddx.networks.guidance import GUIDANCE, INTERVAL, fold
@@ -220,11 +214,7 @@ def test_guidance_is_folded_again_beside_the_length_of_the_steps(tmp_path: Path)
     folder = tmp_path / "student"
     notes = export_student(method, network, folder, "float32", torch.float32)
     write_run(folder, {"kind": "student", **method.export_notes(), **notes}, finished=True)
-    checkpoint = folder / "checkpoints" / "step-000010"
-    checkpoint.mkdir(parents=True)
-    save_file(
-        {name: value.contiguous() for name, value in network.state_dict().items()}, checkpoint / "ema.safetensors"
-    )
+    save_checkpoint(folder / "checkpoints", 10, Snapshot({"ema": network.state_dict()}, {}), keep=1)
 
     student = StudentPipeline(folder, device="cpu")
     student.set_guidance(6.0)

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import distill_runs as runs
+from ddx.checkpoints.folder import latest_checkpoint
 from ddx.cli import main
 from ddx.errors import DdxError, UsageError
 from ddx.progress import NullProgress
-from ddx.training.checkpoint import latest_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from ddx.cli import main
 from ddx.data.ranks import claim
 from ddx.errors import DdxError, Interrupted, UsageError
 from ddx.progress import NullProgress
+from ddx.training.interruption import StopSignal
 from ddx.training.sole_writer import LOCK
 
 SAID = ("train_steps", "learning_rate")
@@ -106,6 +107,15 @@ def test_an_interruption_is_acknowledged_and_says_what_is_saved_and_another_rate
     assert record(out)["history"] == [{"step": 5, "learning_rate": [1e-3, 5e-4]}]
     rates = {line["step"]: line["lr"] for line in runs.lines(out)}
     assert (rates[5], rates[6]) == (1e-3, 5e-4)
+
+
+def test_under_torchrun_a_request_that_comes_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    said: list[str] = []
+    with StopSignal(said.append) as stop:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+    assert stop.requested and len(said) == 1
 
 
 def test_interrupted_before_a_checkpoint_nothing_is_promised(

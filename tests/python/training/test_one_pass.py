@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddx.checkpoints.folder import load_checkpoint, save_checkpoint
 from ddx.methods.base import STUDENT
 from ddx.teachers.base import Teacher
 from ddx.teachers.registry import load_teacher
 from ddx.training import optimizer as optimizers
-from ddx.training.checkpoint import load_checkpoint, save_checkpoint
 from ddx.training.one_pass import OnePass
 from ddx.training.optimizer import make_optimizer
 from distilling import make_batch, make_trainer

@@ -8,8 +8,8 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 import four_savers
-from ddx.training.checkpoint import load_checkpoint
-from ddx.training.shares import whole
+from ddx.checkpoints.folder import load_checkpoint
+from ddx.checkpoints.shares import whole
 from watchdog import WATCHDOG_S
 
 

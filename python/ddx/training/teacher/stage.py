@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ddx.checkpoints.folder import Saved, Snapshot, latest_checkpoint, load_checkpoint, save_checkpoint
+from ddx.checkpoints.shares import restored
 from ddx.progress import Progress
-from ddx.training.checkpoint import Saved, Snapshot, latest_checkpoint, load_checkpoint, save_checkpoint
 from ddx.training.divergence import LostSteps, diverged
 from ddx.training.ema import EMA
 from ddx.training.interruption import StopSignal, tells_what_is_saved
 from ddx.training.optimizer import guarded_step, measure_clip, set_learning_rate
-from ddx.training.shares import restored
 from ddx.training.tracking import Clock, Metrics
 
 KEEP_CHECKPOINTS = 2

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from ddx.checkpoints.files import SMALL, own_pieces
+from ddx.checkpoints.folder import Saved, load_checkpoint, or_damaged
+from ddx.checkpoints.shares import Spread, copy_all_into, part_of, whole
 from ddx.errors import DdxError
-from ddx.training.checkpoint import Saved, latest_checkpoint, load_checkpoint, or_damaged, put_in_place
-from ddx.training.checkpoint_files import SMALL, index_of, own_pieces, write_pieces
-from ddx.training.shares import Share, Spread, copy_all_into, part_of, whole
+from saved_by_ranks import rows, save_by_ranks
 
 STATE = {"step": 4}
-
-
-def rows(value: Tensor, rank: int, world: int) -> Share:
-    """What a rank has of a tensor whose rows are dealt as FSDP does: the last ranks may have fewer, or none."""
-    size = -(-value.shape[0] // world)
-    first = min(rank * size, value.shape[0])
-    return Share(value[first : first + size], [first] + [0] * (value.dim() - 1))
 
 
 def tensors() -> dict[str, dict[str, Tensor]]:
@@ -32,18 +27,7 @@ def tensors() -> dict[str, dict[str, Tensor]]:
 
 
 def save(folder: Path, world: int, *, spread: bool) -> Path:
-    """Write as `world` ranks do that share the rows of the weights, or that have all of everything."""
-    hidden, files, values = folder / ".hidden", {}, tensors()
-    hidden.mkdir(parents=True)
-    for rank in range(world):
-        pieces = own_pieces(values, rank, world)
-        if spread:
-            pieces["student"] = {name: rows(value, rank, world) for name, value in values["student"].items()}
-        files |= write_pieces(hidden, pieces, rank, world)
-    put_in_place(hidden, folder, 4, STATE, {**index_of(values), "files": files})
-    found = latest_checkpoint(folder)
-    assert found is not None
-    return found
+    return save_by_ranks(folder, 4, tensors(), STATE, world, ("student",) if spread else ())
 
 
 def assert_whole(saved: Saved) -> None:
@@ -95,13 +79,15 @@ def garble(file: Path) -> None:
     file.write_bytes(b"\xff" * file.stat().st_size)
 
 
-@pytest.mark.parametrize("damage", [cut, garble, Path.unlink])
-@pytest.mark.parametrize("name", ["student.2-of-4.safetensors", "index.json", "state.json"])
-def test_a_damaged_file_is_named(name: str, damage: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *(("student.2-of-4.safetensors", damage) for damage in (cut, garble, Path.unlink)),
+        *((name, damage) for name in ("index.json", "state.json") for damage in (cut, garble)),
+    ],
+)
+def test_a_damaged_file_is_named(name: str, damage: Callable[[Path], None], tmp_path: Path) -> None:
     path = save(tmp_path, 4, spread=True)
-    if name != "student.2-of-4.safetensors" and damage is Path.unlink:
-        return  # without them it is no checkpoint of several ranks
-    assert callable(damage)
     damage(path / name)
     live = {name: torch.zeros_like(value) for name, value in tensors()["student"].items()}
     with pytest.raises(DdxError, match="damaged") as error, or_damaged(path):

@@ -4,7 +4,7 @@
 
 A checkpoint is written into a hidden folder, flushed to the disk, and renamed. A process killed at any moment leaves
 complete checkpoints and hidden rubbish, which the next one to write removes. Which files several ranks write:
-:mod:`ddx.training.checkpoint_files`; how a run saves while it goes on: :mod:`ddx.training.saver`.
+:mod:`ddx.checkpoints.files`; how a run saves while it goes on: :mod:`ddx.training.saver`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ddx.checkpoints.files import INDEX_FILE, Damaged, flush, own_pieces, read_tensors, write_pieces
+from ddx.checkpoints.shares import Spread
 from ddx.errors import DdxError, cannot_write
-from ddx.training.checkpoint_files import INDEX_FILE, Damaged, flush, own_pieces, read_tensors, write_pieces
-from ddx.training.shares import Spread
 
 _NAME = re.compile(r"step-(\d{6,})")
 STATE_FILE = "state.json"
@@ -85,7 +85,7 @@ def put_in_place(
 ) -> None:
     """Give a hidden folder with all its tensors the rest, and its name. DdxError, and it is gone, if that fails.
 
-    index: of several ranks' files, see :func:`~ddx.training.checkpoint_files.index_of`.
+    index: of several ranks' files, see :func:`~ddx.checkpoints.files.index_of`.
     """
     try:
         with told(folder, step):

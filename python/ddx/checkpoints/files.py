@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from ddx.training.shares import Share, Spread, part_of, share_of
+from ddx.checkpoints.shares import Share, Spread, part_of, share_of
 
 INDEX_FILE = "index.json"
 SUFFIX = ".safetensors"

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddx.checkpoints.folder import Snapshot, latest_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from ddx.checkpoints.shares import whole
 from ddx.errors import DdxError
-from ddx.training.checkpoint import Snapshot, latest_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
-from ddx.training.shares import whole
 from ddx.training.tracking import Metrics
 
 SNAPSHOT = Snapshot(

@@ -1,0 +1,34 @@
+"""The command line of ddx, in which the process of a rank is killed once: `training/test_restarts.py`.
+
+    torchrun … dies_once.py RANK STEP MARKER [the arguments of ddx, as JSON] …
+
+The rank dies as it begins to write the checkpoint of the step, unless MARKER, which it makes then, is there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from ddx.cli.main import run
+
+
+def dies(rank: str, step: str, marker: Path) -> None:
+    """Watch for what the rank does first in a save."""
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "os.mkdir" and f".step-{int(step):06d}." in str(arguments[0]) and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if os.environ["RANK"] == rank:
+        sys.addaudithook(watch)
+
+
+if __name__ == "__main__":
+    dies(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    sys.exit(next((code for line in sys.argv[4:] if (code := run(json.loads(line)))), 0))
