@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ddx.memory.fake_run import Footprint
     from ddx.training.recipe import Recipe
 
-LABELS = {"compile": "compile", "cuda_graphs": "graphs"}
+LABELS = {"compile": "compile", "cuda_graphs": "graphs", "shard": "shard"}
 GROUPS = ("published:", "yours:", "ddx:")  # the defaults come last
 
 

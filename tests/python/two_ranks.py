@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from ddx.teachers.base import Teacher
 from ddx.teachers.registry import load_teacher
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks
+from ddx.training.sharding import Sharding
+from ddx.training.spread_tensors import whole
 from ddx.training.trainer import Trainer
 from distilling import AT_ONCE, make_batch
 
@@ -77,8 +79,13 @@ def cases(*, every: bool) -> Iterator[Case]:
     yield from (Case("lcm", {}, judge, balance, lora_rank=4) for balance in BALANCES)
 
 
-def update(case: Case, teacher: Teacher, ranks: Ranks, rows: list[slice]) -> dict[str, Tensor]:
-    """Return what a step of a fresh trainer adds to each network's weights, and what it carries to the next one."""
+def update(
+    case: Case, teacher: Teacher, ranks: Ranks, rows: list[slice], sharding: Sharding | None = None, **more: Any
+) -> dict[str, Tensor]:
+    """Return what a step of a fresh trainer adds to each network's weights, and what it carries to the next one.
+
+    more: settings of the trainer over those that make steps comparable.
+    """
     spec = trainable_spec(case.method)
     # steps that are nearly in proportion to the gradient: Adam's own magnify roundings of what is next to zero
     steady = {"learning_rate": 0.3, "adam_epsilon": 1.0, "weight_decay": 0.0, "clip_norm": 1e9, "warmup_steps": 0}
@@ -88,21 +95,25 @@ def update(case: Case, teacher: Teacher, ranks: Ranks, rows: list[slice]) -> dic
         "lora_rank": case.lora_rank,
         "gradient_checkpointing": False,
     }
-    config = DistillConfig(**{**spec.method.defaults, **steady, **given, "ema_half_life": 0.0})
+    config = DistillConfig(**{**spec.method.defaults, **steady, **given, "ema_half_life": 0.0, **more})
     discriminator = AddedDiscriminatorConfig(**case.discriminator)
     method = load_method(case.method, spec.config(**case.settings), teacher, discriminator)
-    trainer = Trainer(method, config, ranks, torch.float32)
-    before = {name: [p.detach().clone() for p in trained.parameters] for name, trained in trainer.trained.items()}
+    dtype = {"auto": torch.float32, "bf16": torch.bfloat16}[config.dtype]
+    trainer = Trainer(method, config, ranks, dtype, sharding=sharding)
+    before = {name: joined(trained.parameters) for name, trained in trainer.trained.items()}
     trainer.step(0, [make_batch(teacher, rows=part) for part in rows])
-    found = {
-        name: torch.cat([(p.detach() - old).flatten() for p, old in zip(trained.parameters, before[name], strict=True)])
-        for name, trained in trainer.trained.items()
-    }
+    found = {name: joined(trained.parameters) - before[name] for name, trained in trainer.trained.items()}
+    for name, average in trainer._all_averages().items():
+        found[f"average {name}"] = joined(average.parameters().values())
     if case.balance == "norm":
         norms = trainer.trained["student"].balance.norms
         assert (norms > 0.0).all(), case
         found["norms"] = norms
     return found
+
+
+def joined(values: Iterable[Tensor]) -> Tensor:
+    return torch.cat([whole(value.detach()).flatten() for value in values])
 
 
 def compare(teacher: Teacher, rank: int, world: int, *, every: bool) -> dict[str, dict[str, float]]:

@@ -153,6 +153,7 @@ class Method(ABC):
         self.config = config
         self.teacher = teacher
         self.shares_backbone = False  # whether copies of the teacher's network share its frozen weights
+        self.passes_together = False  # whether every rank must make the same passes: weights are gathered in them
         self.train_steps = 0  # steps of the run, set by the trainer; stages are shares of it
 
     @property
@@ -218,6 +219,14 @@ class Method(ABC):
         A stage has `length` steps; None makes all stages equal. The last stage takes the remaining steps.
         """
         return min(step // (length or max(self.train_steps // num_stages, 1)), num_stages - 1)
+
+    def rows_to_pass(self, part: Tensor) -> Tensor:
+        """Return the rows, int64, that go through a network for a part of the batch.
+
+        They are the part's own. Where every rank must make the same passes, the first row stands in for a part that is
+        empty here; what comes of it is dropped, by ``[: len(part)]``.
+        """
+        return part.new_zeros(1) if self.passes_together and not len(part) else part
 
     def stretched(self, share: float) -> tuple[str, ...]:
         """Return the settings that are shares of the run and still act behind `share` of it: more steps would move

@@ -84,28 +84,28 @@ class FreeFlow(FlowMap):
         top = torch.full_like(times.t, self.view.t_max)
         t = top.clone()
         t[midway] = (u * top)[midway].clamp(min=self.view.t_min)
-        if len(midway):
+        if len(part := self.rows_to_pass(midway)):
             with torch.no_grad():
-                s = guidance_of(guidance, midway)
-                condition = batch.condition.index(midway)
-                velocity = self.average_velocity(still, x[midway], top[midway], t[midway], condition, s)
+                s = guidance_of(guidance, part)
+                condition = batch.condition.index(part)
+                velocity = self.average_velocity(still, x[part], top[part], t[part], condition, s)[: len(midway)]
                 x[midway] -= rows((top - t)[midway], velocity) * velocity
         r = (times.t * t / top).index_fill(0, corrected, 0.0)
         prediction = self.average_velocity(student, x, t, r, batch.condition, guidance)
         wanted, mapped = prediction.detach().clone(), torch.cat([midway, rest])  # a corrected row has no map loss
-        if len(mapped):
-            some = (value[mapped] for value in (prediction.detach(), x, t, r))
-            wanted[mapped] = self.map_target(still, take(batch, mapped), guidance_of(guidance, mapped), *some)
+        if len(part := self.rows_to_pass(mapped)):
+            some = (value[part] for value in (prediction.detach(), x, t, r))
+            target = self.map_target(still, take(batch, part), guidance_of(guidance, part), *some)
+            wanted[mapped] = target[: len(mapped)]
         loss, dropped = guarded_consistency_loss(prediction, wanted, c=None)
         second = 0.0 * loss
-        if len(corrected):
-            drawn = (x - rows(t, x) * prediction)[corrected]
+        if len(part := self.rows_to_pass(corrected)):
+            drawn = (x - rows(t, x) * prediction)[part]
             found, lost = self.correction(
-                networks[FAKE], drawn, fresh[corrected], corrected_t.t[corrected],
-                take(batch, corrected), guidance_of(guidance, corrected),
-            )  # fmt: skip
-            second = second.index_add(0, corrected, found)
-            dropped = dropped.index_copy(0, corrected, lost)
+                networks[FAKE], drawn, fresh[part], corrected_t.t[part], take(batch, part), guidance_of(guidance, part)
+            )
+            second = second.index_add(0, corrected, found[: len(corrected)])
+            dropped = dropped.index_copy(0, corrected, lost[: len(corrected)])
         return Losses(
             by_network={STUDENT: times.weigh(loss)},
             secondary={STUDENT: corrected_t.weigh(second)},

@@ -69,14 +69,16 @@ class Shortcut(FlowMap):
 
         target = torch.empty_like(x_t)
         with torch.no_grad():
-            if len(simple):
-                some, s = take(batch, simple), guidance_of(guidance, simple)
-                target[simple] = self.instant_velocity(
-                    self.config.velocity_from, target_network, some, noise[simple], x_t[simple], t[simple], s
+            if len(part := self.rows_to_pass(simple)):
+                some, s = take(batch, part), guidance_of(guidance, part)
+                velocity = self.instant_velocity(
+                    self.config.velocity_from, target_network, some, noise[part], x_t[part], t[part], s
                 )
-            if len(doubled):
-                some, s = take(batch, doubled), guidance_of(guidance, doubled)
-                target[doubled] = self.two_jumps(target_network, x_t[doubled], start[doubled], jump[doubled], some, s)
+                target[simple] = velocity[: len(simple)]
+            if len(part := self.rows_to_pass(doubled)):
+                some, s = take(batch, part), guidance_of(guidance, part)
+                velocity = self.two_jumps(target_network, x_t[part], start[part], jump[part], some, s)
+                target[doubled] = velocity[: len(doubled)]
         prediction = self.jump_velocity(student, x_t, t, jump, batch.condition, guidance)
         loss, dropped = guarded_consistency_loss(prediction, target, c=None)
         return Losses(by_network={STUDENT: times.weigh(loss)}, dropped={STUDENT: dropped})

@@ -146,8 +146,9 @@ class TwinFlow(RCGM):
         own = batch.x0.clone()
         if config.latents_from == "student":
             own = self.one_step(still, start, batch, guidance)
-        elif len(noised):
-            own[noised] = self.one_step(still, start[noised], take(batch, noised), guidance_of(guidance, noised))
+        elif len(part := self.rows_to_pass(noised)):
+            drawn = self.one_step(still, start[part], take(batch, part), guidance_of(guidance, part))
+            own[noised] = drawn[: len(noised)]
         again = self.noisy(own, fresh, times.t)  # x' at t', which is the drawn time
         x_t = self.noisy(own if config.latents_from == "student" else batch.x0, noise, t)
         x_t[full] = start[full]
@@ -157,14 +158,15 @@ class TwinFlow(RCGM):
         at[fake] = to[fake] = -times.t[fake]
         prediction = self.average_velocity(student, x, at, to, batch.condition, guidance)
         wanted, push = fresh - own, torch.zeros_like(x)
-        if len(mapped):
-            some = (value[mapped] for value in (prediction.detach(), x_t, t, r, noise))
-            error = self.error_of(target, take(batch, mapped), guidance_of(guidance, mapped), *some)
-            wanted[mapped] = prediction.detach()[mapped] - error
-        if len(full):
-            push[full] = self.rectification(
-                still, again[full], times.t[full], take(batch, full), guidance_of(guidance, full)
+        if len(part := self.rows_to_pass(mapped)):
+            some = (value[part] for value in (prediction.detach(), x_t, t, r, noise))
+            error = self.error_of(target, take(batch, part), guidance_of(guidance, part), *some)
+            wanted[mapped] = prediction.detach()[mapped] - error[: len(mapped)]
+        if len(part := self.rows_to_pass(full)):
+            pushed = self.rectification(
+                still, again[part], times.t[part], take(batch, part), guidance_of(guidance, part)
             )
+            push[full] = pushed[: len(full)]
         loss, dropped = self.distance(prediction, wanted)
         second, dropped_second = self.distance(prediction, prediction.detach() + push)
         if config.jump_weight == "tan":

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ddx.networks.guidance import EMBEDDERS
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks
+from ddx.training.spread_tensors import is_spread, local, locals_of, summed
 
 DECAY = 0.9
 
@@ -60,13 +61,14 @@ class LossBalance:
             return
         first = _dense([p.grad for p in self.parameters], self.parameters)
         second, self._second = _dense(self._second, self.parameters), None
-        for index, gradient in enumerate(second):  # of every weight, whichever a rank's own rows reach
-            second[index] = self.ranks.mean(gradient)
+        if not is_spread(second):  # shares are of the mean already
+            for index, gradient in enumerate(second):  # of every weight, whichever a rank's own rows reach
+                second[index] = self.ranks.mean(gradient)
         if self.kind == "norm":
-            torch._foreach_mul_(second, self._weight(first, second))
+            torch._foreach_mul_(locals_of(second), self._weight(first, second))
         else:
-            torch._foreach_mul_(first, 1.0 - _opposed(first, second))
-        torch._foreach_add_(first, second)
+            torch._foreach_mul_(locals_of(first), 1.0 - _opposed(first, second))
+        torch._foreach_add_(locals_of(first), locals_of(second))
         self._set_gradients(first)
 
     def state(self) -> dict[str, Tensor]:
@@ -79,7 +81,9 @@ class LossBalance:
 
     def _weight(self, first: list[Tensor], second: list[Tensor]) -> Tensor:
         """Return w, after the averages have taken one step."""
-        now = torch.stack([first[self.measured].norm(), second[self.measured].norm()])
+        now = torch.stack([local(gradients[self.measured]).norm() for gradients in (first, second)])
+        if is_spread(first):
+            now = summed(now.square(), first).sqrt()
         known = torch.where(self.norms > 0.0, torch.lerp(now, self.norms, DECAY), now)
         self.norms.copy_(torch.where(torch.isfinite(known), known, self.norms))
         weight = self.ratio * self.norms[0] / self.norms[1].clamp(min=1e-12)
@@ -92,6 +96,8 @@ def _dense(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> 
 
 def _opposed(first: list[Tensor], second: list[Tensor]) -> Tensor:
     """Return ``min(0, <g1, g2>) / |g1|^2``."""
-    along = torch.stack([(a * b).sum() for a, b in zip(first, second, strict=True)]).sum()
-    size = torch.stack([a.square().sum() for a in first]).sum()
-    return along.clamp(max=0.0) / size.clamp(min=1e-20)
+    pairs = list(zip(locals_of(first), locals_of(second), strict=True))
+    along = torch.stack([(a * b).sum() for a, b in pairs]).sum()
+    size = torch.stack([a.square().sum() for a, _ in pairs]).sum()
+    both = summed(torch.stack([along, size]), first)
+    return both[0].clamp(max=0.0) / both[1].clamp(min=1e-20)

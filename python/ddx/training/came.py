@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ddx.training.spread_tensors import local, share_beside, spread_beside, summed
+
 
 class CAME(Optimizer):
     """CAME with decoupled weight decay."""
@@ -42,41 +44,48 @@ class CAME(Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    direction = self._direction(parameter, parameter.grad.float(), group)
-                    parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
-                    parameter.add_(direction.view_as(parameter), alpha=-group["lr"])
+                    direction = self._direction(parameter, local(parameter.grad).float(), group)
+                    share = local(parameter)
+                    share.mul_(1.0 - group["lr"] * group["weight_decay"])
+                    share.add_(direction.view_as(share), alpha=-group["lr"])
 
     def _direction(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
-        """Return what is to be subtracted from a parameter, and move its averages on."""
-        state, (mean_decay, square_decay, doubt_decay) = self.state[parameter], group["betas"]
+        """Return what is to be subtracted from this rank's share of a parameter, and move its averages on."""
+        mean_decay, square_decay, doubt_decay = group["betas"]
         matrix = _is_matrix(parameter)
         gradient = gradient.flatten(1) if matrix else gradient
-        update = gradient * self._scale(state, "exp_avg_sq", gradient.square() + group["epsilons"][0], square_decay)
-        update /= (update.square().mean().sqrt() / group["clip"]).clamp(min=1.0)
-        if "exp_avg" not in state:
-            state["exp_avg"] = torch.zeros_like(update)
-        mean: Tensor = state["exp_avg"].lerp_(update, 1.0 - mean_decay)
+        update = gradient * self._scale(
+            parameter, "exp_avg_sq", gradient.square() + group["epsilons"][0], square_decay, matrix
+        )
+        square = summed(update.square().sum(), [parameter]) / parameter.numel()
+        update /= (square.sqrt() / group["clip"]).clamp(min=1.0)
+        mean = self._moved(parameter, "exp_avg", update, 1.0 - mean_decay)
         if not matrix:
             return mean
         doubt = (update - mean).square() + group["epsilons"][1]
-        return mean * self._scale(state, "exp_avg_res", doubt, doubt_decay)
+        return mean * self._scale(parameter, "exp_avg_res", doubt, doubt_decay, matrix)
 
-    @staticmethod
-    def _scale(state: dict[str, Any], name: str, square: Tensor, decay: float) -> Tensor:
+    def _scale(self, parameter: Tensor, name: str, square: Tensor, decay: float, matrix: bool) -> Tensor:
         """Return one over the root of the average square; of a matrix [n, m] from averages of its rows and columns."""
-        averages: dict[str, Tensor] = {name: square}
-        if square.ndim == 2:
-            averages = {f"{name}_row": square.mean(1), f"{name}_col": square.mean(0)}
-        for key, value in averages.items():
-            if key not in state:
-                state[key] = torch.zeros_like(value)
-            averages[key] = state[key].lerp_(value, 1.0 - decay)
-        if square.ndim != 2:
-            whole: Tensor = averages[name].rsqrt()
-            return whole
-        row, column = averages.values()
-        product: Tensor = (row / row.mean()).rsqrt()[:, None] * column.rsqrt()
-        return product
+        if not matrix:
+            return self._moved(parameter, name, square, 1.0 - decay).rsqrt()
+        rows = parameter.shape[0]
+        row = self._moved(parameter, f"{name}_row", square.mean(1), 1.0 - decay)
+        column = self._moved(parameter, f"{name}_col", summed(square.sum(0), [parameter]) / rows, 1.0 - decay)
+        mean = summed(row.sum(), [parameter]) / rows
+        return (row / mean).rsqrt()[:, None] * column.rsqrt()
+
+    def _moved(self, parameter: Tensor, key: str, value: Tensor, weight: float) -> Tensor:
+        """Return this rank's share of an average, moved towards a value; all of it, of the columns of a matrix."""
+        state = self.state[parameter]
+        everywhere = key.endswith("_col")
+        if key not in state:
+            zeros = torch.zeros_like(value)
+            state[key] = zeros if everywhere else share_beside(zeros, parameter)
+        elif not everywhere:
+            state[key] = spread_beside(state[key], parameter)  # one that was restored may be whole
+        average: Tensor = local(state[key]).lerp_(value, weight)
+        return average
 
 
 def _is_matrix(parameter: Tensor) -> bool:

@@ -15,7 +15,7 @@ from ddx.training.trackers.names import TRACKERS
 RESUMABLE_CHANGES = frozenset(
     (
         *("out", "data", "device", "memory", "offload", "micro_batch_size", "prefetch"),
-        *("gradient_checkpointing", "checkpointed_share", "compile", "cuda_graphs"),
+        *("gradient_checkpointing", "checkpointed_share", "compile", "cuda_graphs", "shard"),
         *("checkpoint_every", "async_checkpoints", "keep_checkpoints", "log_every", "max_lost_steps"),
         *("sample_every", "sample_prompts", "sample_steps", "reference_steps"),
         *("watch", "watch_every", "watch_cost", "watch_prompts", "watch_seeds"),
@@ -135,6 +135,12 @@ class DistillConfig:
         "what lives in the host's memory and visits the device, with the same results: the moments of adamw; averages; "
         "the activations that checkpointed blocks begin with; frozen weights, the teacher's or a low-rank run's",
         choices=OFFLOADS,
+    )
+    shard: str = option(
+        "auto",
+        "how processes share a run's networks, moments and averages; full: each holds a share of every tensor; hybrid: "
+        "machines hold the same shares; auto: full where whole ones take more than half of a GPU's memory",
+        choices=("auto", "none", "full", "hybrid"),
     )
     gradient_checkpointing: bool = option(True, "recompute activations in the backward pass to save memory")
     checkpointed_share: float = option(1.0, "share of the blocks that gradient_checkpointing computes again")

@@ -65,10 +65,10 @@ def distill(
         if ranks.share(latest_checkpoint(run.checkpoints) != run.folder.checkpoint):
             raise already_written(run.folder.path)  # it went on between our look and our lock
         opened.enter_context(tells_what_is_saved(run.checkpoints))
-        for name, state in what_is_on(config, run.method, ranks.device, ranks.world).items():
+        for name, state in _what_is_on(run).items():
             progress.log(f"{name} is {state}")
         start_weights = _start(run, workspace, progress)
-        trainer = Trainer(run.method, config, ranks, run.dtype, start_weights, progress.log)
+        trainer = Trainer(run.method, config, ranks, run.dtype, start_weights, progress.log, run.sharding)
         start = _resume(run, trainer)
         record_run(run, start, finished=False)
         grid, clock = _sample_grid(run), Clock(_seconds_before(run, start))
@@ -147,7 +147,7 @@ def _train(
 @dataclass(frozen=True)
 class Plan:
     """What a run would have: `on` says of `--compile` and `--cuda-graphs`, where asked for, whether they work, or why
-    not.
+    not; and of several processes how they share networks.
     """
 
     folder: RunFolder
@@ -170,7 +170,13 @@ def plan(
         run = prepare_run(config, method_config, discriminator, workspace, ranks, NullProgress(), said)
         _start(run, workspace, NullProgress())
         seconds = estimate_seconds(run.method, config, run.teacher, run.dtype, ranks.world)
-        return Plan(run.folder, run.store.path, seconds, what_is_on(config, run.method, ranks.device, ranks.world))
+        return Plan(run.folder, run.store.path, seconds, _what_is_on(run))
+
+
+def _what_is_on(run: Run) -> dict[str, str]:
+    ranks, spread = run.ranks, run.sharding is not None
+    shard = {"shard": str(run.shard_choice)} if ranks.world > 1 else {}
+    return shard | what_is_on(run.config, run.method, ranks.device, ranks.world, spread=spread)
 
 
 def _start(run: Run, workspace: Workspace, progress: Progress) -> dict[str, torch.Tensor] | None:
@@ -258,7 +264,8 @@ def _snapshot(run: Run, trainer: Trainer, clock: Clock, step: int) -> Snapshot:
 
 def _sample_grid(run: Run) -> SampleGrid | None:
     config = run.config
-    if not run.ranks.is_first or not 0 < config.sample_every <= config.train_steps:
+    draws = run.ranks.is_first or run.sharding is not None  # whose weights all ranks gather
+    if not draws or not 0 < config.sample_every <= config.train_steps:
         return None
     _, conditions = run.store.validation()
     shape = run.teacher.latent_shape(config.resolution)
@@ -274,7 +281,9 @@ def _draw_grid(run: Run, trainer: Trainer, grid: SampleGrid | None, clock: Clock
         return
     path = run.folder.path / "grids" / f"step-{step:06d}.png"
     with clock.pause(), trainer.exported_student() as student, trainer.autocast():
-        values = grid.write(path, student)
+        values = grid.write(path if run.ranks.is_first else None, student)
+    if not run.ranks.is_first:
+        return
     run.metrics.show(step, "grids", path)
     run.metrics.write({"step": step, "images": step * run.config.batch_size, **values})
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from ddx.device import find_device
@@ -145,13 +146,27 @@ class Replica(DistributedDataParallel):
 
 
 def replicate(network: nn.Module, ranks: Ranks) -> nn.Module:
-    """Return `network`, with its gradients averaged over the ranks if there are several."""
-    if ranks.world == 1:
+    """Return `network`, with its gradients averaged over several ranks; one that is spread does so itself."""
+    if ranks.world == 1 or isinstance(network, FSDPModule):
         return network
     devices = [ranks.device] if ranks.device.type == "cuda" else None
     return Replica(network, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-def without_sync(network: nn.Module, really: bool) -> Any:
-    """Return a context in which gradients are only accumulated, to be averaged by a later backward pass."""
-    return network.no_sync() if really and isinstance(network, Replica) else nullcontext()
+def without_sync(network: nn.Module, really: bool) -> AbstractContextManager[Any]:
+    """Return a context in which gradients are only accumulated, to be averaged by a later backward pass.
+
+    Those of a network that is spread become shares all the same, or they would be whole on every rank until then.
+    """
+    if really and isinstance(network, Replica):
+        return network.no_sync()
+    return _within_machines(network) if really and isinstance(network, FSDPModule) else nullcontext()
+
+
+@contextmanager
+def _within_machines(network: FSDPModule) -> Iterator[None]:
+    network.set_requires_all_reduce(False)
+    try:
+        yield
+    finally:
+        network.set_requires_all_reduce(True)

@@ -13,6 +13,7 @@ from ddx.checkpoints.shares import copy_all_into
 from ddx.methods.parts.random_numbers import mix
 from ddx.training.config import parse_average
 from ddx.training.host_memory import empty_at_home, parts, visit
+from ddx.training.spread_tensors import locals_of, reshard
 
 
 class EMA:
@@ -37,7 +38,9 @@ class EMA:
         dtype: torch.dtype = torch.float32,
         on_host: bool = False,
         seed: int = 0,
+        places: Mapping[str, Tensor] | None = None,
     ) -> None:
+        """`places`: the tensors, by name, that become the average, as those of another network."""
         if [decay, half_life_images, power].count(None) != 2:
             raise ValueError("give exactly one of decay, half_life_images and power")
         self.decay = decay
@@ -47,7 +50,11 @@ class EMA:
         self.num_images = 0
         self.dtype, self.on_host, self.seed = dtype, on_host, seed
         self._live = {name: value for name, value in module.named_parameters() if value.requires_grad}
-        self._shadow = {name: self._first(value.detach(), dtype) for name, value in self._live.items()}
+        if places is None:
+            self._shadow = {name: self._first(value.detach(), dtype) for name, value in self._live.items()}
+            return
+        self._shadow = {name: places[name] for name in self._live}
+        self.renew()
 
     def _first(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         if self.on_host:
@@ -102,9 +109,11 @@ class EMA:
         return [found[id(parameter)] for parameter in parameters]
 
     def _parts(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-        """Yield averages, on the device, beside their parameters: all in one, or parts where they need room there."""
-        shadows = list(self._shadow.values())
-        live: list[Tensor] = list(self._live.values())
+        """Yield averages, on the device, beside their parameters: all in one, or parts where they need room there.
+
+        Of what is spread over ranks, this one's shares.
+        """
+        shadows, live = locals_of(self._shadow.values()), locals_of(self._live.values())
         if not shadows:
             return
         cuts = [slice(None)] if self.is_beside else list(parts(shadows))
@@ -186,12 +195,14 @@ class Swapped(AbstractContextManager[nn.Module]):
 
     def __enter__(self) -> nn.Module:
         self.training = self.network.training
+        reshard(self.network)
         if self.average is not None:
             self.kept = {name: value.detach().clone() for name, value in self.network.named_parameters()}
             self.average.copy_to(self.network)
         return self.network.eval()
 
     def __exit__(self, *exception: object) -> None:
+        reshard(self.network)
         with torch.no_grad():
             for name, value in self.network.named_parameters():
                 if name in self.kept:
@@ -202,11 +213,7 @@ class Swapped(AbstractContextManager[nn.Module]):
 
 def average_in_place(module: nn.Module, source: nn.Module, decay: float) -> EMA:
     """Return the average of `source`, whose tensors are the parameters of `module`: no second copy is kept."""
-    average = EMA(source, decay=decay)
-    averaged = average.parameters()
-    for name, value in module.named_parameters():
-        value.requires_grad_(False)
-        if name in averaged:  # all of them, but for a frozen backbone
-            value.data = averaged[name]
+    places = {name: value.requires_grad_(False) for name, value in module.named_parameters()}
+    average = EMA(source, decay=decay, places=places)
     module.eval()
     return average

@@ -16,8 +16,10 @@ from ddx.training.config import DistillConfig
 from ddx.training.graphs import why_no_graphs
 
 
-def why_not_compiled(method: Method, device: torch.device) -> str | None:
+def why_not_compiled(method: Method, device: torch.device, *, spread: bool = False) -> str | None:
     """Return why the blocks of the networks are not compiled, None if they are."""
+    if spread:
+        return "weights are spread over processes, and a block gathers them when it is called"
     if hasattr(method.config, "jvp"):
         return "the method takes a forward-mode derivative of its network, which compiled code has none of"
     compiler = os.environ.get("CXX", "g++")
@@ -26,10 +28,12 @@ def why_not_compiled(method: Method, device: torch.device) -> str | None:
     return None
 
 
-def what_is_on(config: DistillConfig, method: Method, device: torch.device, world: int) -> dict[str, str]:
+def what_is_on(
+    config: DistillConfig, method: Method, device: torch.device, world: int, *, spread: bool = False
+) -> dict[str, str]:
     """Return "on", or "off: " and why, of each setting that the user switched on."""
     asked = {
-        "compile": (config.compile, lambda: why_not_compiled(method, device)),
+        "compile": (config.compile, lambda: why_not_compiled(method, device, spread=spread)),
         "cuda_graphs": (config.cuda_graphs, lambda: why_no_graphs(config, method, device, world)),
     }
     reasons = {name: why() for name, (wanted, why) in asked.items() if wanted}

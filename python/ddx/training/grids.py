@@ -35,17 +35,19 @@ class SampleGrid:
         self.validation = Validation(method, rows, null, latent_shape, most_steps=most, seed=config.seed, stream=NOISE)
         self._reference: Tensor | None = None
 
-    def write(self, path: Path, student: nn.Module) -> dict[str, float]:
+    def write(self, path: Path | None, student: nn.Module) -> dict[str, float]:
         """Write the grid; return `ode_distance`: the root mean square difference, in scaled latents, between the
         student's one-step pictures and the end points of the teacher's guided ODE from the same noise.
+
+        path: None on ranks that only take part, since the networks are spread over them.
         """
         drawn = self.validation
         if self._reference is None:
             self._reference = drawn.teacher_draws(self.reference_steps)
         rows = [self._reference, *(drawn.student_draws(student, steps) for steps in self.steps)]
-        pictures = torch.stack([drawn.decode(row) for row in rows])
-        drawn.teacher.unload("vae")
-        _save(path, pictures)
+        if path is not None:
+            _save(path, torch.stack([drawn.decode(row) for row in rows]))
+            drawn.teacher.unload("vae")
         first = rows[1] if self.steps[0] == 1 else drawn.student_draws(student, 1)
         return {"ode_distance": ode_distance(first, self._reference)}
 

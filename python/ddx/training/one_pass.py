@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from ddx.kernels.adam import Rule, Updated, update
 from ddx.training.ema import EMA
+from ddx.training.spread_tensors import local, locals_of
 
 
 class OnePass(Optimizer):
@@ -81,10 +82,10 @@ class OnePass(Optimizer):
     def _updated(self, parameter: nn.Parameter, averages: Sequence[Tensor]) -> Updated:
         state = self.state.get(parameter, {})
         return Updated(
-            weight=parameter,
-            gradient=None if parameter.grad is None else parameter.grad.contiguous(),
-            m=state.get("exp_avg"),
-            v=state.get("exp_avg_sq"),
+            weight=local(parameter),
+            gradient=None if parameter.grad is None else local(parameter.grad).contiguous(),
+            m=local(state["exp_avg"]) if state else None,
+            v=local(state["exp_avg_sq"]) if state else None,
             count=state.get("step"),
-            averages=averages,
+            averages=locals_of(averages),
         )

@@ -18,6 +18,7 @@ from ddx.training.config import DistillConfig
 from ddx.training.ema import EMA
 from ddx.training.host_adamw import HostAdamW
 from ddx.training.one_pass import OnePass
+from ddx.training.spread_tensors import is_spread, locals_of, summed
 
 
 def make_optimizer(parameters: list[nn.Parameter], learning_rate: float, config: DistillConfig) -> Optimizer:
@@ -116,11 +117,17 @@ def measure_clip(gradients: Iterable[Tensor | None], max_norm: float) -> Clip:
     present = [gradient for gradient in gradients if gradient is not None]
     if not present:
         return Clip(torch.zeros(()), torch.zeros(()), torch.ones(()))
-    norm = torch.linalg.vector_norm(torch.stack([n.float() for n in torch._foreach_norm(present)]))
+    norm = joint_norm(present)
     finite = torch.isfinite(norm)
     over = (norm + 1e-6) / max_norm if max_norm > 0.0 else torch.ones_like(norm)
     divisor = torch.where(finite, over.clamp(min=1.0), torch.ones_like(norm))
     return Clip(norm, (~finite).float(), divisor)
+
+
+def joint_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Return the norm of all these together, 0-d float32; the same on every rank of those that are spread."""
+    norm = torch.linalg.vector_norm(torch.stack([n.float() for n in torch._foreach_norm(locals_of(gradients))]))
+    return summed(norm.square(), gradients).sqrt() if is_spread(gradients) else norm
 
 
 def guarded_step(
@@ -152,7 +159,7 @@ def guarded_step(
                 delattr(optimizer, name)
     elif not bool(clip.found_inf):
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        torch._foreach_div_(gradients, clip.divisor)
+        torch._foreach_div_(locals_of(gradients), clip.divisor)
         optimizer.step()
     for average in averages:
         average.update(num_images)

@@ -30,6 +30,8 @@ from ddx.training.distributed import Ranks
 from ddx.training.find_store import find_store, require_pairs
 from ddx.training.presets import preset_for, preset_names
 from ddx.training.run_folder import CHECKPOINTS, RunFolder, cannot_extend, choose_folder
+from ddx.training.shard_choice import ShardChoice, choose_sharding
+from ddx.training.sharding import Sharding, make_sharding
 from ddx.training.streamed import cannot_stream
 from ddx.training.trackers.names import require
 from ddx.training.tracking import Metrics
@@ -55,6 +57,8 @@ class Run:
     metrics: Metrics
     ranks: Ranks
     dtype: torch.dtype
+    shard_choice: ShardChoice
+    sharding: Sharding | None
 
     @property
     def rows_per_rank(self) -> int:
@@ -98,6 +102,7 @@ def prepare_run(
     )
     tells_sizes = _tells_sizes(config, teacher)
     method = load_method(config.method, method_config, teacher, discriminator)
+    choice = choose_sharding(config, method, discriminator, teacher, ranks)
     settings = {**to_dict(config), **to_dict(method_config)}
     if trainable_spec(config.method).takes_discriminator:
         settings |= to_dict(discriminator or AddedDiscriminatorConfig())
@@ -137,6 +142,8 @@ def prepare_run(
         metrics=Metrics(folder.path),
         ranks=ranks,
         dtype=dtype,
+        shard_choice=choice,
+        sharding=make_sharding(choice.kind, ranks),
     )
 
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from ddx.data.buckets import described
 from ddx.errors import DdxError
 from ddx.progress import Progress
 from ddx.run_record import versions, write_run
-from ddx.training.ema import EMA, Swapped, Weights
+from ddx.training.ema import EMA, Weights
 from ddx.training.export import export_student
 from ddx.training.run import Run
 from ddx.training.tracking import Clock, peak_memory_bytes
@@ -52,12 +52,15 @@ def _record(run: Run, step: int, more: Mapping[str, Any]) -> dict[str, Any]:
 
 def finish_run(run: Run, trainer: Trainer, step: int, watch: Watch, clock: Clock, progress: Progress) -> None:
     """Export the student after `step`; run.json says "finished" last, when everything else is in place."""
+    trainer.final_student()
+    for name, average in trainer.more.items():
+        _export_average(run, trainer, name, average)
+    export_best(run, trainer, watch, progress)
+    notes: dict[str, Any] = {}
+    with trainer.whole_student() as student:
+        if student is not None:
+            notes = export_student(run.method, student, run.folder.path, run.config.export_dtype, run.dtype)
     if run.ranks.is_first:
-        student = trainer.final_student()
-        for name, average in trainer.more.items():
-            _export_average(run, student, name, average)
-        export_best(run, trainer, watch, progress)
-        notes = export_student(run.method, student, run.folder.path, run.config.export_dtype, run.dtype)
         skipped = int(trainer.skipped)
         if skipped:
             progress.log(
@@ -79,11 +82,13 @@ def finish_run(run: Run, trainer: Trainer, step: int, watch: Watch, clock: Clock
     run.ranks.wait()
 
 
-def _export_average(run: Run, student: torch.nn.Module, name: str, average: EMA) -> None:
+def _export_average(run: Run, trainer: Trainer, name: str, average: EMA) -> None:
     """Write the student with one more average of its weights to averages/<name>, a pipeline of its own."""
     folder = run.folder.path / "averages" / name.replace(":", "-")
-    with Swapped(student, average) as averaged:
-        notes = export_student(run.method, averaged, folder, run.config.export_dtype, run.dtype)
+    with trainer.whole_student(average) as student:
+        if student is None:
+            return
+        notes = export_student(run.method, student, folder, run.config.export_dtype, run.dtype)
     record = {"kind": run.method.makes, "teacher": run.config.teacher, "method": run.config.method, "average": name}
     write_run(folder, {**record, **run.method.export_notes(), **notes}, finished=True)
 
@@ -93,19 +98,20 @@ def export_best(run: Run, trainer: Trainer, watch: Watch, progress: Progress) ->
 
     What an export folds in may stay in the student: call it when no step is left.
     """
-    if not watch.on or watch.best.step is None:
+    weights: dict[str, Tensor] | None = None
+    if watch.on and watch.best.step is not None:
+        try:
+            weights = watch.best.weights()
+        except DdxError as error:
+            progress.log(f"warning: {error}; best/ is not written")
+    if not run.ranks.any(weights is not None):
         return
-    try:
-        weights = watch.best.weights()
-    except DdxError as error:
-        progress.log(f"warning: {error}; best/ is not written")
-        return
-    if weights is None:
-        return
-    folder, step = run.folder.path / BEST, watch.best.step
-    if watch.best.path is not None:
-        run.metrics.weights(step, watch.best.path)
-    with Swapped(trainer.student, Weights(weights)) as student:
+    folder, step = run.folder.path / BEST, watch.best.step if watch.on else None
+    with trainer.whole_student(Weights(weights or {})) as student:
+        if student is None or step is None:
+            return
+        if watch.best.path is not None:
+            run.metrics.weights(step, watch.best.path)
         notes = export_student(run.method, student, folder, run.config.export_dtype, run.dtype)
     record = _record(run, step, {**notes, "best": watch.best.as_record()})
     write_run(folder, record, finished=True)

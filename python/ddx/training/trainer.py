@@ -24,7 +24,7 @@ from ddx.networks.lora import add_lora
 from ddx.training.checkpointing import some_again
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks, without_sync
-from ddx.training.ema import EMA, Swapped, average_in_place
+from ddx.training.ema import EMA, Swapped, Weights, average_in_place
 from ddx.training.faster import compile_blocks, recomputation, why_not_compiled
 from ddx.training.graphs import make_graphs
 from ddx.training.meter import Meter
@@ -38,6 +38,9 @@ from ddx.training.optimizer import (
     warmup_linear,
 )
 from ddx.training.quantised_base import quantise_teacher
+from ddx.training.sharding import Sharding, rest
+from ddx.training.spread_networks import SpreadNetworks, on_host
+from ddx.training.spread_tensors import gathered
 from ddx.training.starting_weights import start_from
 from ddx.training.streamed import stream_teacher
 from ddx.training.trained import Trained
@@ -58,9 +61,11 @@ class Trainer:
         dtype: torch.dtype,
         start: Mapping[str, Tensor] | None = None,
         say: Callable[[str], None] = lambda text: None,
+        sharding: Sharding | None = None,
     ) -> None:
         self.method, self.config, self.ranks, self.dtype = method, config, ranks, dtype
         method.train_steps = config.train_steps
+        method.passes_together = sharding is not None
         if config.base_bits is not None:
             quantise_teacher(method.teacher, config.base_bits)
         if "frozen" in config.offload:
@@ -68,9 +73,10 @@ class Trainer:
         self.specs = {spec.name: spec for spec in method.networks()}
         self.trained: dict[str, Trained] = {}
         self.averages: dict[str, tuple[nn.Module, EMA]] = {}
-        for spec in self.specs.values():
-            torch.manual_seed(config.seed)  # what a method adds to a network starts equal on every rank
-            module = self._build(spec, start)
+        self.spread: SpreadNetworks | None = None
+        if sharding is not None:
+            self.spread = SpreadNetworks(sharding, method.teacher, low_rank=bool(config.lora_rank))
+        for spec, module in self._networks_in_order(start):
             if spec.trained:
                 if config.gradient_checkpointing and hasattr(module, "enable_gradient_checkpointing"):
                     getattr(module, "enable_gradient_checkpointing")(self._again(module))  # noqa: B009 diffusers' own
@@ -90,7 +96,7 @@ class Trainer:
             self.exported = EMA(student, half_life_images=config.ema_half_life, ramp_up=config.ema_ramp_up, **kept)
         self.more = {name: EMA.named(student, name, **kept) for name in config.ema_more}
         self._teacher_again = self._again(method.teacher.network())
-        if config.compile and why_not_compiled(method, ranks.device) is None:
+        if config.compile and why_not_compiled(method, ranks.device, spread=sharding is not None) is None:
             compile_blocks(method, (method.teacher.network(), *self._modules().values()))
         self.graphs = make_graphs(config, method, ranks, say)
         self.skipped = torch.zeros((), device=ranks.device)
@@ -98,6 +104,14 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(
             ranks.device.type, init_scale=FIRST_LOSS_SCALE, enabled=dtype == torch.float16
         )
+
+    def _networks_in_order(self, start: Mapping[str, Tensor] | None) -> Iterator[tuple[NetworkSpec, nn.Module]]:
+        def build(spec: NetworkSpec) -> nn.Module:
+            torch.manual_seed(self.config.seed)  # what a method adds to a network starts equal on every rank
+            return self._build(spec, start)
+
+        specs = list(self.specs.values())
+        return ((spec, build(spec)) for spec in specs) if self.spread is None else self.spread.build(specs, build)
 
     def _build(self, spec: NetworkSpec, start: Mapping[str, Tensor] | None) -> nn.Module:
         """Return the network of `spec`: whole, or low-rank matrices around the shared frozen backbone."""
@@ -190,6 +204,8 @@ class Trainer:
             with nullcontext() if self.method.full_precision else self.autocast():
                 losses = self.method.losses(turn, batch, networks)
             self._backward(turn, losses, num_rows)
+        if self.spread is not None:
+            rest((self.method.teacher.network(), *self._modules().values()))
         return losses.detached()
 
     @contextmanager
@@ -258,17 +274,37 @@ class Trainer:
         """Return the context for forward passes in the run's dtype."""
         if self.dtype == torch.float32:
             return nullcontext()
-        return torch.autocast(self.ranks.device.type, dtype=self.dtype)
+        # cached copies of weights in half precision would be whole networks
+        return torch.autocast(self.ranks.device.type, dtype=self.dtype, cache_enabled=self.spread is None)
 
     def exported_student(self) -> Swapped:
         """Return a context that yields the student with the weights of the export."""
         return Swapped(self.student, self.exported)
 
+    @contextmanager
+    def whole_student(self, average: EMA | Weights | None = None) -> Iterator[nn.Module | None]:
+        """Yield the student with whole weights, those of the average if one is given; on ranks but the first None.
+
+        Every rank must come here. Of a run that shards it is in the first rank's memory, for the time of this context
+        with all networks that are opened in it.
+        """
+        if self.spread is not None:
+            with on_host(self.method.teacher):
+                yield self.spread.whole_student(self.student, self.ranks, average)
+        elif self.ranks.is_first:
+            with Swapped(self.student, average) as student:
+                yield student
+        else:
+            yield None
+
     def exported_tensors(self) -> dict[str, Tensor]:
-        """Return the trained parameters of the student with the weights of the export, by name; the live ones."""
-        if self.exported is not None:
-            return self.exported.parameters()
-        return {name: value.detach() for name, value in self.student.named_parameters() if value.requires_grad}
+        """Return the trained parameters of the student with the weights of the export, by name; the live ones.
+
+        Of a run that shards copies on the first rank's host, and none on the others; every rank must ask.
+        """
+        live: dict[str, Tensor] = dict(self.trained[STUDENT].named)
+        tensors = live if self.exported is None else self.exported.parameters()
+        return tensors if self.spread is None else gathered(tensors, self.ranks)
 
     def final_student(self) -> nn.Module:
         """Return the student with the weights of the export, for good. All other state is released."""

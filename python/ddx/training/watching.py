@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ddx.errors import first_line
 from ddx.methods.base import Method
@@ -36,21 +37,26 @@ MAX_FAILURES = 3
 
 
 class Watch:
-    """The looks of one run; of ranks behind the first, and where nothing is watched, none."""
+    """The looks of one run, which are the first rank's; where nothing is watched, none.
+
+    Over ranks that share the networks' weights all of them draw, when the first one says so.
+    """
 
     def __init__(self, run: Run, workspace: Workspace, progress: Progress) -> None:
         self.run, self.progress, config = run, progress, run.config
         self.ends: str | None = None
         self.failures = 0  # looks in a row
-        self.on = run.ranks.is_first and _wanted(run)
-        if not self.on:
+        self.together = run.sharding is not None
+        self.on = self.draws = False
+        if not _wanted(run) or not (run.ranks.is_first or self.together):
             return
         self.folder = run.folder.path / FOLDER
         self.steps = judged_steps(run.method)
         subject = _subject(run, sorted({1, self.steps, max(config.sample_steps)}))
-        self.on = subject is not None
         if subject is None:
             return
+        self.draws, self.on = True, run.ranks.is_first
+        self.has_teacher = False
         self.easel = Easel(run.method, subject, workspace.root / "cache" / "watch")
         self.pace = Pace(config.watch_every, config.watch_cost, config.train_steps)
         self.history, self.signals = History(run.folder.path), Signals()
@@ -62,15 +68,16 @@ class Watch:
 
     def begin(self, step: int, trainer: Trainer) -> None:
         """Go on from `step`; a run that begins is looked at."""
-        if not self.on:
+        if not self.draws:
             return
-        try:
-            self.history.resume(step if self.run.folder.checkpoint is not None else -1)
-        except OSError as error:
-            self._failed(step, error)
-        if self.history.looks:
-            self.pace.last = int(self.history.looks[-1]["step"])
-        if step == 0 and not self.history.looks:
+        if self.on:
+            try:
+                self.history.resume(step if self.run.folder.checkpoint is not None else -1)
+            except OSError as error:
+                self._failed(step, error)
+            if self.history.looks:
+                self.pace.last = int(self.history.looks[-1]["step"])
+        if self._agreed(self.on and step == 0 and not self.history.looks):
             self._look(0, trainer)
         self.mark = time.monotonic()
 
@@ -81,12 +88,12 @@ class Watch:
 
     def after_step(self, step: int, trainer: Trainer) -> None:
         """Count a step, and look if it is time."""
-        if not self.on:
+        if not self.draws:
             return
         now = time.monotonic()
         self.pace.trained(now - self.mark, 1)
         self.mark = now
-        if self.failures < MAX_FAILURES and self.pace.due(step):
+        if self._agreed(self.on and self.failures < MAX_FAILURES and self.pace.due(step)):
             self._look(step, trainer)
             self._say_pace()
             self.mark = time.monotonic()
@@ -119,50 +126,90 @@ class Watch:
             except Exception as error:
                 self.progress.log(f"warning: the page of the looks was not written: {first_line(error)}")
 
+    def _agreed(self, flag: bool) -> bool:
+        """Return the first rank's word; it is asked where all of them draw."""
+        return self.run.ranks.any(flag) if self.together else flag
+
     def _look(self, step: int, trainer: Trainer) -> None:
         device = self.run.ranks.device
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # what the training still computes is not the look's
-        if "reference" not in self.easel.__dict__:
+        if not self.has_teacher:
             self._first(trainer)
         began = time.monotonic()
-        try:
-            with _untouched_random_state(device):
-                with trainer.exported_student() as student, trainer.autocast():
-                    seen = self.easel.look(student)
-                self._judge(step, seen, trainer, began)
-            self.failures = 0
-        except Exception as error:  # whatever it is: a run of days must not end by it
-            self._failed(step, error)
+        drawn = self._drawn_together(trainer) if self.together else None
+        look: dict[str, Any] | None = None
+        if self.on:
+            try:
+                with _untouched_random_state(device):
+                    seen = self._seen(trainer, drawn)
+                look = self._judged(step, seen)
+            except Exception as error:  # whatever it is: a run of days must not end by it
+                self._failed(step, error)
+        better = look is not None and step > 0 and self.best.is_better(self._value(look))
+        tensors = trainer.exported_tensors() if self._agreed(better) and self.best.keep else {}
+        if look is not None:
+            try:
+                self._write(step, look, seen, tensors if better else None, began)
+                self.failures = 0
+            except Exception as error:
+                self._failed(step, error)
         self.pace.looked(step, time.monotonic() - began)
+
+    def _drawn_together(self, trainer: Trainer) -> dict[int, Tensor]:
+        """Return what the student draws on every rank: an error ends the run, as the others would wait for ever."""
+        untouched = _untouched_random_state(self.run.ranks.device)
+        with untouched, trainer.exported_student() as student, trainer.autocast():
+            return self.easel.draw(student)
+
+    def _seen(self, trainer: Trainer, drawn: dict[int, Tensor] | None) -> Seen:
+        if drawn is not None:
+            with trainer.autocast():
+                return self.easel.measure(drawn)
+        with trainer.exported_student() as student, trainer.autocast():
+            return self.easel.look(student)
 
     def _first(self, trainer: Trainer) -> None:
         """Have the teacher draw: once, and no part of what a look costs."""
         began = time.monotonic()
+        if self.together:
+            if self._agreed(self.on and not self.easel.is_kept):
+                with _untouched_random_state(self.run.ranks.device), trainer.autocast():
+                    self.easel.draw_teacher()
+            self.has_teacher = True
+        if not self.on:
+            return
         try:
             with _untouched_random_state(self.run.ranks.device), trainer.autocast():
                 _ = self.easel.teacher_values
         except Exception:
             return  # the look fails by it too, and says so
+        self.has_teacher = True
         seconds = time.monotonic() - began
         if seconds > 1.0:
             self.progress.log(f"watch: the teacher's pictures of the validation prompts took {seconds:.1f} s, once")
 
-    def _judge(self, step: int, seen: Seen, trainer: Trainer, began: float) -> None:
-        config = self.run.config
-        look: dict[str, Any] = {
+    def _judged(self, step: int, seen: Seen) -> dict[str, Any]:
+        return {
             "step": step,
-            "images": step * config.batch_size,
+            "images": step * self.run.config.batch_size,
             "judged_steps": self.steps,
             **seen.values,
             "signals": self.signals.read(),
         }
-        looks = [*self.history.looks, look]
-        found = alarms(looks, self.steps, self._warm_up())
-        value = value_of(look, self.best.metric, self.steps)
-        if step > 0 and self.best.is_better(value):
+
+    def _value(self, look: Mapping[str, Any]) -> float | None:
+        return value_of(look, self.best.metric, self.steps)
+
+    def _write(
+        self, step: int, look: dict[str, Any], seen: Seen, best: Mapping[str, Tensor] | None, began: float
+    ) -> None:
+        """Write a look down, and say what it shows; `best`: the weights, if they are the best so far."""
+        found = alarms([*self.history.looks, look], self.steps, self._warm_up())
+        if best is not None:
+            value = self._value(look)
             assert value is not None
-            self.best.take(step, value, trainer.exported_tensors() if self.best.keep else {})
+            self.best.take(step, value, best)
         look["alarms"] = [vars(alarm) for alarm in found]
         look["best"] = self.best.as_record()
         strip = save_strip(self.folder / f"step-{step:06d}.jpg", seen.pictures)

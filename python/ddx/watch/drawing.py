@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -67,16 +67,27 @@ class Easel:
             seed=subject.seed,
             stream=NOISE,
         )
+        self._teacher_latents: Tensor | None = None  # once they are drawn here
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the teacher's pictures need not be drawn."""
+        return self._kept() is not None
+
+    def draw_teacher(self) -> Tensor:
+        """Return the teacher's latents, drawn once; ranks over which its network is spread draw them together."""
+        if self._teacher_latents is None:
+            self._teacher_latents = self.validation.teacher_draws(self.subject.reference_steps)
+        return self._teacher_latents
 
     @cached_property
     def reference(self) -> tuple[Tensor, Drawn]:
         """The teacher's latents, float32 `[N, C, h, w]`, and its pictures."""
-        path = self.cache / f"{self._key()}.npz"
-        kept = load_arrays(path, "latents", "pictures")
+        kept = None if self._teacher_latents is not None else self._kept()
         if kept is None:
-            latents = self.validation.teacher_draws(self.subject.reference_steps)
+            latents = self.draw_teacher()
             kept = [latents.cpu().numpy(), self._decode(latents).numpy()]
-            save_arrays(path, latents=kept[0], pictures=kept[1])
+            save_arrays(self._path, latents=kept[0], pictures=kept[1])
         latents, pictures = (torch.from_numpy(values) for values in kept)
         return latents.to(self.teacher.device), Drawn.of(pictures)
 
@@ -88,11 +99,18 @@ class Easel:
 
     def look(self, student: nn.Module) -> Seen:
         """Draw with `student`, which has the weights of the export, and measure."""
+        return self.measure(self.draw(student))
+
+    def draw(self, student: nn.Module) -> dict[int, Tensor]:
+        """Return the latents that `student` draws, by step count."""
+        return {steps: self.validation.student_draws(student, steps) for steps in self.subject.steps}
+
+    def measure(self, drawn_latents: Mapping[int, Tensor]) -> Seen:
+        """Return what is to be seen of drawn latents, by step count."""
         target, theirs = self.reference
         values: dict[str, Any] = {"teacher": self.teacher_values, "student": {}}
         pictures: dict[int, Tensor] = {}
-        for steps in self.subject.steps:
-            latents = self.validation.student_draws(student, steps)
+        for steps, latents in drawn_latents.items():
             drawn = Drawn.of(self._decode(latents))
             pictures[steps] = drawn.pictures
             values["student"][str(steps)] = {
@@ -119,6 +137,13 @@ class Easel:
         rows = self.validation.decode(latents)
         pictures: Tensor = rows.unflatten(0, (len(self.subject.prompts), self.subject.num_seeds))
         return pictures
+
+    @property
+    def _path(self) -> Path:
+        return self.cache / f"{self._key()}.npz"
+
+    def _kept(self) -> Any:
+        return load_arrays(self._path, "latents", "pictures")
 
     def _key(self) -> str:
         """What decides the teacher's pictures."""

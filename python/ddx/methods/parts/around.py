@@ -46,6 +46,15 @@ class Around(Method):
         self.method.shares_backbone = shared
 
     @property
+    def passes_together(self) -> bool:
+        """See :class:`Method`."""
+        return self.method.passes_together
+
+    @passes_together.setter
+    def passes_together(self, together: bool) -> None:
+        self.method.passes_together = together
+
+    @property
     def train_steps(self) -> int:
         """See :class:`Method`."""
         return self.method.train_steps

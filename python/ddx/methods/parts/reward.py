@@ -122,15 +122,16 @@ class WithReward(Around):
         rows = torch.arange(len(x), device=x.device)
         if self.config.reward_share < 1.0:
             rows, _ = batch.random.pick(self.config.reward_share)
-        if not len(rows):
+        part = self.rows_to_pass(rows)
+        if not len(part):
             return scores
         side = self.teacher.compression
         size = max(1, PIXELS_AT_ONCE // (side * side * x.shape[-2] * x.shape[-1]))
         parts = [
             checkpoint(self._score, some, features, use_reentrant=False)
-            for some, features in zip(x[rows].split(size), text[rows].split(size), strict=True)
+            for some, features in zip(x[part].split(size), text[part].split(size), strict=True)
         ]
-        return scores.index_copy(0, rows, torch.cat(parts).float())
+        return scores.index_copy(0, rows, torch.cat(parts).float()[: len(rows)])
 
     def _score(self, x: Tensor, text: Tensor) -> Tensor:
         return self.scorer.scores(self.teacher.decode_pixels(x), text)

@@ -23,6 +23,7 @@ from ddx.kernels.gated_residual_norm_modulate_dual import (
 from ddx.kernels.glumbconv import glumbconv_dual_forward
 from ddx.kernels.linear_attention import linear_attention_dual_forward
 from ddx.teachers.extra_input import moved_inputs
+from ddx.teachers.gathered import gather, gathered
 
 Dual = tuple[Tensor, Tensor]  # a value and its tangent
 
@@ -41,8 +42,10 @@ def dual_forward(
     """(output, its derivative along (dx, dtimestep)) of a ``SanaTransformer2DModel``, ``[B, C, h, w]``; no gradients.
 
     The arguments are those of the model's forward; dx and dtimestep are shaped as x and timestep, which are floating.
-    Hooks on blocks, attentions and feed-forwards do not run; those inside the embeddings do.
+    Hooks on blocks, attentions and feed-forwards do not run; those inside the embeddings do. Weights that are spread
+    over processes are gathered as in a forward pass, a block at a time.
     """
+    gather(network)
     model: Any = network
     batch, _, height, width = x.shape
     patch = int(model.config.patch_size)
@@ -64,7 +67,8 @@ def dual_forward(
     text = model.caption_norm(text)
     mask = _bias(encoder_attention_mask, dtype)
     for block in model.transformer_blocks:
-        hidden = _block(block, hidden, (modulation, dmodulation), text, mask, rows, columns)
+        with gathered(block):
+            hidden = _block(block, hidden, (modulation, dmodulation), text, mask, rows, columns)
 
     table = model.scale_shift_table[None]
     shift, scale = (table + embedded[:, None]).chunk(2, dim=1)

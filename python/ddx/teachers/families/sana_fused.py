@@ -30,7 +30,7 @@ MODEL = "SanaTransformer2DModel"
 def fuse_if_faster(network: nn.Module) -> nn.Module:
     """Put the kernels into a SANA transformer whose device runs Triton; any other network is left as it is."""
     device = next(network.parameters(), torch.empty(0)).device
-    if type(network).__name__ == MODEL and dispatch.backend(device.type) == "triton":
+    if _is_sana(network) and dispatch.backend(device.type) == "triton":
         fuse(network)
     return network
 
@@ -77,13 +77,13 @@ def unfuse(network: nn.Module) -> None:
 
 def is_fused(network: nn.Module) -> bool:
     """Whether the kernels are in."""
-    return type(network).__name__ == MODEL and any("forward" in block.__dict__ for block in _blocks(network))
+    return _is_sana(network) and any("forward" in block.__dict__ for block in _blocks(network))
 
 
 def text_of(network: nn.Module) -> Text | None:
     """What the cross-attentions of a network with kernels know of its text; None of any other network."""
     network = getattr(network, "module", network)
-    if type(network).__name__ != MODEL:
+    if not _is_sana(network):
         return None
     found = (getattr(block.attn2.processor, "text", None) for block in _blocks(network) if block.attn2 is not None)
     return next((text for text in found if text is not None), None)
@@ -122,7 +122,12 @@ def kept_text(network: nn.Module) -> Iterator[None]:
         text.kept = None
 
 
+def _is_sana(network: nn.Module) -> bool:
+    """Whether it is one, also with its weights spread over processes, which makes a class of its own."""
+    return any(kind.__name__ == MODEL for kind in type(network).__mro__)
+
+
 def _blocks(network: nn.Module) -> Iterator[Any]:
-    if type(network).__name__ != MODEL:
+    if not _is_sana(network):
         raise TypeError(f"the kernels are for {MODEL}, not for {type(network).__name__}")
     return iter(network.get_submodule("transformer_blocks").children())
