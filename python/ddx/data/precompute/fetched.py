@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +37,8 @@ def fetch_parts(plan: Plan, parts: Sequence[int], progress: Progress) -> None:
     if not todo:
         return
     progress.start("fetch", sum(len(plan.sizes.part_range(part)) for part in todo), "rows")
-    temporary = plan.store / FOLDER / f"{os.getpid()}.tmp"
+    # machines that share the disk may count the same process numbers
+    temporary = plan.store / FOLDER / f"{socket.gethostname()}-{os.getpid()}.tmp"
     counts = {"ok": 0, "failed": 0}
     try:
         temporary.parent.mkdir(parents=True, exist_ok=True)
