@@ -53,7 +53,7 @@ endef
 # What ddx never imports is a third of what would be compiled: the packages' own tests, and all but a few of the models of
 # transformers.
 MODELS       := __init__|auto|bloom|clip|dino|encoder_decoder|gemma|qwen|siglip|t5|umt5|vit
-NOT_IMPORTED := site-packages/(.*/tests?/|(pip|setuptools|mypy|mypyc)/|transformers/models/(?!$(MODELS)))
+NOT_IMPORTED := site-packages/(.*/tests?/|(pip|setuptools|mypy|mypyc)/|ray/(?!core|_private|_common|util|includes|dashboard/[^/]*$$)[a-z_]*/|transformers/models/(?!$(MODELS)))
 
 .PHONY: help install demo test test-rust test-python test-zarrs test-gpu check check-python check-rust fuzz bench
 

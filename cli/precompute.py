@@ -22,6 +22,7 @@ Example:
   ddx precompute '{00000..00099}.tar' --where "width >= 512" --limit 10000
   ddx precompute 's3://bucket/part-*.parquet' --max-aspect 2
   ddx precompute laion.parquet --memory 4GB --dry-run
+  ddx precompute 'part-*.parquet' --engine ray --stage fetch
   ddx precompute more.parquet --out runs/data/laion-sana-600m-512.zarr --append
 """
 )
@@ -36,6 +37,7 @@ def command(invocation: Invocation, sources: tuple[str, ...]) -> int:
 
     Rows that fail are recorded and skipped. Run the same command again to continue after a stop, with --verify to check
     the existing parts first. --append adds rows to an existing store. Under torchrun the processes share the work.
+    With --engine ray the parts are tasks of a Ray cluster, whose machines share a file system.
 
     --memory encodes in little device memory: it counts what the encoders take, on tensors without data, and chooses the
     batch size and what waits on the host. With --dry-run it shows them, without weights or a GPU.

@@ -28,6 +28,7 @@ STATUSES = (
     *("decode", "non_finite", "float16_range", "float8_error", "duplicate"),
 )
 SYNTHETIC = ("synthetic_steps", "synthetic_guidance", "synthetic_seed", "synthetic_sampler", "synthetic_data")
+OF_RAY = ("engine", "ray_address", "ray_cpus", "ray_gpus", "ray_retries")
 # Settings of given pictures, with the values that they must have when there are none.
 OF_PICTURES = {
     **{"url_column": None, "image_column": None, "path_column": None, "dedup": "none", "flip": False},
@@ -142,6 +143,17 @@ class PrecomputeConfig:
     world: int | None = option(
         None, "number of processes that share the work, which meet through files alone (none: torchrun's)", metavar="N"
     )
+    engine: str = option(
+        "local", "what runs the parts: this process, or tasks of a Ray cluster", choices=("local", "ray")
+    )
+    ray_address: str | None = option(
+        None,
+        "address of the Ray cluster (none: that of this machine, else one of its own)",
+        metavar="HOST:PORT",
+    )
+    ray_cpus: float | None = option(None, "cores of a task of Ray (none: a GPU's share of its machine, else up to 4)")
+    ray_gpus: float | None = option(None, "GPUs of a task of Ray (none: one that encodes, if the cluster has any)")
+    ray_retries: int = option(3, "times that a task of Ray tries a failing part again, on other machines if it can")
     dtype: str = option("auto", "dtype of the encoders (auto: bf16 on a GPU)", choices=("auto", "float32", "bf16"))
     device: str = option("auto", "device to encode on (auto: a GPU if present)", metavar="DEVICE")
 
@@ -182,6 +194,7 @@ class PrecomputeConfig:
                 raise UsageError(f"retry = {pattern}: no row fails like that", hint=cure)
         self._check_synthetic()
         self._check_rank()
+        self._check_ray()
         if self.host_rate is not None and not self.host_rate > 0:
             raise UsageError(f"host_rate = {self.host_rate} is not above 0", hint="--host-rate 2 is two a second")
 
@@ -197,6 +210,24 @@ class PrecomputeConfig:
                 f"rank = {self.rank} is not among the {self.world} of world, which count from 0",
                 hint=f"number the tasks from 0: sbatch --array=0-{max(self.world, 1) - 1}",
             )
+
+    def _check_ray(self) -> None:
+        if self.engine == "ray":
+            if self.rank is not None:
+                raise UsageError("--engine ray shares the parts out by itself", hint="leave --rank and --world away")
+            if self.ray_address is not None and self.ray_address.startswith("ray://"):
+                raise UsageError(
+                    f"ray_address = {self.ray_address} is Ray's client, which does not hand over parts as they end",
+                    hint="call ddx on a machine of the cluster, or by `ray job submit`, without --ray-address",
+                )
+        for name in OF_RAY[1:]:
+            flag, value = "--" + name.replace("_", "-"), getattr(self, name)
+            if self.engine != "ray" and value != getattr(PrecomputeConfig, name):
+                raise UsageError(
+                    f"{name} = {value} is for tasks of Ray", hint=f"add --engine ray, or leave {flag} away"
+                )
+            if isinstance(value, float | int) and (value < 0 or (name == "ray_cpus" and value == 0)):
+                raise UsageError(f"{name} = {value} is too little", hint=f"leave {flag} away")
 
     def _check_synthetic(self) -> None:
         """Refuse what has no meaning where pictures are drawn, and settings of drawing where they are not."""

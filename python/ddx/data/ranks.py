@@ -52,7 +52,7 @@ def claim(store: Path, name: str, *, shared: bool = False, wait: bool = False) -
     Any number of processes may hold it `shared`. `wait`: until whoever has it is done. On a file system without locks,
     or one that is read only, it counts as held: atomic writes still keep every file whole.
     """
-    path = store / LOCKS / f"{name}.lock"
+    path = lock_path(store, name)
     mode = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,6 +71,16 @@ def claim(store: Path, name: str, *, shared: bool = False, wait: bool = False) -
         except OSError:
             held = True
         yield held
+
+
+def lock_path(store: Path, name: str) -> Path:
+    """Where a lock of the store is."""
+    return store / LOCKS / f"{name}.lock"
+
+
+def part_lock(part: int) -> str:
+    """The lock of whoever writes a part, where parts are not shared out by rank."""
+    return f"part-{part}"
 
 
 def share_lock(rank: int) -> str:

@@ -7,6 +7,7 @@ pictures     rows of the input as batches of pictures; fetched keeps them on dis
 encode       the teacher's encoders; encode_parts puts pictures and captions through them
 keeping      where the encoders wait while they do not compute
 part         one part in memory; part_writer puts it on disk
+on_ray       the same by tasks of a Ray cluster, for --engine ray
 retry        failed rows again; dedup: equal pictures; repair: damaged parts; all of them through reopen
 """
 

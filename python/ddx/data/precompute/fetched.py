@@ -31,8 +31,11 @@ SCHEMA = pa.schema([("row", pa.int64()), ("width", pa.int32()), ("height", pa.in
 DIGEST = b"ddx.digest"
 
 
-def fetch_parts(plan: Plan, parts: Sequence[int], progress: Progress) -> None:
-    """Fetch the pictures of these parts and leave them on disk, a part at a time, whole or not at all."""
+def fetch_parts(plan: Plan, parts: Sequence[int], progress: Progress) -> Iterator[int]:
+    """Fetch the pictures of these parts and leave them on disk, a part at a time, whole or not at all.
+
+    Yields the number of each part that is there now.
+    """
     todo = [part for part in parts if not record_path(plan.store, part).is_file() and not is_fetched(plan, part)]
     if not todo:
         return
@@ -59,6 +62,7 @@ def fetch_parts(plan: Plan, parts: Sequence[int], progress: Progress) -> None:
             counts["ok"] += len(item.rows.ok)
             counts["failed"] += len(item.rows.status) - len(item.rows.ok)
             progress.advance(len(item.rows.status) - len(item.rows.ok), **counts)
+            yield item.number
     except OSError as error:
         raise cannot_write(plan.store, error) from error
     finally:

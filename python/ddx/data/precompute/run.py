@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,10 @@ def precompute(
     input, the teacher or the disk fails. KeyboardInterrupt leaves what is finished.
     """
     progress = progress or NullProgress()
+    if config.engine == "ray":
+        from ddx.data.precompute.on_ray import precompute_on_ray
+
+        return precompute_on_ray(config, sources, workspace=workspace, progress=progress, keeping=keeping)
     plan = make_plan(config, sources, workspace)
     if not plan.rank.speaks:
         progress = NullProgress()
@@ -69,21 +73,14 @@ def precompute(
     if config.stage == "fetch":
         plan = find_place_of_pictures(plan)
         with _writes_alone(plan) as mine:
-            fetch_parts(plan, plan.share(plan.rank.rank) if mine else [], progress)
+            for _ in fetch_parts(plan, plan.share(plan.rank.rank) if mine else [], progress):
+                pass
         refuse_none(plan, fetched_statuses(plan))
         return plan.store
     require_store(plan)
-    if keeping is not None:
-        plan = keep_networks(plan, keeping)
     with _writes_alone(plan) as mine:
-        plan, writer = open_writer(plan)
-        if plan.sizes.text_scale != 1.0:
-            progress.log(
-                f"the text embeddings of {plan.teacher.name} are larger than float16 holds: the store has them divided "
-                f"by {plan.sizes.text_scale:g}"
-            )
-        with core_errors():
-            writer.finish_replacements()
+        plan, writer = open_store(plan, keeping, progress)
+        finish_replacements(writer)
         if mine and config.verify:
             discard_damaged(plan, writer, progress)
         if mine:
@@ -95,6 +92,25 @@ def precompute(
     _complete(plan, progress)
     refuse_none(plan, tally(committed(writer, plan)))
     return plan.store
+
+
+def open_store(plan: Plan, keeping: EncodeKeeping | None, progress: Progress) -> tuple[Plan, StoreWriter]:
+    """Make the plan's store or open it, with the teacher's networks where `keeping` has them."""
+    if keeping is not None:
+        plan = keep_networks(plan, keeping)
+    plan, writer = open_writer(plan)
+    if plan.sizes.text_scale != 1.0:
+        progress.log(
+            f"the text embeddings of {plan.teacher.name} are larger than float16 holds: the store has them divided "
+            f"by {plan.sizes.text_scale:g}"
+        )
+    return plan, writer
+
+
+def finish_replacements(writer: StoreWriter) -> None:
+    """Put new parts in the place of their old ones where an earlier process was stopped at that."""
+    with core_errors():
+        writer.finish_replacements()
 
 
 def refuse_none(plan: Plan, counts: tuple[int, Mapping[str, int]] | None) -> None:
@@ -138,17 +154,32 @@ def _run_parts(plan: Plan, writer: StoreWriter, share: Sequence[int], progress: 
     if done:
         progress.log(f"{plan.store} has {len(done)} of {plan.sizes.num_parts} parts; going on with the rest")
     progress.start("precompute", sum(len(plan.sizes.part_range(part)) for part in parts), "rows")
-    part_writer = PartWriter(writer, plan.sizes, then=partial(forget, plan))
     try:
-        with part_writer:
-            items = fetched(plan, parts) if plan.config.stage == "encode" else fetch(plan, plan.input, parts)
-            for part in encoded_parts(plan, items, progress):
-                part_writer.put(part)
+        for _ in write_parts(plan, writer, parts, progress):
+            pass
     except KeyboardInterrupt:
         progress.finish()
-        progress.log(f"stopped after {part_writer.written} of {len(parts)} parts; the same command goes on")
+        written = len(committed(writer, plan)) - len(done)
+        progress.log(f"stopped after {written} of {len(parts)} parts; the same command goes on")
         raise
     progress.finish()
+
+
+def write_parts(plan: Plan, writer: StoreWriter, parts: Sequence[int], progress: Progress) -> Iterator[int]:
+    """Encode and write these parts, and yield the number of each that is on disk, however long after its turn."""
+    written = deque[int]()
+
+    def then(number: int) -> None:
+        forget(plan, number)
+        written.append(number)
+
+    with PartWriter(writer, plan.sizes, then=then) as part_writer:
+        items = fetched(plan, parts) if plan.config.stage == "encode" else fetch(plan, plan.input, parts)
+        for part in encoded_parts(plan, items, progress):
+            part_writer.put(part)
+            while written:
+                yield written.popleft()
+    yield from written
 
 
 def _help(plan: Plan, writer: StoreWriter, progress: Progress) -> None:
