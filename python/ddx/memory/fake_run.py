@@ -12,7 +12,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ddx.memory.dual_forward import counted_twice
 from ddx.memory.ledger import BLOCK, Ledger, Peak, Use
@@ -48,6 +50,30 @@ ACTIVATIONS, BACKWARD, TEMPORARIES = "activations", "backward pass", "temporarie
 
 
 @dataclass(frozen=True)
+class Made:
+    """The networks of a step, and the names of those that are trained."""
+
+    networks: Mapping[str, nn.Module]
+    trained: Collection[str]
+
+
+@dataclass(frozen=True)
+class TurnBegins:
+    """The networks that a turn trains, and how many times a step takes such a turn."""
+
+    trains: tuple[str, ...]
+    times: int
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A network is gone through."""
+
+    owner: str
+    backward: bool
+
+
+@dataclass(frozen=True)
 class Footprint:
     """The peak of a run, the parameters of the denoiser, and the bytes that live in the host's memory."""
 
@@ -69,18 +95,22 @@ def footprint(
     block: int = BLOCK,
     limit: float = math.inf,
     repeats: Repeats | None = None,
+    make_ledger: Callable[..., Ledger] = Ledger,
 ) -> Footprint:
     """Return the peak of a whole step with `rows` rows in a micro-batch: in the last of them, if there are several.
 
     teacher: opened on the CPU, none of its components loaded. tokens: the length of the captions. Where the weights,
     averages and moments alone are above `limit` bytes, no step is taken, and the peak is theirs. repeats: what is known
-    of blocks that are alike, by earlier counts too; None runs them all.
+    of blocks that are alike, by earlier counts too; None runs them all. make_ledger: what counts; it is made anew where
+    repeats do not serve.
     """
+    ledger = make_ledger(block=block)
     try:
-        return _count(config, method_config, discriminator, teacher, dtype, rows, tokens, fused, block, limit, repeats)
+        return _count(config, method_config, discriminator, teacher, dtype, rows, tokens, fused, ledger, limit, repeats)
     except CannotRepeatError:
         teacher.unload("denoiser")
-        return _count(config, method_config, discriminator, teacher, dtype, rows, tokens, fused, block, limit, None)
+        ledger = make_ledger(block=block)
+        return _count(config, method_config, discriminator, teacher, dtype, rows, tokens, fused, ledger, limit, None)
 
 
 def _count(
@@ -92,11 +122,10 @@ def _count(
     rows: int,
     tokens: int,
     fused: bool,
-    block: int,
+    ledger: Ledger,
     limit: float,
     repeats: Repeats | None,
 ) -> Footprint:
-    ledger = Ledger(block=block)
     if getattr(method_config, "sampler", OWN) != OWN:  # another rule asks values; its passes take as much
         method_config = dataclasses.replace(method_config, sampler=OWN)
     method = load_method(config.method, method_config, teacher, discriminator)  # reads its process's tables
@@ -116,6 +145,7 @@ def _count(
         trainer.make_moments()
         if ledger.now > limit:
             return Footprint(ledger.peak, num_parameters, ledger.host_peak)
+        ledger.told(Made(trainer._networks(), trainer.trained))
         ledger.use = Use("", TEMPORARIES)
         with ledger.using(Use(DATA, ACTIVATIONS)):
             batch = _batch(teacher, method, config, rows, tokens)
@@ -183,11 +213,13 @@ class _FakeTrainer(Trainer):
 
     def step(self, step: int, batches: Sequence[Batch]) -> None:
         """Each kind of turn once: a second update of the fake score takes what the first one took."""
-        turns = tuple(dict.fromkeys(self.method.turns(step)))
+        self.times = Counter(self.method.turns(step))
+        turns = tuple(self.times)
         with mock.patch.object(self.method, "turns", lambda _: turns):
             super().step(step, batches)
 
     def _accumulate(self, turn: Any, batches: Any) -> None:
+        self.ledger.told(TurnBegins(turn.trains, self.times[turn]))
         for name in turn.trains if self.accumulates else ():
             self._give_gradients(self.trained[name])
         with ExitStack() as stack:
@@ -270,9 +302,13 @@ def _forwards_counted(ledger: Ledger, module: nn.Module, use: Use) -> Iterator[N
     def enters(*_: Any) -> None:
         before.append(ledger.use)
         ledger.use = use
+        ledger.told(Pass(use.owner, backward=False))
 
-    def leaves(*_: Any) -> None:
+    def leaves(_: nn.Module, __: Any, found: Any) -> None:
         ledger.use = before.pop()
+        made = next((value for value in tree_leaves(found) if isinstance(value, Tensor) and value.requires_grad), None)
+        if made is not None:
+            made.register_hook(lambda _: ledger.told(Pass(use.owner, backward=True)))
 
     handles = module.register_forward_pre_hook(enters), module.register_forward_hook(leaves, always_call=True)
     try:

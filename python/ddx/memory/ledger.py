@@ -38,6 +38,10 @@ class Peak:
     during: Use = _NOTHING
     by_use: dict[Use, int] = field(default_factory=dict)
 
+    def higher(self, other: Peak) -> Peak:
+        """The peak of two spans together."""
+        return max(self, other, key=lambda peak: peak.num_bytes)
+
 
 @dataclass(frozen=True)
 class Start:
@@ -92,14 +96,21 @@ class Ledger(TorchDispatchMode):
         self._add(use or self.use, size)
         self.now += size
         weakref.finalize(storage, self._leave, key)
-        if self.now > self.peak.num_bytes and self._notices:
-            self.peak = self._as_peak()
+        self._look()
 
     def mark(self, values: Iterable[Tensor | None], use: Use) -> None:
         """Say what these tensors are for."""
         for value in values:
             if value is not None:
                 self.enter(value, use)
+
+    def told(self, event: object) -> None:
+        """Be told what the step does, which operations alone do not say; a ledger of bytes has no use for it."""
+
+    @contextmanager
+    def casting(self, owner: str) -> Iterator[None]:
+        """Within, new storages are the copies of an owner's weights in another dtype, which count as what is made."""
+        yield
 
     @contextmanager
     def using(self, use: Use) -> Iterator[None]:
@@ -181,6 +192,10 @@ class Ledger(TorchDispatchMode):
     def is_alive(self, key: int) -> bool:
         """Return whether the storage with this `_cdata` is alive."""
         return key in self._alive
+
+    def _look(self) -> None:
+        if self.now > self.peak.num_bytes and self._notices:
+            self.peak = self._as_peak()
 
     def _as_peak(self) -> Peak:
         return Peak(self.now, self.use, {use: size for use, size in self._sums.items() if size})

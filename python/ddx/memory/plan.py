@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from ddx.errors import UsageError
 from ddx.memory.amount import in_gib
 from ddx.memory.fake_run import Footprint, footprint
+from ddx.memory.over_gpus import OverGpus, SharedLedger, gathered
 from ddx.memory.repeats import Repeats
 from ddx.methods.parts.added_discriminator import AddedDiscriminatorConfig
 from ddx.teachers.base import Teacher
@@ -139,6 +140,32 @@ class Planner:
             limit=limit,
             repeats=self.repeats,
         )
+
+    def over_gpus(self, worlds: Sequence[int]) -> OverGpus:
+        """Return a step of one row a GPU, for each number of GPUs with its states shared out over them."""
+        config, made = dataclasses.replace(self.config, batch_size=1, micro_batch_size=1), list[SharedLedger]()
+
+        def make_ledger(block: int) -> SharedLedger:
+            made.append(SharedLedger(worlds, block=block))
+            return made[-1]
+
+        footprint(
+            config,
+            self.method_config,
+            self.discriminator,
+            self._teacher(config),
+            dtype=self.device.dtype,
+            rows=1,
+            tokens=self.tokens,
+            fused=self.device.gpu,
+            repeats=self.repeats,
+            make_ledger=make_ledger,
+        )
+        ledger = made[-1]
+        whole = gathered(ledger.weights)
+        shared = zip(worlds, ledger.peak.shared, strict=True)
+        peaks = {world: peak + (whole if world > 1 else 0) for world, peak in shared}
+        return OverGpus(ledger.weights, peaks, dict(ledger.passes), dict(ledger.updates))
 
     def fit(self, num_bytes: int, said: Collection[str], note: Callable[[str], None]) -> Fit:
         """Return settings with which the run takes at most `num_bytes`; those that are `said` stay as they are.

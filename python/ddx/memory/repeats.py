@@ -139,7 +139,7 @@ class RepeatedBlocks:
         result = run()
         cast = sum(value.numel() for value in self._cast.values()) - cast
         size = ledger.span(base)[""] - cast
-        ledger.peak = max(before, ledger.peak, key=lambda peak: peak.num_bytes)
+        ledger.peak = before.higher(ledger.peak)
         places = {v.untyped_storage()._cdata: k for k, v in enumerate(v for v in values if isinstance(v, Tensor))}
         casts, keeps = tuple(block.casts for block in blocks), tuple(block.keeps for block in blocks)
         return result, Toll(0, 0, {"": size}, 0, casts, {}, keeps, *_described(result, places))
@@ -152,7 +152,8 @@ class RepeatedBlocks:
     def _cast_weights(self, block: _Block, casts: int, keeps: int) -> None:
         block.casts, block.keeps = casts, max(block.keeps, keeps)
         if casts and id(block) not in self._cast:
-            self._cast[id(block)] = torch.empty(casts, dtype=torch.uint8)
+            with self.ledger.casting(block.owner):
+                self._cast[id(block)] = torch.empty(casts, dtype=torch.uint8)
         if keeps and id(block) not in self._kept:
             self._kept[id(block)] = torch.empty(keeps, dtype=torch.uint8)
 
