@@ -1,8 +1,9 @@
-"""The command line of ddx, in which the process of a rank is killed once: `training/test_restarts.py`.
+"""The command line of ddx, in which a process is killed once: `training/test_restarts.py`.
 
     torchrun … dies_once.py RANK STEP MARKER [the arguments of ddx, as JSON] …
 
-The rank dies as it begins to write the checkpoint of the step, unless MARKER, which it makes then, is there.
+The rank dies as it begins to write the checkpoint of the step, unless MARKER, which it makes then, is there. RANK `all`
+is every one, and torchrun dies with it, as if its machine were gone; `none` is none.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from ddx.cli.main import run
 
 
 def dies(rank: str, step: str, marker: Path) -> None:
-    """Watch for what the rank does first in a save."""
+    """Watch for what a rank does first in a save."""
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "os.mkdir" and f".step-{int(step):06d}." in str(arguments[0]) and not marker.exists():
             marker.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+            for process in ([os.getppid()] if rank == "all" else []) + [os.getpid()]:
+                os.kill(process, signal.SIGKILL)
 
-    if os.environ["RANK"] == rank:
+    if rank in (os.environ["RANK"], "all"):
         sys.addaudithook(watch)
 
 

@@ -70,7 +70,7 @@ class Saver:
             if ranks.is_first:
                 sweep(self.folder, but=hidden)
             with told(self.folder, step):
-                if not pieces and not ranks.is_first:
+                if self.writers == 1 and not ranks.is_first:
                     return {}
                 hidden.mkdir(parents=True, exist_ok=True)
                 return write_pieces(hidden, pieces, ranks.rank, self.writers)

@@ -15,6 +15,7 @@ from ddx.cli import main
 from ddx.data.ranks import claim
 from ddx.errors import DdxError, Interrupted, UsageError
 from ddx.progress import NullProgress
+from ddx.training import saver
 from ddx.training.interruption import StopSignal
 from ddx.training.sole_writer import LOCK
 
@@ -32,7 +33,7 @@ def five(teacher_folder: Path, store: Path, tmp_path_factory: pytest.TempPathFac
 
 
 def test_a_finished_run_made_longer_is_the_longer_run_and_refuses_what_it_cannot(
-    five: Path, teacher_folder: Path, store: Path, tmp_path: Path
+    five: Path, teacher_folder: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def again(said: tuple[str, ...] = SAID, **settings: Any) -> Path:
         return runs.run(teacher_folder, store, tmp_path, out=str(five), said=said, **settings)
@@ -53,6 +54,7 @@ def test_a_finished_run_made_longer_is_the_longer_run_and_refuses_what_it_cannot
     with pytest.raises(UsageError, match="student_times"):
         again(said=(*SAID, "student_times"), student_times=(1.0, 0.783))
     assert again() == five
+    monkeypatch.setattr(saver, "AT_ONCE", -1)  # saved while it goes on, however small
     runs.assert_same_run(five, runs.run(teacher_folder, store, tmp_path / "undisturbed"))
     assert record(five)["history"] == [{"step": 5, "train_steps": [5, runs.STEPS]}]
     assert again() == five and len(record(five)["history"]) == 1  # finished

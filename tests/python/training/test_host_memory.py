@@ -114,3 +114,17 @@ def test_only_a_dual_forward_keeps_low_rank_bases_on_the_device(name: str) -> No
     assert (cannot_stream(4, config, 1) is not None) == (getattr(config, "jvp", None) == "dual") == (name == "scm")
     assert cannot_stream(0, config, 1) is None
     assert "data parallelism" in str(cannot_stream(4, method_spec("ect").config(), 2))
+
+
+def test_free_memory_is_the_machine_s_or_what_its_container_may_still_take(tmp_path: Path) -> None:
+    assert host_memory.free_memory(tmp_path) == 2**63  # nothing says how much
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal:   9999 kB\nMemAvailable:   2048 kB\nHugePages_Total:   0\n")
+    assert host_memory.free_memory(tmp_path) == 2**21
+    group = tmp_path / "sys" / "fs" / "cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.current").write_text("900000\n")
+    (group / "memory.stat").write_text("anon 700000\ninactive_file 100000\n")
+    for limit, free in (("max", 2**21), ("1000000", 200_000), ("800000", 0)):
+        (group / "memory.max").write_text(f"{limit}\n")
+        assert host_memory.free_memory(tmp_path) == free
