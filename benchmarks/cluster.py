@@ -67,6 +67,7 @@ def count(teacher: str, method: str) -> dict[str, Any]:
         "method": method,
         "weights_bytes": {name: weights.total for name, weights in found.weights.items()},
         "passes": found.passes,
+        "turns": found.turns,
         "updates": found.updates,
         "peak_bytes": {str(world): peak for world, peak in found.peaks.items()},
         "received_bytes": {

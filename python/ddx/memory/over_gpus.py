@@ -2,8 +2,9 @@
 
 With `--shard full` a GPU of N holds an Nth of weights, gradients, moments and averages, and all of its own rows'
 activations. Beside them, while a block computes, that block and the next are whole as they are stored, with a copy in
-the compute dtype and, backwards, their gradients; so are each network's weights around its blocks. All weights of a
-network are received once a pass, forwards or backwards, and its gradients are sent away once a turn that trains it.
+the compute dtype and, backwards, their gradients; so are each network's weights around its blocks. A network's
+blocks are received once a pass, forwards or backwards, and what is around them once a turn; gradients are sent away
+once a turn that trains it.
 
 The fake run counts activations, passes and turns. What is shared out, gathered and sent is arithmetic on top of it: no
 process group is there, and none of it was measured on GPUs.
@@ -49,7 +50,8 @@ class SharedLedger(Ledger):
         super().__init__(block=block)
         self.worlds = tuple(worlds)
         self.peak = SharedPeak(shared=(0,) * len(self.worlds))
-        self.passes, self.updates = Counter[str](), Counter[str]()
+        self.passes, self.turns, self.updates = Counter[str](), Counter[str](), Counter[str]()
+        self._seen = set[str]()
         self.weights: dict[str, Weights] = {}
         self._times = 1
 
@@ -61,9 +63,12 @@ class SharedLedger(Ledger):
             }
         elif isinstance(event, TurnBegins):
             self._times = event.times
+            self._seen.clear()
             self.updates.update(dict.fromkeys(event.trains, event.times))
         elif isinstance(event, Pass):
             self.passes[event.owner] += self._times
+            self.turns[event.owner] += 0 if event.owner in self._seen else self._times
+            self._seen.add(event.owner)
 
     @contextmanager
     def casting(self, owner: str) -> Iterator[None]:
@@ -139,18 +144,25 @@ class Weights:
 class OverGpus:
     """A step of one row a GPU. `peaks`, in bytes, by the number of GPUs, each with its share of the states.
 
-    passes: of each network in a step, forwards and backwards. updates: of each network in a step.
+    passes: of each network in a step, forwards and backwards. turns: those with such a pass. updates: of each network.
     """
 
     weights: dict[str, Weights]
     peaks: dict[int, int]
     passes: dict[str, int]
+    turns: dict[str, int]
     updates: dict[str, int]
 
     def received(self, world: int) -> int:
         """Bytes that a GPU receives in a step with shares over `world` of them."""
-        gathered = sum(num * self.weights[owner].total for owner, num in self.passes.items())
-        return round((gathered + self._gradients()) * (world - 1) / world)
+        return round((self.gathered() + self._gradients()) * (world - 1) / world)
+
+    def gathered(self) -> int:
+        """Bytes of the weights that are made whole in a step: blocks for each pass, what is around them once a turn."""
+        blocks = sum(
+            num * (self.weights[owner].total - self.weights[owner].around) for owner, num in self.passes.items()
+        )
+        return blocks + sum(num * self.weights[owner].around for owner, num in self.turns.items())
 
     def received_whole(self, world: int) -> int:
         """Bytes that a GPU receives in a step where each holds everything: gradients are summed in a ring."""

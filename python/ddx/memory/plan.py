@@ -165,7 +165,7 @@ class Planner:
         whole = gathered(ledger.weights)
         shared = zip(worlds, ledger.peak.shared, strict=True)
         peaks = {world: peak + (whole if world > 1 else 0) for world, peak in shared}
-        return OverGpus(ledger.weights, peaks, dict(ledger.passes), dict(ledger.updates))
+        return OverGpus(ledger.weights, peaks, dict(ledger.passes), dict(ledger.turns), dict(ledger.updates))
 
     def fit(self, num_bytes: int, said: Collection[str], note: Callable[[str], None]) -> Fit:
         """Return settings with which the run takes at most `num_bytes`; those that are `said` stay as they are.
