@@ -1,4 +1,4 @@
-"""What a rank holds of model states, counted at every operation of a step; for `training/test_sharding.py`.
+"""What a rank holds of model states, counted wherever they change; for `training/test_sharding.py`.
 
     torchrun --nproc-per-node N sharded_memory.py TEACHER OUT METHOD
 
@@ -51,18 +51,24 @@ def held(trainer: Trainer) -> Iterator[Tensor]:
 
 
 class Peak(TorchDispatchMode):
-    """Looks at every operation."""
+    """Looks after every collective, and at the end: what is gathered is let go before the next one."""
 
     def __init__(self, trainer: Trainer) -> None:
         super().__init__()
-        self.trainer, self.bytes = trainer, 0
+        self.trainer, self.bytes, self.looks = trainer, 0, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if func.namespace in ("c10d", "fsdp"):
+            self.look()
+        return result
+
+    def look(self) -> None:
+        """Count what is held now."""
+        self.looks += 1
         with torch._C._DisableTorchDispatch():
             storages = {s._cdata: s.nbytes() for s in (value.untyped_storage() for value in held(self.trainer))}
         self.bytes = max(self.bytes, sum(storages.values()))
-        return result
 
 
 def peak(folder: Path, method: str, ranks: Ranks, rows: list[slice], sharding: Sharding | None) -> int:
@@ -73,7 +79,16 @@ def peak(folder: Path, method: str, ranks: Ranks, rows: list[slice], sharding: S
     trainer.step(0, [make_batch(teacher, 0, rows=part) for part in rows])
     batches = [make_batch(teacher, 1, rows=part) for part in rows]
     with Peak(trainer) as found:
+        found.look()
+        take = trainer._update
+
+        def update(*arguments: Any) -> None:
+            found.look()  # with the gradients of all weights
+            take(*arguments)
+
+        trainer._update = update  # type: ignore[method-assign]
         trainer.step(1, batches)
+    assert sharding is None or found.looks > 20
     return found.bytes
 
 

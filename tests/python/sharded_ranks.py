@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node N sharded_ranks.py OUT JOBS
 
-JOBS is JSON, a list of {"case", "kind", "teacher", "more"}: all ranks take a step together, each on its rows, and one
-of them the same step alone. OUT/<rank>.json has the relative difference of the update by job and network.
+JOBS is JSON, a list of {"case", "kind", "teacher", "more", "repeats"}: all ranks take a step together, each on its
+rows, and one of them the same step alone. OUT/<rank>.json has the relative difference of the update by job and network.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def compare(jobs: list[dict[str, Any]], rank: int, world: int) -> dict[str, dict
     own = [slice(each * rank + k, each * rank + k + 1) for k in range(each)]
     for first in range(0, len(jobs), world):
         group = jobs[first : first + world]
-        ours = [step(job, Ranks(rank, world), own, job["kind"]) for job in group]
+        ours = [step(job, Ranks(rank, world), own * job.get("repeats", 1), job["kind"]) for job in group]
         if rank < len(group):  # the others' meanwhile
-            expected = step(group[rank], Ranks(), [slice(0, 4)], "none")
+            expected = step(group[rank], Ranks(), [slice(0, 4)] * group[rank].get("repeats", 1), "none")
             assert all(bool(value.any()) for value in expected.values()), group[rank]
             found[str(first + rank)] = {
                 name: float((ours[rank][name].float() - value.float()).norm() / value.float().norm())

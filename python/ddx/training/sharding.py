@@ -13,6 +13,7 @@ is that of a run without shares, but for the order of sums.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,8 @@ class Sharding:
             "mp_policy": MixedPrecisionPolicy(cast_forward_inputs=False),  # times stay float32
         }
         listed = {id(block) for part in network.modules() if isinstance(part, nn.ModuleList) for block in part}
+        # a view that is changed in place would lose its hook: no method changes a prediction
+        warnings.filterwarnings("ignore", r"FSDP2-wrapped module .* returned a view")
         for block in blocks_of(network):
             if id(block) in listed:  # a class may name its embedding of patches too, which is no block
                 fully_shard(block, reshard_after_forward=True, **settings)
