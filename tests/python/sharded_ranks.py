@@ -26,7 +26,8 @@ from ddx.training.sharding import make_sharding
 
 def step(job: dict[str, Any], ranks: Ranks, rows: list[slice], kind: str) -> dict[str, Tensor]:
     """Return the update of a job's step by these ranks; `kind` "none" does not shard."""
-    teacher = load_teacher(job["teacher"], device="cpu", dtype=getattr(torch, job.get("teacher_dtype", "float32")))
+    dtype = getattr(torch, job.get("teacher_dtype", "float32"))
+    teacher = load_teacher(job["teacher"], device="cpu", dtype=dtype, resolution=job.get("resolution"))
     case = two_ranks.Case(**job["case"])
     return two_ranks.update(case, teacher, ranks, rows, make_sharding(kind, ranks), **job.get("more", {}))
 

@@ -23,6 +23,7 @@ from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks
 from ddx.training.shard_choice import choose_sharding
 from pipelines import make_sana
+from tiny import NAMES, Tiny
 from two_ranks import OWN
 from watchdog import WATCHDOG_S
 
@@ -106,6 +107,15 @@ def test_a_rank_holds_its_share_of_the_states(tmp_path: Path, num: int, method: 
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(num)]
     alone = found[0][1]
     assert max(shared for shared, _ in found) <= (1.0 / num + 0.15) * alone, (found, alone)
+
+
+@pytest.mark.slow  # minutes
+def test_every_family_trains_in_shares_as_whole(tmp_path: Path) -> None:
+    """By one method, and those that give a derivative through their own forward pass by one that takes it."""
+    teachers = {name: Tiny(name).make(tmp_path / name) for name in NAMES}
+    jobs = [job(teacher, "lcm") for teacher in teachers.values()]
+    jobs += [job(teachers[name], "scm") for name in ("stable-diffusion-3", "z-image")]
+    assert far(gaps(tmp_path, 2, [{**each, "resolution": 64} for each in jobs]), 1e-5) == {}
 
 
 @pytest.mark.slow  # minutes
