@@ -46,7 +46,7 @@ def held(trainer: Trainer) -> Iterator[Tensor]:
     for trained in trainer.trained.values():
         yield from (local(p.grad) for p in trained.parameters if p.grad is not None)
         yield from (local(value) for value in trained.optimizer_tensors().values())
-    for average in trainer._all_averages().values():
+    for average in trainer.all_averages().values():
         yield from (local(value) for value in average.parameters().values())
 
 

@@ -103,7 +103,7 @@ def update(
     before = {name: joined(trained.parameters) for name, trained in trainer.trained.items()}
     trainer.step(0, [make_batch(teacher, rows=part) for part in rows])
     found = {name: joined(trained.parameters) - before[name] for name, trained in trainer.trained.items()}
-    for name, average in trainer._all_averages().items():
+    for name, average in trainer.all_averages().items():
         found[f"average {name}"] = joined(average.parameters().values())
     if case.balance == "norm":
         norms = trainer.trained["student"].balance.norms

@@ -171,7 +171,7 @@ class _FakeTrainer(Trainer):
             ledger.mark(trained.module.parameters(), Use(name, WEIGHTS))
             for parameter in trained.parameters:
                 parameter.register_post_accumulate_grad_hook(_marks_gradient(ledger, Use(name, GRADIENTS)))
-        for name, average in self._all_averages().items():
+        for name, average in self.all_averages().items():
             ledger.mark(average.parameters().values(), Use(name, AVERAGES))
         for name, module in {TEACHER: method.teacher.network(), **method.onlookers()}.items():
             ledger.mark(module.parameters(), Use(name, WEIGHTS))

@@ -15,8 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from ddx.checkpoints.folder import Saved, Snapshot
-from ddx.checkpoints.shares import copy_all_into
-from ddx.errors import DdxError
 from ddx.kernels.cpu_bfloat16 import wide_products
 from ddx.methods.base import STUDENT, Batch, Losses, Method, NetworkSpec, Turn
 from ddx.methods.parts.random_numbers import mix
@@ -44,9 +42,9 @@ from ddx.training.spread_tensors import gathered
 from ddx.training.starting_weights import start_from
 from ddx.training.streamed import stream_teacher
 from ddx.training.trained import Trained
+from ddx.training.trainer_state import restore, snapshot_of
 
 EXPORTED = "ema"
-METHOD = "method"
 FIRST_LOSS_SCALE = 4096.0  # of fp16; torch halves it after a step that is not finite, and doubles it after 2000 others
 
 
@@ -320,45 +318,14 @@ class Trainer:
 
     def snapshot(self) -> Snapshot:
         """Return all tensors and counters; the tensors are live, not copies."""
-        tensors: dict[str, dict[str, Tensor]] = {}
-        for name, trained in self.trained.items():
-            tensors[name] = trained.tensors()
-            tensors[f"{name}.optimizer"] = trained.optimizer_tensors()
-            tensors[f"{name}.balance"] = trained.balance.state()
-        for name, average in self._all_averages().items():
-            tensors[name] = average.parameters()
-        tensors[METHOD] = self.method.state()
-        tensors = {group: values for group, values in tensors.items() if values}
-        state = {
-            "num_steps": {name: trained.num_steps for name, trained in self.trained.items()},
-            "num_images": {name: average.num_images for name, average in self._all_averages().items()},
-            "skipped": int(self.skipped),
-            "loss_scale": self.scaler.state_dict(),
-        }
-        return Snapshot(tensors, state)
+        return snapshot_of(self)
 
     def restore(self, snapshot: Saved) -> None:
         """Continue from a snapshot or a checkpoint. DdxError if it belongs to other networks."""
-        try:
-            for name, trained in self.trained.items():
-                trained.load_tensors(snapshot.tensors[name])
-                trained.load_optimizer_tensors(snapshot.tensors.get(f"{name}.optimizer", {}))
-                copy_all_into(trained.balance.state(), snapshot.tensors.get(f"{name}.balance", {}))
-                trained.num_steps = int(snapshot.state["num_steps"][name])
-            for name, average in self._all_averages().items():
-                images = snapshot.state["num_images"][name]
-                average.load_state_dict({"num_images": images, "shadow": snapshot.tensors[name]})
-            copy_all_into(self.method.state(), snapshot.tensors.get(METHOD, {}))
-            self.skipped.fill_(snapshot.state["skipped"])
-            if snapshot.state.get("loss_scale"):  # empty but with fp16
-                self.scaler.load_state_dict(snapshot.state["loss_scale"])
-        except (KeyError, RuntimeError) as error:
-            raise DdxError(
-                f"the checkpoint does not fit this run's networks: {error}",
-                hint="give --out PATH to start a new student",
-            ) from error
+        restore(self, snapshot)
 
-    def _all_averages(self) -> dict[str, EMA]:
+    def all_averages(self) -> dict[str, EMA]:
+        """Return every average of the run, by the name that a checkpoint has for it."""
         found = {name: average for name, (_, average) in self.averages.items()}
         found |= {f"{EXPORTED}-{name.replace(':', '-')}": average for name, average in self.more.items()}
         return found if self.exported is None else {**found, EXPORTED: self.exported}
