@@ -339,6 +339,8 @@ out output output-dir outdir -> --workspace
 force overwrite rerun restart -> --again
 
 [distill]
+use-fsdp fsdp fsdp-config fsdp-sharding-strategy zero-stage use-deepspeed deepspeed deepspeed-config-file ->
+    --shard full, under torchrun
 report-to logger use-wandb wandb wandb-mode tracker tensorboard mlflow log-with -> --track follows a run by tensorboard,
     wandb, mlflow or jsonl
 wandb-project wandb-name wandb-entity tracker-project-name logging-dir log-dir log-path run-name exp-name project -> a
@@ -366,8 +368,8 @@ dryrun plan simulate test-run -> --dry-run
 
 [precompute distill prepare]
 local-rank num-processes nproc-per-node num-machines machine-rank multi-gpu gpu-ids gpus num-gpus ngpus devices
-num-nodes world-size main-process-port main-process-ip config-file use-fsdp fsdp use-deepspeed deepspeed ddp
-distributed strategy zero-stage fsdp-sharding-strategy deepspeed-config-file num-cpu-threads-per-process ->
+num-nodes world-size main-process-port main-process-ip config-file ddp distributed strategy
+num-cpu-threads-per-process ->
     several devices run it under torchrun: `torchrun --nproc-per-node 8 -m ddx.cli.main COMMAND …`
 
 [precompute distill prepare sample evaluate train]
