@@ -144,7 +144,9 @@ def _run(step: Step, order: Order, *arguments: Any) -> Iterator[Event]:
 def _in_words(ray: Any, error: Exception) -> Unfit:
     """What Ray says of a task that has not ended by itself."""
     if isinstance(error, ray.exceptions.RayTaskError):  # before the task's own code began
-        return Unfit(first_line(error.cause or error), hint="install ddx on all machines of the cluster")
+        lacks = "No module named" in str(error)
+        cure = "install ddx on all machines of the cluster" if lacks else "Ray's log of the task has more"
+        return Unfit(first_line(error.cause or error), hint=cure)
     kinds = {
         "OutOfMemoryError": "its machine ran out of memory",
         "NodeDiedError": "its machine is gone",
