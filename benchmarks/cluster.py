@@ -47,7 +47,7 @@ def main() -> None:
                 rows.append(count(teacher, method))
                 write_result("cluster", {"allowance": ALLOWANCE, "rows": rows}, environment)
                 print(line(rows[-1]), flush=True)
-    for row in sorted(rows, key=lambda row: (TEACHERS.index(row["teacher"]), row["method"])):
+    for row in sorted(rows, key=lambda row: (TEACHERS.index(row["teacher"]), METHODS.index(row["method"]))):
         print(line(row))
 
 
@@ -85,9 +85,14 @@ def line(row: dict[str, Any]) -> str:
     received = row["received_bytes"]
     cells = [
         *(f"{peak / 1e9:,.0f}, {card(peak)}" for peak in peaks),
-        *(f"{received[key] / 1e9:,.1f}" for key in ("whole", "8", "64", "hybrid_between")),
+        *(in_gb(received[key]) for key in ("whole", "8", "64", "hybrid_between")),
     ]
     return f"| `{row['teacher']}` | `{row['method']}` | {' | '.join(cells)} |"
+
+
+def in_gb(num_bytes: int) -> str:
+    """Return so many bytes with two digits or more."""
+    return f"{num_bytes / 1e9:,.0f}" if num_bytes >= 1e10 else f"{num_bytes / 1e9:.1f}"
 
 
 def card(peak: int) -> str:
