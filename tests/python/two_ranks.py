@@ -98,7 +98,7 @@ def update(
     config = DistillConfig(**{**spec.method.defaults, **steady, **given, "ema_half_life": 0.0, **more})
     discriminator = AddedDiscriminatorConfig(**case.discriminator)
     method = load_method(case.method, spec.config(**case.settings), teacher, discriminator)
-    dtype = {"auto": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.dtype]
+    dtype = {"auto": torch.float32, "bf16": torch.bfloat16}[config.dtype]
     trainer = Trainer(method, config, ranks, dtype, sharding=sharding)
     before = {name: joined(trained.parameters) for name, trained in trainer.trained.items()}
     trainer.step(0, [make_batch(teacher, rows=part) for part in rows])

@@ -84,6 +84,8 @@ def _conflicts(config: DistillConfig, *others: Any) -> Iterator[tuple[str, str, 
             yield f"offload = {name}", f"leave --offload {name} away", "shares stay on their devices"
     if config.optimizer == "adamw8bit":
         yield "optimizer = adamw8bit", "--optimizer adamw", "its moments are of blocks of whole weights"
+    if config.dtype == "fp16":
+        yield "dtype = fp16", "--dtype bf16", "the scale of its losses was not tried with shares"
     for settings in others:
         if getattr(settings, "r1_form", None) == "exact" and settings.r1_weight > 0.0:
             yield "r1_form = exact", "--r1-form finite", "a second derivative finds no gathered weights"

@@ -22,6 +22,7 @@ from ddx.teachers.registry import load_teacher
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks
 from ddx.training.shard_choice import choose_sharding
+from ddx.training.sharding import make_sharding
 from pipelines import make_sana
 from tiny import NAMES, Tiny
 from two_ranks import OWN
@@ -159,6 +160,7 @@ def test_a_run_in_shares_draws_looks_and_exports_as_a_whole_one(
         ({"shard": "full", "lora_rank": 4, "base_bits": 8}, "base_bits = 8"),
         ({"shard": "hybrid", "offload": ("moments",)}, "offload = moments"),
         ({"shard": "full", "optimizer": "adamw8bit"}, "adamw8bit"),
+        ({"shard": "full", "dtype": "fp16"}, "dtype = fp16"),
     ],
 )
 def test_what_does_not_go_with_shares_is_refused(folder: Path, settings: dict[str, Any], words: str) -> None:
@@ -168,6 +170,12 @@ def test_what_does_not_go_with_shares_is_refused(folder: Path, settings: dict[st
         choose_sharding(config, method, None, teacher, Ranks(0, 2))
     assert "--shard none" in str(caught.value.hint)
     assert choose_sharding(config, method, None, teacher, Ranks()).kind == "none"  # one process holds everything
+
+
+def test_machines_must_have_equally_many_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="3 processes are not a multiple of the 2"):
+        make_sharding("hybrid", Ranks(0, 3))
 
 
 def test_an_exact_gradient_penalty_is_refused_with_shares(folder: Path) -> None:
