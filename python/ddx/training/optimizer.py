@@ -127,7 +127,8 @@ def measure_clip(gradients: Iterable[Tensor | None], max_norm: float) -> Clip:
 def joint_norm(gradients: Sequence[Tensor]) -> Tensor:
     """Return the norm of all these together, 0-d float32; the same on every rank of those that are spread."""
     if not is_spread(gradients):
-        return torch.linalg.vector_norm(torch.stack([n.float() for n in torch._foreach_norm(gradients)]))
+        norm: Tensor = torch.linalg.vector_norm(torch.stack([n.float() for n in torch._foreach_norm(list(gradients))]))
+        return norm
     shares = [share for share in locals_of(gradients) if share.numel()]  # a small tensor has none on some ranks
     norms = [n.float().square() for n in torch._foreach_norm(shares)] if shares else []
     own = torch.stack(norms).sum() if norms else torch.zeros((), device=gradients[0].device)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 import distill_runs as runs
 import sharded_memory
@@ -149,7 +150,7 @@ def test_a_run_in_shares_draws_looks_and_exports_as_a_whole_one(
         ours, theirs = ([line[name] for line in runs.lines(root) if name in line] for root in (together, alone))
         assert ours == pytest.approx(theirs, rel=1e-3), name
     for path in sorted(alone.rglob("diffusion_pytorch_model.safetensors")):
-        expected, found = runs.load_file(path), runs.load_file(together / path.relative_to(alone))
+        expected, found = load_file(path), load_file(together / path.relative_to(alone))
         for name, value in expected.items():
             assert (found[name] - value).norm() <= 1e-3 * value.norm() + 1e-5, (path, name)
 
