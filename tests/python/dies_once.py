@@ -3,7 +3,8 @@
     torchrun … dies_once.py RANK STEP MARKER [the arguments of ddx, as JSON] …
 
 The rank dies as it begins to write the checkpoint of the step, unless MARKER, which it makes then, is there. RANK `all`
-is every one, and torchrun dies with it, as if its machine were gone; `none` is none.
+is every one, and torchrun dies with it, as if its machine were gone; `none` is none. MACHINE in the environment is the
+number of processes of a machine, as if there were several.
 """
 
 from __future__ import annotations
@@ -32,5 +33,6 @@ def dies(rank: str, step: str, marker: Path) -> None:
 
 
 if __name__ == "__main__":
+    os.environ["LOCAL_WORLD_SIZE"] = os.environ.get("MACHINE", os.environ["LOCAL_WORLD_SIZE"])
     dies(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
     sys.exit(next((code for line in sys.argv[4:] if (code := run(json.loads(line)))), 0))

@@ -34,11 +34,17 @@ def free_port() -> int:
         return port
 
 
-def torchrun(world: int, restarts: int, marker: Path, *lines: list[str]) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    world: int, restarts: int, marker: Path, *lines: list[str], who: str = "1", **more: str
+) -> subprocess.CompletedProcess[str]:
     """Run on one machine, whose second rank dies."""
     flags = ["--standalone", "--nproc-per-node", str(world), "--max-restarts", str(restarts)]
     return subprocess.run(
-        command(flags, "1", marker, *lines), env=environment(), capture_output=True, text=True, timeout=WATCHDOG_S
+        command(flags, who, marker, *lines),
+        env={**environment(), **more},
+        capture_output=True,
+        text=True,
+        timeout=WATCHDOG_S,
     )
 
 
@@ -48,12 +54,13 @@ def assert_losses_of_one_process(student: Path, teacher_folder: Path, store: Pat
     assert len(ours) == runs.STEPS and ours == pytest.approx(theirs, rel=1e-5)
 
 
+@pytest.mark.parametrize("shard", ["full", pytest.param("none", marks=pytest.mark.slow)])
 def test_a_rank_killed_in_a_save_is_started_again_and_the_run_ends_bit_for_bit_the_same(
-    teacher_folder: Path, store: Path, tmp_path: Path
+    shard: str, teacher_folder: Path, store: Path, tmp_path: Path
 ) -> None:
     """Two starts of two processes: what torchrun and a dead peer do cannot be had for less."""
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
-    lines = [runs.flags(teacher_folder, store, tmp_path, out=out) for out in (killed, undisturbed)]
+    lines = [runs.flags(teacher_folder, store, tmp_path, out=out, shard=shard) for out in (killed, undisturbed)]
     done = torchrun(2, 3, tmp_path / "died", *lines)
     assert done.returncode == 0, done.stderr[-8000:]
     assert (tmp_path / "died").exists()
@@ -68,6 +75,21 @@ def test_a_run_of_four_ranks_that_dies_goes_on_with_two(teacher_folder: Path, st
     done = torchrun(2, 0, tmp_path / "died", line)
     assert done.returncode == 0, done.stderr[-8000:]
     assert_losses_of_one_process(tmp_path / "out", teacher_folder, store, tmp_path / "alone")
+
+
+@pytest.mark.slow  # two starts of four and of two processes
+def test_a_run_goes_on_at_any_number_of_processes_and_any_sharding(
+    teacher_folder: Path, store: Path, tmp_path: Path
+) -> None:
+    """Four in two machines, which have equal shares, then two with shares, then one with everything."""
+    out = tmp_path / "out"
+    for world, steps, shard in ((4, 3, "hybrid"), (2, 6, "full")):
+        line = runs.flags(teacher_folder, store, tmp_path, out=out, train_steps=steps, shard=shard)
+        done = torchrun(world, 0, tmp_path / "died", line, who="none", MACHINE="2")
+        assert done.returncode == 0, done.stderr[-8000:]
+        assert (out / "checkpoints" / f"step-{steps:06d}" / f"student.1-of-{world}.safetensors").exists()
+    runs.run(teacher_folder, store, tmp_path, out=str(out), said=("train_steps",))
+    assert_losses_of_one_process(out, teacher_folder, store, tmp_path / "alone")
 
 
 @pytest.mark.slow  # torchrun waits for the lost machine before it goes on without
