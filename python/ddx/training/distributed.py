@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
@@ -18,6 +19,7 @@ from ddx.device import find_device
 from ddx.errors import DdxError
 
 Result = TypeVar("Result")
+PATIENCE = timedelta(days=7)  # nccl ends a run after ten minutes, gloo after thirty
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Ranks:
     rank: int = 0
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    patient: dist.ProcessGroup | None = None  # of all ranks, for what may take one of them long; None: torch's own
 
     @property
     def is_first(self) -> bool:
@@ -94,7 +97,7 @@ class Ranks:
         if self.world == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=self.patient)
         return box[0]
 
     def gathered(self, value: Result) -> list[Result]:
@@ -102,7 +105,7 @@ class Ranks:
         if self.world == 1:
             return [value]
         box: list[Any] = [None] * self.world
-        dist.all_gather_object(box, value)
+        dist.all_gather_object(box, value, group=self.patient)
         return box
 
     def smallest(self, value: Tensor) -> Tensor:
@@ -112,9 +115,9 @@ class Ranks:
         return value
 
     def wait(self) -> None:
-        """Wait until every rank is here."""
+        """Wait until every rank is here, however long one of them writes or reads files."""
         if self.world > 1:
-            dist.barrier()
+            dist.barrier(group=self.patient)
 
 
 @contextmanager
@@ -130,7 +133,8 @@ def join(device: str = "auto") -> Iterator[Ranks]:
     # gloo beside nccl: small votes on the CPU never wait for the GPU
     dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
     try:
-        yield Ranks(rank, world, place)
+        patient = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENCE))
+        yield Ranks(rank, world, place, patient)
     finally:
         dist.destroy_process_group()
 

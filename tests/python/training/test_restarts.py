@@ -24,7 +24,9 @@ def command(flags: list[str], who: str, marker: Path, *lines: list[str]) -> list
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    # or a rank that is started again may meet the addresses of dead ones, and wait for them half an hour
+    own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **own_store}
 
 
 def free_port() -> int:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import four_savers
+import slow_disk
 from ddx.checkpoints.folder import Snapshot, list_checkpoints, load_checkpoint
 from ddx.checkpoints.shares import whole
 from ddx.errors import DdxError
@@ -69,19 +70,24 @@ def test_a_save_that_fails_while_the_steps_go_on_is_told_between_them(
     saver.wait()  # nothing is under way any more
 
 
+def torchrun(world: int, script: str, out: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [*command, script, str(out)], env=environment, capture_output=True, text=True, timeout=WATCHDOG_S
+    )
+    assert done.returncode == 0, done.stderr[-8000:]
+
+
+@pytest.mark.slow  # two minutes of waiting
+def test_no_collective_waits_for_a_disk(tmp_path: Path) -> None:
+    torchrun(2, slow_disk.__file__, tmp_path / "checkpoints")
+
+
 def test_what_four_ranks_save_while_they_train_is_read_at_any_sharding_and_what_fails_fails_on_all(
     tmp_path: Path,
 ) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(
-        [*command, four_savers.__file__, str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=WATCHDOG_S,
-    )
-    assert done.returncode == 0, done.stderr[-8000:]
+    torchrun(4, four_savers.__file__, tmp_path)
     expected = load_file(tmp_path / "expected.safetensors")
     for kind in ("full", "hybrid"):
         path = tmp_path / kind / "step-000002"
