@@ -128,7 +128,7 @@ class ScoredEasel(Easel):
         """See :meth:`Easel.look`; `scores` has the truth."""
         seen = super().look(student)
         steps = watching.judged_steps(self.method)
-        pictures = self.held_out._decode(self.held_out._student_draws(student, steps))[:, 0].numpy()
+        pictures = self.held_out._decode(self.held_out.draw(student)[steps])[:, 0].numpy()
         precision, recall = precision_recall(self.truth, extract(pictures))
         overall = scene_scores(pictures, self.captions)["overall"]
         seen.values["scores"] = {"overall": overall, "recall": recall, "precision": precision}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,8 @@ def choose_sharding(
 ) -> ShardChoice:
     """Return what the setting `shard` comes to; UsageError for settings that do not go with the one that was named.
 
-    auto: none while weights, gradients, moments and averages take at most half of a GPU's memory, full otherwise.
+    auto: none while weights, gradients, moments and averages take at most half of a GPU's memory; of several machines
+    hybrid while shares of one do; full otherwise.
     """
     if config.shard == "none":
         return ShardChoice("none", "as told")
@@ -53,11 +55,24 @@ def choose_sharding(
     needed = state_bytes(config, method, teacher)
     memory = torch.cuda.get_device_properties(ranks.device).total_memory
     sizes = f"states take {needed / 2**30:.0f} GiB of {memory / 2**30:.0f}"
-    if needed <= SHARE_OF_DEVICE * memory:
+    kind = fitting(needed, memory, ranks.world, int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world)))
+    if kind == "none":
         return ShardChoice("none", sizes)
     if conflicts:
         return ShardChoice("none", f"{sizes}, but {conflicts[0][0]} does not go with shares: {conflicts[0][2]}")
-    return ShardChoice("full", f"{sizes}; networks are spread over {ranks.world} processes")
+    return ShardChoice(kind, f"{sizes}; networks are spread over {ranks.world} processes")
+
+
+def fitting(needed: float, memory: float, num_ranks: int, on_machine: int) -> str:
+    """Return the kind of sharding with which states of `needed` bytes fit GPUs of `memory` bytes, and that sends least.
+
+    on_machine: how many of the ranks a machine has.
+    """
+    allowed = SHARE_OF_DEVICE * memory
+    if needed <= allowed:
+        return "none"
+    several = on_machine < num_ranks and num_ranks % on_machine == 0
+    return "hybrid" if several and needed / on_machine <= allowed else "full"
 
 
 def state_bytes(config: DistillConfig, method: Method, teacher: Teacher) -> float:

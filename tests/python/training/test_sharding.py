@@ -22,7 +22,7 @@ from ddx.teachers.base import Teacher
 from ddx.teachers.registry import load_teacher
 from ddx.training.config import DistillConfig
 from ddx.training.distributed import Ranks
-from ddx.training.shard_choice import choose_sharding
+from ddx.training.shard_choice import choose_sharding, fitting
 from ddx.training.sharding import make_sharding
 from pipelines import make_sana
 from tiny import NAMES, Tiny
@@ -185,6 +185,22 @@ def test_an_exact_gradient_penalty_is_refused_with_shares(folder: Path) -> None:
     method = load_method("lcm", trainable_spec("lcm").config(), teacher, exact)
     with pytest.raises(UsageError, match="r1_form = exact"):
         choose_sharding(DistillConfig(shard="full"), method, exact, teacher, Ranks(0, 2))
+
+
+@pytest.mark.parametrize(
+    ("needed", "num_ranks", "on_machine", "kind"),
+    [
+        (40.0, 64, 8, "none"),
+        (41.0, 8, 8, "full"),
+        (41.0, 64, 8, "hybrid"),
+        (320.0, 64, 8, "hybrid"),
+        (321.0, 64, 8, "full"),  # one machine does not hold it
+        (41.0, 12, 8, "full"),  # machines with other numbers of ranks have no equal shares
+        (41.0, 4, 1, "full"),
+    ],
+)
+def test_auto_sends_as_little_as_the_memory_lets_it(needed: float, num_ranks: int, on_machine: int, kind: str) -> None:
+    assert fitting(needed, 80.0, num_ranks, on_machine) == kind
 
 
 def test_auto_keeps_networks_whole_on_a_processor(folder: Path) -> None:
