@@ -55,6 +55,7 @@ def compare(jobs: list[dict[str, Any]], rank: int, world: int) -> dict[str, dict
 def main(out: Path, jobs: list[dict[str, Any]]) -> None:
     """Write the differences."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    os.environ["LOCAL_WORLD_SIZE"] = os.environ.get("MACHINE", os.environ["LOCAL_WORLD_SIZE"])  # torchrun sets its own
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=(out / "group").as_uri(), rank=rank, world_size=world)
     found = compare(jobs, rank, world)

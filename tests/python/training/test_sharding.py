@@ -88,12 +88,12 @@ def test_two_ranks_with_shares_of_the_networks_train_as_one_with_all_of_them(fol
 
 @pytest.mark.slow  # minutes: five times four processes
 def test_four_ranks_train_as_one_also_on_two_machines_and_in_half_precision(folder: Path, tmp_path: Path) -> None:
-    """Shares of machines of two are those of LOCAL_WORLD_SIZE; half precision is compared with its own rounding."""
+    """Machines are of two ranks; half precision is compared with its own rounding."""
     jobs = [job(folder, name, kind=kind) for kind in ("full", "hybrid") for name in ("lcm", "dmd2", "meanflow")]
     jobs = [{**each, "repeats": 2} for each in jobs]  # micro-batches, whose gradients meet over machines once
     out = tmp_path / "exact"
     out.mkdir()
-    assert far(gaps(out, 4, jobs, LOCAL_WORLD_SIZE="2"), 1e-5) == {}
+    assert far(gaps(out, 4, jobs, MACHINE="2"), 1e-5) == {}
     out = tmp_path / "half"
     out.mkdir()
     half = [{**job(folder, name, more={"dtype": "bf16"}), "teacher_dtype": "bfloat16"} for name in ("lcm", "sid")]
