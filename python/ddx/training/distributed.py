@@ -7,12 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
+from itertools import count
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from ddx.device import find_device
@@ -120,6 +124,21 @@ class Ranks:
             dist.barrier(group=self.patient)
 
 
+_joined = count(1)
+
+
+@cache
+def _meeting_point() -> Store:
+    """Return where the ranks leave their addresses: one for the life of the process, served by the first rank."""
+    store: Store = next(rendezvous("env://"))[0]
+    return store
+
+
+def _new_store() -> Store:
+    """Return a store with no keys: a rank that joins again must not meet the addresses of the time before."""
+    return PrefixStore(f"join-{next(_joined)}", _meeting_point())
+
+
 @contextmanager
 def join(device: str = "auto") -> Iterator[Ranks]:
     """Join the other processes of this run, which `torchrun` names in the environment; alone without it."""
@@ -131,7 +150,8 @@ def join(device: str = "auto") -> Iterator[Ranks]:
         yield Ranks(0, 1, place)
         return
     # gloo beside nccl: small votes on the CPU never wait for the GPU
-    dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=_new_store(), rank=rank, world_size=world)
     try:
         patient = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENCE))
         yield Ranks(rank, world, place, patient)

@@ -81,7 +81,7 @@ def test_each_turn_trains_its_own_networks(teacher: Teacher, name: str) -> None:
 
 
 def test_all_that_it_adds_nothing_to_is_asked_of_the_method(teacher: Teacher) -> None:
-    for_methods = {"config", "defaults", "new_network", "stage_at"}
+    for_methods = {"config", "defaults", "new_network", "rows_to_pass", "stage_at"}
     method = load_method("reflow", METHODS["reflow"].config(pairs="stored", rounds=2), teacher, ADDED)
     asked = {*vars(Around), *vars(method)}
     assert {name for name in vars(Method) if not name.startswith("_")} - for_methods <= asked
