@@ -55,12 +55,13 @@ endef
 MODELS       := __init__|auto|bloom|clip|dino|encoder_decoder|gemma|qwen|siglip|t5|umt5|vit
 NOT_IMPORTED := site-packages/(.*/tests?/|(pip|setuptools|mypy|mypyc)/|ray/(?!core|_private|_common|util|includes|dashboard/[^/]*$$)[a-z_]*/|transformers/models/(?!$(MODELS)))
 
-.PHONY: help install demo test test-rust test-python test-zarrs test-gpu check check-python check-rust fuzz bench
+.PHONY: help install demo test test-rust test-python test-zarrs test-cluster test-gpu check check-python check-rust fuzz bench
 
 help:
 	@echo "make demo    distil the bundled teacher and look at the pictures (about 6 minutes once installed)"
 	@echo "make test    the tests, Rust and Python (VENV=$(VENV), JOBS=$(JOBS), PYTEST_ARGS=…, SELECT= with the slow ones)"
 	@echo "make test-zarrs a store read by zarrs, the Zarr of Rust, which compiles for minutes"
+	@echo "make test-cluster the tests of several processes, shares, restarts and Ray, which take minutes each"
 	@echo "make test-gpu the tests that need a CUDA device, with compiled kernels"
 	@echo "make check   formatters, linters, types"
 	@echo "make fuzz    damaged inputs of fourteen kinds, each for FUZZ_SECONDS=$(FUZZ_SECONDS), and as long encodings of"
@@ -107,6 +108,9 @@ test-python: $(STAMP)
 # One of the slow tests, which `make test` leaves out.
 test-zarrs: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/python/data/test_zarrs.py $(PYTEST_ARGS)
+
+test-cluster: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster $(PYTEST_ARGS)
 
 # Triton's interpreter, which the other tests take, is chosen once in a process.
 test-gpu: $(STAMP)

@@ -191,6 +191,7 @@ def wanted(source: tuple[Path, threading.Event], config: PrecomputeConfig, folde
     return shard_bytes(precompute(ours, [str(source[0])]))
 
 
+@pytest.mark.cluster
 @pytest.mark.slow  # a cluster, and processes of it that import torch: half a minute of processor a test
 def test_a_machine_that_dies_on_the_way_costs_time_only(
     ddx: Ddx, cluster: Any, source: tuple[Path, threading.Event], config: PrecomputeConfig, tmp_path: Path
@@ -209,6 +210,7 @@ def test_a_machine_that_dies_on_the_way_costs_time_only(
     _patiently(lambda: cluster.add_node(num_cpus=1))
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_an_interrupt_loses_nothing(
     ddx: Ddx, cluster: Any, source: tuple[Path, threading.Event], config: PrecomputeConfig, tmp_path: Path
@@ -227,6 +229,7 @@ def test_an_interrupt_loses_nothing(
     assert shard_bytes(store) == expected
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_stages_and_a_part_that_fails_always(
     ddx: Ddx, cluster: Any, source: tuple[Path, threading.Event], config: PrecomputeConfig, tmp_path: Path

@@ -56,7 +56,7 @@ def assert_losses_of_one_process(student: Path, teacher_folder: Path, store: Pat
     assert len(ours) == runs.STEPS and ours == pytest.approx(theirs, rel=1e-5)
 
 
-@pytest.mark.parametrize("shard", ["full", pytest.param("none", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("shard", ["full", pytest.param("none", marks=(pytest.mark.cluster, pytest.mark.slow))])
 def test_a_rank_killed_in_a_save_is_started_again_and_the_run_ends_bit_for_bit_the_same(
     shard: str, teacher_folder: Path, store: Path, tmp_path: Path
 ) -> None:
@@ -69,6 +69,7 @@ def test_a_rank_killed_in_a_save_is_started_again_and_the_run_ends_bit_for_bit_t
     runs.assert_same_run(killed, undisturbed)
 
 
+@pytest.mark.cluster
 @pytest.mark.slow  # three starts of two or four processes
 def test_a_run_of_four_ranks_that_dies_goes_on_with_two(teacher_folder: Path, store: Path, tmp_path: Path) -> None:
     line = runs.flags(teacher_folder, store, tmp_path, out=tmp_path / "out")
@@ -79,6 +80,7 @@ def test_a_run_of_four_ranks_that_dies_goes_on_with_two(teacher_folder: Path, st
     assert_losses_of_one_process(tmp_path / "out", teacher_folder, store, tmp_path / "alone")
 
 
+@pytest.mark.cluster
 @pytest.mark.slow  # two starts of four and of two processes
 def test_a_run_goes_on_at_any_number_of_processes_and_any_sharding(
     teacher_folder: Path, store: Path, tmp_path: Path
@@ -94,6 +96,7 @@ def test_a_run_goes_on_at_any_number_of_processes_and_any_sharding(
     assert_losses_of_one_process(out, teacher_folder, store, tmp_path / "alone")
 
 
+@pytest.mark.cluster
 @pytest.mark.slow  # torchrun waits for the lost machine before it goes on without
 def test_a_run_on_two_machines_goes_on_by_itself_when_one_is_lost(
     teacher_folder: Path, store: Path, tmp_path: Path

@@ -79,6 +79,7 @@ def torchrun(world: int, script: str, out: Path) -> None:
     assert done.returncode == 0, done.stderr[-8000:]
 
 
+@pytest.mark.cluster
 @pytest.mark.slow  # two minutes of waiting
 def test_no_collective_waits_for_a_disk(tmp_path: Path) -> None:
     torchrun(2, slow_disk.__file__, tmp_path / "checkpoints")

@@ -86,6 +86,7 @@ def test_two_ranks_with_shares_of_the_networks_train_as_one_with_all_of_them(fol
     assert far(gaps(tmp_path, 2, jobs), 1e-5) == {}
 
 
+@pytest.mark.cluster
 @pytest.mark.slow  # minutes: five times four processes
 def test_four_ranks_train_as_one_also_on_two_machines_and_in_half_precision(folder: Path, tmp_path: Path) -> None:
     """Machines are of two ranks; half precision is compared with its own rounding."""
@@ -100,6 +101,7 @@ def test_four_ranks_train_as_one_also_on_two_machines_and_in_half_precision(fold
     assert far(gaps(out, 2, half), 0.02) == {}
 
 
+@pytest.mark.cluster
 @pytest.mark.slow  # a minute
 @pytest.mark.parametrize(("num", "method"), [(2, "lcm"), (4, "sid")])
 def test_a_rank_holds_its_share_of_the_states(tmp_path: Path, num: int, method: str) -> None:
@@ -111,6 +113,7 @@ def test_a_rank_holds_its_share_of_the_states(tmp_path: Path, num: int, method: 
     assert max(shared for shared, _ in found) <= (1.0 / num + 0.15) * alone, (found, alone)
 
 
+@pytest.mark.cluster
 @pytest.mark.slow  # minutes
 def test_every_family_trains_in_shares_as_whole(tmp_path: Path) -> None:
     """By one method, and those that give a derivative through their own forward pass by one that takes it."""
@@ -120,6 +123,7 @@ def test_every_family_trains_in_shares_as_whole(tmp_path: Path) -> None:
     assert far(gaps(tmp_path, 2, [{**each, "resolution": 64} for each in jobs]), 1e-5) == {}
 
 
+@pytest.mark.cluster
 @pytest.mark.slow  # minutes
 def test_every_method_trains_in_shares_as_whole(folder: Path, tmp_path: Path) -> None:
     jobs = [job(folder, name) for name in (*METHODS, "preparation")]
