@@ -139,7 +139,7 @@ class DistillConfig:
     shard: str = option(
         "auto",
         "how processes share a run's networks, moments and averages; full: each holds a share of every tensor; hybrid: "
-        "machines hold the same shares; auto: full where whole ones take more than half of a GPU's memory",
+        "machines hold the same shares; auto: hybrid or full where whole ones take more than half of a GPU's memory",
         choices=("auto", "none", "full", "hybrid"),
     )
     gradient_checkpointing: bool = option(True, "recompute activations in the backward pass to save memory")
