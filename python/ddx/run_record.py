@@ -37,6 +37,15 @@ def write_json(path: Path, value: Any) -> Path:
     return path
 
 
+def sync(path: Path) -> None:
+    """Bring a file, or what was created, renamed or removed in a folder, to the disk: a later rename may rely on it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def read_run(folder: str | Path) -> dict[str, Any] | None:
     """Return the record of `folder`, or None when it has none. Raises DdxError when the file is not a JSON object."""
     path = Path(folder) / FILE_NAME

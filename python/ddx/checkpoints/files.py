@@ -10,7 +10,6 @@ The pieces of a tensor do not overlap, so any number of ranks, however they shar
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from ddx.checkpoints.shares import Share, Spread, part_of, share_of
+from ddx.run_record import sync
 
 INDEX_FILE = "index.json"
 SUFFIX = ".safetensors"
@@ -89,7 +89,7 @@ def write_pieces(folder: Path, pieces: dict[str, dict[str, Share]], rank: int, w
         begins = {name: list(piece.offset) for name, piece in named.items() if any(piece.offset)}
         metadata = {"offsets": json.dumps(begins)} if world > 1 else None
         save_file({name: _plain(piece.local) for name, piece in named.items()}, path, metadata)
-        flush(path)
+        sync(path)
         sizes[path.name] = path.stat().st_size
     return sizes
 
@@ -207,12 +207,3 @@ def _copy_overlap(wanted: Tensor, offset: Sequence[int], piece: Share) -> int:
     target = part_of(wanted, [begin - start for begin, start in zip(first, offset, strict=True)], shape)
     target.copy_(part_of(piece.local, [begin - start for begin, start in zip(first, piece.offset, strict=True)], shape))
     return target.numel()
-
-
-def flush(path: Path) -> None:
-    """Bring a file or a folder to the disk, so that a rename never outruns it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -22,9 +22,10 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ddx.checkpoints.files import INDEX_FILE, Damaged, flush, own_pieces, read_tensors, write_pieces
+from ddx.checkpoints.files import INDEX_FILE, Damaged, own_pieces, read_tensors, write_pieces
 from ddx.checkpoints.shares import Spread
 from ddx.errors import DdxError, cannot_write
+from ddx.run_record import sync
 
 _NAME = re.compile(r"step-(\d{6,})")
 STATE_FILE = "state.json"
@@ -92,12 +93,12 @@ def put_in_place(
             for name, content in ((INDEX_FILE, index), (STATE_FILE, dict(state))):
                 if content is not None:
                     (hidden / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
-                    flush(hidden / name)
-            flush(hidden)
+                    sync(hidden / name)
+            sync(hidden)
             if named(folder, step).exists():  # a run that was resumed from before it
                 _hide(named(folder, step))
             os.rename(hidden, named(folder, step))
-            flush(folder)
+            sync(folder)
     except DdxError:
         shutil.rmtree(hidden, ignore_errors=True)
         raise

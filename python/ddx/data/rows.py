@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ddx.run_record import sync
+
 FILE_NAME = "rows.parquet"
 OK = "ok"
 CUT = "the caption is cut"  # begins the detail of a row that is fine, but for what the encoder does not read
@@ -137,7 +139,7 @@ def join(store: Path, parts: Iterable[int]) -> Path:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(store)
+    sync(store)
     return path
 
 
@@ -165,12 +167,3 @@ def count_cut(store: Path, parts: Iterable[int]) -> int:
         fine = pc.equal(table["status"], OK)
         found += pc.sum(pc.and_(fine, pc.starts_with(table["detail"], CUT))).as_py() or 0
     return found
-
-
-def sync_folder(folder: Path) -> None:
-    """Make what was created, renamed or removed in a folder last."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 from ddx.data.fetched_rows import FOLDER, count_statuses, rows_path
 from ddx.data.precompute.pictures import End, Pictures, fetch
 from ddx.data.precompute.plan import Plan
-from ddx.data.rows import read_rows, sync_folder
+from ddx.data.rows import read_rows
 from ddx.data.segments import record_path
 from ddx.errors import DdxError, UsageError, cannot_write
+from ddx.run_record import sync
 
 if TYPE_CHECKING:
     from ddx.progress import Progress
@@ -149,4 +150,4 @@ def _put(temporary: Path, path: Path) -> None:
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    sync_folder(path.parent)
+    sync(path.parent)

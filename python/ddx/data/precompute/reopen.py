@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ddx.data.ranks import COMPLETE, READERS, claim
-from ddx.data.rows import FILE_NAME, sync_folder
+from ddx.data.rows import FILE_NAME
 from ddx.errors import DdxError
+from ddx.run_record import sync
 
 
 @contextmanager
@@ -25,5 +26,5 @@ def reopened(store: Path, what: str) -> Iterator[None]:
                 hint="wait until the training has ended, then run the same command",
             )
         (store / FILE_NAME).unlink(missing_ok=True)
-        sync_folder(store)
+        sync(store)
         yield

@@ -9,10 +9,10 @@ from ddx.data.precompute.create import whole_arrays
 from ddx.data.precompute.part_writer import raw
 from ddx.data.precompute.plan import Plan
 from ddx.data.precompute.reopen import reopened
-from ddx.data.rows import sync_folder
 from ddx.data.segments import record_path
 from ddx.data.store import Store
 from ddx.data.verify import Verified, has_record, verify_parts, verify_rest
+from ddx.run_record import sync
 
 if TYPE_CHECKING:
     from ddx._core import StoreWriter
@@ -41,7 +41,7 @@ def discard_damaged(plan: Plan, writer: StoreWriter, progress: Progress) -> None
         for part in (number for number in plan.sizes.parts if number in bad):
             record = record_path(plan.store, part)
             record.unlink(missing_ok=True)
-            sync_folder(record.parent)
+            sync(record.parent)
         if rest.damaged:
             _restore(plan, writer, {damage.file.rpartition("/")[0] for damage in rest.damaged if damage.part is None})
 

@@ -101,17 +101,23 @@ class Cluster:
         return [node for node in self._ray.nodes() if node["Alive"]]
 
 
+def load_ray() -> Any:
+    """Return the module. DdxError where it is not installed."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
+    try:
+        import ray
+    except ImportError as error:
+        raise DdxError("Ray is not installed", hint="pip install 'ddx[ray]'") from error
+    return ray
+
+
 @contextmanager
 def connected(address: str | None) -> Iterator[Cluster]:
     """Connect to the cluster at this address; without one to that of this machine, or to one that is started for this.
 
     Raises DdxError where Ray is not installed, or no cluster answers.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
-    try:
-        import ray
-    except ImportError as error:
-        raise DdxError(f"Ray is not installed: {error}", hint="pip install 'ddx[ray]'") from error
+    ray = load_ray()
     if ray.is_initialized():  # by whoever calls this function
         yield Cluster(ray)
         return

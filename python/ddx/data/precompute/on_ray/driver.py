@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ddx.data.config import PrecomputeConfig
 from ddx.data.precompute.append import require_store
-from ddx.data.precompute.on_ray.cluster import connected
+from ddx.data.precompute.on_ray.cluster import connected, load_ray
 from ddx.data.precompute.on_ray.crew import Crew
 from ddx.data.precompute.on_ray.tasks import Began, Failed, Opened, Said, Unfit, finish, order_of, prepare
 from ddx.data.precompute.plan import Plan, make_plan
@@ -40,6 +40,7 @@ def precompute_on_ray(
     """
     if Rank.here().world > 1:
         raise UsageError("--engine ray shares the parts out by itself", hint="call it once, without torchrun")
+    load_ray()  # before minutes of preparation
     plan = make_plan(config, sources, workspace)
     progress.log(plan.reads)
     for line in plan.input.left_out:
