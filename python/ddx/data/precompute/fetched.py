@@ -147,7 +147,6 @@ def _rows_path(plan: Plan, part: int) -> Path:
 
 
 def _put(temporary: Path, path: Path) -> None:
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
+    sync(temporary)
     os.replace(temporary, path)
     sync(path.parent)
