@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,13 +79,15 @@ def cases(*, every: bool) -> Iterator[Case]:
     yield from (Case("lcm", {}, judge, balance, lora_rank=4) for balance in BALANCES)
 
 
-def update(
-    case: Case, teacher: Teacher, ranks: Ranks, rows: list[slice], sharding: Sharding | None = None, **more: Any
-) -> dict[str, Tensor]:
-    """Return what a step of a fresh trainer adds to each network's weights, and what it carries to the next one.
-
-    more: settings of the trainer over those that make steps comparable.
-    """
+def trainer_of(
+    case: Case,
+    teacher: Teacher,
+    ranks: Ranks,
+    sharding: Sharding | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    **more: Any,
+) -> Trainer:
+    """Return a fresh trainer; more: settings over those that make steps comparable."""
     spec = trainable_spec(case.method)
     # steps that are nearly in proportion to the gradient: Adam's own magnify roundings of what is next to zero
     steady = {"learning_rate": 0.3, "adam_epsilon": 1.0, "weight_decay": 0.0, "clip_norm": 1e9, "warmup_steps": 0}
@@ -99,7 +101,14 @@ def update(
     discriminator = AddedDiscriminatorConfig(**case.discriminator)
     method = load_method(case.method, spec.config(**case.settings), teacher, discriminator)
     dtype = {"auto": torch.float32, "bf16": torch.bfloat16}[config.dtype]
-    trainer = Trainer(method, config, ranks, dtype, sharding=sharding)
+    return Trainer(method, config, ranks, dtype, say=say, sharding=sharding)
+
+
+def update(
+    case: Case, teacher: Teacher, ranks: Ranks, rows: list[slice], sharding: Sharding | None = None, **more: Any
+) -> dict[str, Tensor]:
+    """Return what a step of a fresh trainer adds to each network's weights, and what it carries to the next one."""
+    trainer = trainer_of(case, teacher, ranks, sharding, **more)
     before = {name: joined(trained.parameters) for name, trained in trainer.trained.items()}
     trainer.step(0, [make_batch(teacher, rows=part) for part in rows])
     found = {name: joined(trained.parameters) - before[name] for name, trained in trainer.trained.items()}

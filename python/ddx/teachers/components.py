@@ -79,7 +79,7 @@ def load_model(
     loader = component_class(source, part, expected)
     folder = source.folder / part
     if not weights_are_wanted():
-        return _from_config(loader, folder, dtype)
+        return network_of_config(loader, folder, dtype)
     files = weight_files(folder)
     if not files:
         raise DdxError(
@@ -116,7 +116,8 @@ def weights_are_wanted() -> bool:
     return not _WITHOUT_WEIGHTS.get()
 
 
-def _from_config(loader: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
+def network_of_config(loader: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """A network of the shape that the config in a folder says, frozen and in evaluation mode; its weights are new."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)  # made so at once: a cast of fake parameters is what their weak references forbid
     try:

@@ -18,6 +18,7 @@ from ddx.teachers.families.table import Family
 from ddx.teachers.hub import Source
 from ddx.teachers.prepared import prepared_record
 from ddx.teachers.size import Size, height_and_width
+from ddx.teachers.stored_weights import open_later
 
 
 class OpenPipeline(Autoencoding):
@@ -198,9 +199,10 @@ class OpenPipeline(Autoencoding):
         return network
 
     def _load_denoiser(self, dtype: torch.dtype) -> nn.Module:
-        """The denoiser from its files."""
-        classes = self.part_classes[self.denoiser_part]
-        return load_model(self.source_info, self.denoiser_part, classes, dtype=dtype, device=self.home)
+        """The denoiser from its files, or one whose weights stay in them (:mod:`ddx.teachers.stored_weights`)."""
+        part, classes = self.denoiser_part, self.part_classes[self.denoiser_part]
+        later = open_later(self.source_info, part, classes, dtype)
+        return later or load_model(self.source_info, part, classes, dtype=dtype, device=self.home)
 
     def new_student_network(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """A trainable denoiser with the teacher's weights, read from the files again so that none are rounded.

@@ -1,16 +1,23 @@
-"""The networks of a run that shards: built on the host one after the other, each spread before the next one comes."""
+"""The networks of a run that shards: built one after the other, each spread before the next one comes.
+
+A copy of the teacher's network is built without memory for its weights, and each rank reads its share of them from the
+teacher's files. Where that cannot be, it is opened whole in the host's memory, and the log says so.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from types import MappingProxyType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ddx.checkpoints.shares import copy_into
 from ddx.methods.base import STUDENT, NetworkSpec
 from ddx.teachers.base import Teacher
+from ddx.teachers.stored_weights import StandIn, stand_ins, weights_later
 from ddx.training.distributed import Ranks
 from ddx.training.ema import EMA, Weights
 from ddx.training.sharding import Sharding, share_weights
@@ -22,16 +29,19 @@ Build = Callable[[NetworkSpec], nn.Module]
 class SpreadNetworks:
     """The teacher's network and those of a method, spread; `hollow` is the student's module tree without weights."""
 
-    def __init__(self, sharding: Sharding, teacher: Teacher, *, low_rank: bool) -> None:
-        self.sharding, self.teacher, self.low_rank = sharding, teacher, low_rank
+    def __init__(
+        self, sharding: Sharding, teacher: Teacher, *, low_rank: bool, say: Callable[[str], None] = lambda text: None
+    ) -> None:
+        self.sharding, self.teacher, self.low_rank, self.say = sharding, teacher, low_rank, say
         self.hollow: nn.Module | None = None
+        self._said: set[str] = set()
 
     def build(self, specs: Sequence[NetworkSpec], build: Build) -> Iterator[tuple[NetworkSpec, nn.Module]]:
         """Yield each network, spread, in this order; the teacher's is by then.
 
         Networks around a shared frozen backbone are all built before the backbone is spread, and hold its shares.
         """
-        with on_host(self.teacher):
+        with self._opening():
             # first, as in a run that does not shard: what opening the backbone draws moves the matrices' random numbers
             around = {spec.name: build(spec) for spec in specs if spec.lora} if self.low_rank else {}
             base = self.teacher.network()
@@ -45,12 +55,11 @@ class SpreadNetworks:
             network = around.pop(spec.name, None)
             if network is None:
                 # what a method adds looks at the teacher's features, where the teacher computes
-                with on_host(self.teacher) if spec.lora else nullcontext():
+                with self._opening() if spec.lora else nullcontext():
                     network = build(spec)
             if spec.name == STUDENT:
                 self.hollow = hollow_copy(network)
-            self._spread(network)
-            share_weights(network, shared.get(spec.name, {}), base)
+            self._spread(network, shared.get(spec.name, {}), base)
             yield spec, network
 
     def whole_student(self, student: nn.Module, ranks: Ranks, average: EMA | Weights | None) -> nn.Module | None:
@@ -70,8 +79,24 @@ class SpreadNetworks:
         self.hollow.load_state_dict({name: value.to(dtypes[name]) for name, value in found.items()}, assign=True)
         return self.hollow.eval()
 
-    def _spread(self, network: nn.Module) -> None:
+    @contextmanager
+    def _opening(self) -> Iterator[None]:
+        """Within, copies of the teacher's network are opened without memory, or in that of the host."""
+        with on_host(self.teacher), weights_later() as wish:
+            yield
+        for reason in (reason for reason in wish.refused if reason not in self._said):
+            self._said.add(reason)
+            self.say(f"each process opens the networks whole in the host's memory first: {reason}")
+
+    def _spread(
+        self, network: nn.Module, shared: Mapping[str, str] = MappingProxyType({}), base: nn.Module | None = None
+    ) -> None:
+        """Spread a network; `shared`: the names in `base`, by own, of the weights that it does not hold itself."""
+        stored = emptied(network)
         self.sharding.shard(network)
+        if base is not None:
+            share_weights(network, shared, base)
+        take_shares(network, stored, self.teacher.device)
         self.teacher.fast(network)  # chosen by the device of its weights, which was the host
 
 
@@ -83,6 +108,35 @@ def on_host(teacher: Teacher) -> Iterator[None]:
         yield
     finally:
         teacher.home = home
+
+
+def emptied(network: nn.Module) -> dict[str, Tensor]:
+    """Put parameters on the meta device in the places of stand-ins; return what those stood for, by name."""
+    stored = {name: value.stored for name, value in stand_ins(network).items()}
+    made: dict[StandIn, nn.Parameter] = {}  # by identity: one that is used twice stays one
+    for module in network.modules():
+        for name, value in module._parameters.items():
+            if isinstance(value, StandIn):
+                if value not in made:
+                    place = torch.empty(value.shape, dtype=value.dtype, device="meta")
+                    made[value] = nn.Parameter(place, requires_grad=value.requires_grad)
+                module._parameters[name] = made[value]
+    return stored
+
+
+@torch.no_grad()
+def take_shares(network: nn.Module, stored: Mapping[str, Tensor], device: torch.device) -> None:
+    """Give the parameters of a spread network that have no memory this rank's share of what is stored."""
+    shares: dict[str, nn.Parameter] = {}
+    made: dict[Tensor, nn.Parameter] = {}
+    for name, value in network.named_parameters(remove_duplicate=False):
+        if value.is_meta:
+            if value not in made:
+                share = torch.empty_like(value, device=device)
+                copy_into(share, stored[name])
+                made[value] = nn.Parameter(share, requires_grad=value.requires_grad)
+            shares[name] = made[value]
+    network.load_state_dict(shares, strict=False, assign=True)
 
 
 def hollow_copy(network: nn.Module) -> nn.Module:

@@ -21,6 +21,7 @@ from ddx.teachers.base import Teacher
 from ddx.teachers.families.table import STUDENT_PIPELINES
 from ddx.teachers.hub import Source, hub_source, local_source, read_json
 from ddx.teachers.registry import is_hub_id
+from ddx.teachers.stored_weights import start_later_from, weights_later
 from ddx.workspace import Workspace
 
 _OF_PICTURES = ("resolution", "latent_shape")  # may differ: one student draws several sizes
@@ -91,7 +92,8 @@ def _published_weights(
 
 
 def _require_same_shapes(weights: Mapping[str, Tensor], teacher: Teacher, student: str, other: str) -> None:
-    shapes = {name: value.shape for name, value in teacher.network().state_dict().items()}
+    with weights_later():
+        shapes = {name: value.shape for name, value in teacher.new_student_network().state_dict().items()}
     if {name: value.shape for name, value in weights.items()} != shapes:
         raise UsageError(
             f"the weights of {student} do not fit the teacher: it is a student of another one",
@@ -126,6 +128,7 @@ def _require_same_teacher(files: StudentFolder, teacher: Teacher, say: Callable[
 
 def start_from(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Give `network` these weights; embedders that a method has added to it stay as they are."""
-    odd = network.load_state_dict(dict(weights), strict=False)
-    left = [*odd.unexpected_keys, *(name for name in odd.missing_keys if not name.startswith(EMBEDDERS))]
+    odd = network.load_state_dict(start_later_from(network, weights), strict=False)
+    missing = [name for name in odd.missing_keys if name not in weights and not name.startswith(EMBEDDERS)]
+    left = [*odd.unexpected_keys, *missing]
     assert not left, left

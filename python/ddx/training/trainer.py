@@ -73,7 +73,7 @@ class Trainer:
         self.averages: dict[str, tuple[nn.Module, EMA]] = {}
         self.spread: SpreadNetworks | None = None
         if sharding is not None:
-            self.spread = SpreadNetworks(sharding, method.teacher, low_rank=bool(config.lora_rank))
+            self.spread = SpreadNetworks(sharding, method.teacher, low_rank=bool(config.lora_rank), say=say)
         for spec, module in self._networks_in_order(start):
             if spec.trained:
                 if config.gradient_checkpointing and hasattr(module, "enable_gradient_checkpointing"):

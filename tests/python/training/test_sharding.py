@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +23,8 @@ from ddx.training.shard_choice import choose_sharding, fitting
 from ddx.training.sharding import make_sharding
 from pipelines import make_sana
 from tiny import NAMES, Tiny
+from torchrun import torchrun
 from two_ranks import OWN
-from watchdog import WATCHDOG_S
 
 JUDGE = {"gan_weight": 0.1, "heads": "attention", "gan_loss": "relativistic", "r1_weight": 0.1}
 
@@ -35,14 +32,6 @@ JUDGE = {"gan_weight": 0.1, "heads": "attention", "gan_loss": "relativistic", "r
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_sana(tmp_path_factory.mktemp("spread") / "tiny", layers=2, width=16)
-
-
-def torchrun(num: int, *arguments: str, **environment: str) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num), *arguments]
-    path = os.pathsep.join([str(Path(sharded_ranks.__file__).parent), os.environ.get("PYTHONPATH", "")])
-    given = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": path, **environment}
-    done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=WATCHDOG_S)
-    assert done.returncode == 0, done.stderr[-8000:]
 
 
 def job(teacher: Path, method: str, *, kind: str = "full", **case: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ddx.teachers.families.sana_sprint import sprint_weights
 from ddx.teachers.families.sana_text import PromptEncoder, pipeline_defaults, preprocess
 from ddx.teachers.hub import Source
 from ddx.teachers.parts.flow import FlowTeacher
+from ddx.teachers.stored_weights import weights_at_once
 from ddx.teachers.truncation import Cut, cut
 
 
@@ -81,7 +82,8 @@ class SanaTeacher(FlowTeacher):
         """See :meth:`Teacher.prepared_network`. The norms start at 1, everything else at the teacher's weights."""
         from diffusers import SanaTransformer2DModel
 
-        plain: Any = super()._load_denoiser(torch.float32)
+        with weights_at_once("its weights are put into another network, that is prepared"):
+            plain: Any = super()._load_denoiser(torch.float32)
         changes: dict[str, Any] = {}
         if qk_norm and plain.config.qk_norm is None:
             changes["qk_norm"] = "rms_norm_across_heads"

@@ -25,6 +25,7 @@ from ddx.sampling.student import StudentFolder
 from ddx.teachers.base import Teacher
 from ddx.teachers.families.table import FAMILIES
 from ddx.teachers.registry import load_teacher
+from ddx.teachers.stored_weights import stand_ins, weights_later
 from ddx.training.export import export_student
 from distill_runs import run
 from distilling import make_batch, make_store, make_trainer
@@ -95,6 +96,34 @@ def test_it_draws_what_its_pipeline_draws(
         assert torch.equal(drawn, expected)
     else:
         torch.testing.assert_close(drawn, expected, rtol=0, atol=3e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_its_weights_may_stay_in_their_files(ground: Ground, dtype: torch.dtype) -> None:
+    """Then everything else is as it was opened with them: buffers and what else is computed, the config, and how many
+    random numbers were drawn."""
+    drawn = []
+    torch.manual_seed(0)
+    whole: Any = ground.teacher._load_denoiser(dtype)
+    drawn.append(torch.rand(()))
+    torch.manual_seed(0)
+    with weights_later() as wish:
+        later: Any = ground.teacher._load_denoiser(dtype)
+    drawn.append(torch.rand(()))
+    assert wish.refused == [] and drawn[0] == drawn[1]
+    places = stand_ins(later)
+    expected = dict(whole.named_parameters())
+    assert list(places) == list(expected) == [name for name, _ in later.named_parameters()]
+    for name, value in expected.items():
+        place = places[name]
+        assert (place.dtype, place.shape) == (value.dtype, value.shape) and torch.equal(place.stored.to(dtype), value)
+        assert place.untyped_storage().nbytes() == value.element_size() and place.isnan().all()
+    for module, other in zip(whole.modules(), later.modules(), strict=True):
+        made = {**{k: v for k, v in vars(module).items() if isinstance(v, torch.Tensor)}, **module._buffers}
+        for name, value in made.items():
+            found = getattr(other, name)
+            assert found.dtype == value.dtype and torch.equal(found, value), name
+    assert dict(later.config) == dict(whole.config) and type(later) is type(whole)
 
 
 def test_prompts_and_sizes_change_what_it_draws(ground: Ground) -> None:
