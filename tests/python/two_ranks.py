@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from ddx.training.distributed import Ranks
 from ddx.training.sharding import Sharding
 from ddx.training.spread_tensors import whole
 from ddx.training.trainer import Trainer
-from distilling import AT_ONCE, make_batch
+from distilling import AT_ONCE, CAPTIONS, make_batch
 
 BALANCES = ("none", "norm", "project")
 SECOND = ("dmd", "dmd2", "sida", "add", "sana-sprint", "freeflow")  # whose student has a second loss by itself
@@ -110,7 +110,10 @@ def update(
     """Return what a step of a fresh trainer adds to each network's weights, and what it carries to the next one."""
     trainer = trainer_of(case, teacher, ranks, sharding, **more)
     before = {name: joined(trained.parameters) for name, trained in trainer.trained.items()}
-    trainer.step(0, [make_batch(teacher, rows=part) for part in rows])
+    batches = [make_batch(teacher, rows=part) for part in rows]
+    if trainer.method.reads_captions:
+        batches = [replace(batch, captions=CAPTIONS[part]) for batch, part in zip(batches, rows, strict=True)]
+    trainer.step(0, batches)
     found = {name: joined(trained.parameters) - before[name] for name, trained in trainer.trained.items()}
     for name, average in trainer.all_averages().items():
         found[f"average {name}"] = joined(average.parameters().values())

@@ -22,6 +22,7 @@ from ddx.training.distributed import Ranks
 from ddx.training.shard_choice import choose_sharding, fitting
 from ddx.training.sharding import make_sharding
 from pipelines import make_sana
+from scorers import make_scorer
 from tiny import NAMES, Tiny
 from torchrun import torchrun
 from two_ranks import OWN
@@ -73,6 +74,30 @@ def test_two_ranks_with_shares_of_the_networks_train_as_one_with_all_of_them(fol
         job(folder, "lcm", discriminator=JUDGE, balance="norm", lora_rank=4),
     ]
     assert far(gaps(tmp_path, 2, jobs), 1e-5) == {}
+
+
+@pytest.mark.cluster
+@pytest.mark.slow  # a minute
+def test_shares_go_with_activations_on_the_host_a_reward_and_averages_in_half_precision(
+    folder: Path, tmp_path: Path
+) -> None:
+    """An average in bfloat16 is rounded at random: by other numbers for a share than for the whole."""
+    scorer = str(make_scorer(tmp_path / "scorer"))
+    on_host = {"offload": ["activations"], "gradient_checkpointing": True}
+    reward = {"reward": scorer, "reward_weight": 3.0, "num_steps": 1}
+    jobs = [
+        job(folder, "lcm", more=on_host),
+        job(folder, "sid", more={**on_host, "checkpointed_share": 0.5}),
+        job(folder, "sid", settings=reward),
+        job(folder, "dmd2", settings={**reward, "reward_share": 0.5}, balance="norm"),
+        job(folder, "ladd", settings={"reward": scorer}, lora_rank=4),
+        job(folder, "lcm", more={"average_dtype": "bf16", "ema_half_life": 10.0, "ema_more": ["decay:0.5"]}),
+    ]
+    found = gaps(tmp_path, 2, jobs)
+    averages = {name: gap for name, gap in found.items() if " average ema" in name}
+    assert far({name: gap for name, gap in found.items() if name not in averages}, 1e-5) == {}
+    assert len(averages) == 2 and far(averages, 2.0**-7) == {}
+    assert all(averages.values())
 
 
 @pytest.mark.cluster
