@@ -4,7 +4,7 @@
     python benchmarks/collapses.py --report                         # fits on one half of the runs, judges on the other
 
 Every run goes on from one LCM student of the bundled teacher, whose scenes an exact checker marks: short runs of the
-healthy recipes, and runs that are driven into a collapse. At every look the exported weights draw 48 held-out captions
+healthy recipes, and runs that are driven into a collapse. At every look the exported weights draw 128 held-out captions
 too; the checker's marks and recall on these are the truth, and no alarm sees them: a run is lost where one of them has
 lost a quarter of its best at two looks in a row, whatever its recipe was meant to do. `--keep` holds the store, the
 student to start from and the runs; a run that stands in the result file is not made again, so a killed benchmark goes
@@ -50,10 +50,11 @@ from ddx.workspace import Workspace
 
 FILE = "collapses.jsonl"
 ROWS = 2048
-STEPS = 40
-EVERY = 4
+STEPS = 80
+EVERY = 5
+WARM_UP = 20
 BATCH = 4
-CAPTIONS = 48
+CAPTIONS = 128
 REFERENCES = 4
 
 
@@ -127,7 +128,7 @@ class ScoredEasel(Easel):
     def look(self, student: nn.Module) -> Seen:
         """See :meth:`Easel.look`; `scores` has the truth."""
         seen = super().look(student)
-        steps = watching.judged_steps(self.method)
+        (steps,) = self.subject.steps
         pictures = self.held_out._decode(self.held_out.draw(student)[steps])[:, 0].numpy()
         precision, recall = precision_recall(self.truth, extract(pictures))
         overall = scene_scores(pictures, self.captions)["overall"]
@@ -203,14 +204,14 @@ def run(case: Case, seed: int, folder: Path, start: Path) -> dict[str, Any]:
         "seed": seed,
         "train_steps": STEPS,
         "batch_size": BATCH,
-        "warmup_steps": 8,
+        "warmup_steps": WARM_UP,
         "sample_every": 0,
         "checkpoint_every": 0,
         "log_every": EVERY,
         "watch_every": EVERY,
         "watch_cost": 1e6,
         "watch_prompts": 8,
-        "watch_seeds": 2,
+        "watch_seeds": 4,
         "max_lost_steps": 1000,
         **case.settings,
     }
@@ -221,6 +222,8 @@ def run(case: Case, seed: int, folder: Path, start: Path) -> dict[str, Any]:
     except DdxError as failure:
         error = str(failure)
     looks = read_steps(out / "watch.jsonl")
+    if not looks:
+        raise SystemExit(f"{case.name}: no look at its student worked; see {out}")
     shutil.rmtree(out, ignore_errors=True)
     return {
         **{"name": case.name, "seed": seed, "collapse": case.collapse, "method": case.method},
