@@ -1,24 +1,43 @@
-"""The figures of `collapses.py`: bounds fitted on one half of its runs, judged on the other."""
+"""The figures of `collapses.py` and `mode_loss.py`: what was lost, what raised an alarm, and bounds that are fitted on
+one half of the runs and judged on the other."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from ddx.watch.alarms import LOOKS, RULES, Rule, alarms, excesses
 
 Row = dict[str, Any]
+SCORES = ("overall", "coverage", "recall")  # of which a student must not lose a quarter; the first is that of the best
 
 LOST = 0.75  # of its best: what counts as a student that is lost
 MARGIN = 1.25  # of a bound over the largest excess of a run that was not lost
 LEAST = 0.1  # no bound is below
 
 
+@dataclass(frozen=True)
+class Case:
+    """A run: a method, whether it is to collapse, and settings over the recipe."""
+
+    name: str
+    method: str
+    collapse: bool
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def rows_of(path: Path) -> list[Row]:
+    """Return the runs that are in a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
 def lost_at(row: Row) -> int | None:
-    """Return the step at which overall or recall lost a quarter of its best, at two looks in a row or the last."""
+    """Return the step at which a score lost a quarter of its best, at two looks in a row or the last."""
     found = []
-    for name in ("overall", "recall"):
+    for name in scores_of(row):
         values = [look["scores"][name] for look in row["looks"]]
         best = 0.0
         for number, value in enumerate(values):
@@ -28,6 +47,11 @@ def lost_at(row: Row) -> int | None:
                 found.append(int(row["looks"][number]["step"]))
                 break
     return min(found, default=None)
+
+
+def scores_of(row: Row) -> list[str]:
+    """Return the names of the scores that its looks have."""
+    return [name for name in SCORES if name in row["looks"][0]["scores"]]
 
 
 def alarm_at(row: Row, rules: Sequence[Rule]) -> tuple[int, list[str]] | None:
@@ -54,11 +78,12 @@ def _peak(row: Row, name: str) -> float:
 
 
 def kept_gap(row: Row) -> float:
-    """Return how many points of overall the look that is best by distance is behind the best in hindsight."""
+    """Return how many points of its first score the look that is best by distance is behind the best in hindsight."""
+    name = scores_of(row)[0]
     looks = [look for look in row["looks"] if look["step"] > 0]
     steps = str(looks[0]["judged_steps"])
     kept = min(looks, key=lambda look: float(look["student"][steps]["distance"]))
-    return 100.0 * (max(look["scores"]["overall"] for look in looks) - kept["scores"]["overall"])
+    return 100.0 * (max(look["scores"][name] for look in looks) - kept["scores"][name])
 
 
 def judged(rows: Sequence[Row], rules: Sequence[Rule]) -> dict[str, Any]:
@@ -131,15 +156,20 @@ def report(rows: Sequence[Row]) -> str:
     found = figures(rows)
     lines = [f"bounds fitted on the first half: {found['bounds']}"]
     for name in ("fitted_on", "judged_on", "with_the_bounds_of_ddx"):
-        part = found[name]
-        lines.append(
-            f"\n{name.replace('_', ' ')}: {part['runs']} runs; of {part['lost']} lost ones {part['caught']} in time "
-            f"and {part['caught_by_the_next_look']} by the next look; {part['false_alarms']} false alarms in "
-            f"{part['healthy']} others; the kept look {part['mean_points_behind_best']} points behind the best"
-        )
-        lines += [
-            f"  {line['name']}, seed {line['seed']}: lost at {line['lost_at']}, alarm at {line['alarm_at']} "
-            f"{line['alarms']}, kept {line['kept_behind_best']} behind"
-            for line in part["lines"]
-        ]
+        lines.append("\n" + in_words(name.replace("_", " "), found[name]))
+    return "\n".join(lines)
+
+
+def in_words(name: str, part: dict[str, Any]) -> str:
+    """Return what :func:`judged` found in words, with a line a run."""
+    lines = [
+        f"{name}: {part['runs']} runs; of {part['lost']} lost ones {part['caught']} in time "
+        f"and {part['caught_by_the_next_look']} by the next look; {part['false_alarms']} false alarms in "
+        f"{part['healthy']} others; the kept look {part['mean_points_behind_best']} points behind the best"
+    ]
+    lines += [
+        f"  {line['name']}, seed {line['seed']}: lost at {line['lost_at']}, alarm at {line['alarm_at']} "
+        f"{line['alarms']}, kept {line['kept_behind_best']} behind"
+        for line in part["lines"]
+    ]
     return "\n".join(lines)

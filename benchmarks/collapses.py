@@ -19,7 +19,7 @@ import shutil
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 import torch
-from _collapse_report import figures, report
+from _collapse_report import Case, figures, report, rows_of
 from _command import measured
 from _environment import RESULTS, machine, write_result
 from torch import nn
@@ -53,19 +53,9 @@ ROWS = 2048
 STEPS = 80
 EVERY = 5
 WARM_UP = 20
-BATCH = 4
+BATCH = {False: 8, True: 4}  # of recipes, and of runs that are driven into a collapse
 CAPTIONS = 128
 REFERENCES = 4
-
-
-@dataclass(frozen=True)
-class Case:
-    """A run: a method of the bundled teacher's recipes, and settings over its recipe."""
-
-    name: str
-    method: str
-    collapse: bool
-    settings: dict[str, Any] = field(default_factory=dict)
 
 
 CONSTANT = {"lr_schedule": "constant"}
@@ -174,11 +164,6 @@ def run_all(arguments: argparse.Namespace, folder: Path, path: Path) -> None:
             emit(f"{case.name}, seed {seed}: {[look['scores']['overall'] for look in row['looks']]}")
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    """Return the runs that are there."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
 def prepare(folder: Path) -> Path:
     """Make the store, and the student that all runs begin with; return its folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -203,7 +188,7 @@ def run(case: Case, seed: int, folder: Path, start: Path) -> dict[str, Any]:
         "out": str(out),
         "seed": seed,
         "train_steps": STEPS,
-        "batch_size": BATCH,
+        "batch_size": BATCH[case.collapse],
         "warmup_steps": WARM_UP,
         "sample_every": 0,
         "checkpoint_every": 0,
@@ -230,7 +215,7 @@ def run(case: Case, seed: int, folder: Path, start: Path) -> dict[str, Any]:
         **{
             "settings": case.settings,
             "steps": STEPS,
-            "batch_size": BATCH,
+            "batch_size": BATCH[case.collapse],
             "processor_s": round(time.process_time() - began, 1),
         },
         **{"error": error, "machine": machine()},

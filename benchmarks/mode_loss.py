@@ -1,0 +1,139 @@
+"""Does the watching of a run see lost modes, on a teacher that is known exactly, before a quarter of them is gone?
+
+    python benchmarks/mode_loss.py --seed 0            # runs what is missing, one line of JSON each
+    python benchmarks/mode_loss.py --report
+
+The ground is that of `mixtures.py`: eight modes on a circle, drawn in one step from the same recipes, and from settings
+that drive them into mode loss. A look draws 32 points, as many as pictures of a watched run, and ddx's own alarms judge
+two of its measures, in a scale in which the teacher's points are as far apart as pictures of `sana-tiny` are in their
+feature space. 4000 further points are the truth, which no alarm sees: their coverage is the sum over modes of their
+share on the mode, counted up to what it should be. A run is lost where coverage has lost a quarter of its best at two
+looks in a row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import torch
+from _collapse_report import Case, in_words, judged, rows_of
+from _environment import RESULTS, machine, write_result
+from torch import Tensor
+
+from ddx.bench.mixtures.gate import Modes
+from ddx.bench.mixtures.grounds import GROUNDS
+from ddx.bench.mixtures.recipes import RECIPES
+from ddx.bench.mixtures.run import Student, make_batch, method_of
+from ddx.cli.console import emit
+from ddx.metrics.pictures import energy_distance, spread
+from ddx.training.distributed import Ranks
+from ddx.training.trainer import Trainer
+from ddx.watch.alarms import RULES
+
+FILE = "mode_loss.jsonl"
+STEPS, EVERY, WARM_UP = 400, 20, 40
+POINTS, TRUTH = 32, 4000
+PICTURE_SPREAD = 1.81  # of the pictures that the teacher of `collapses.py` draws
+WATCHED = ("variety_features", "distance")
+
+CONSTANT = {"lr_schedule": "constant"}
+CASES = (
+    Case("lcm", "lcm", False),
+    Case("lcm, rate x30", "lcm", True, {**CONSTANT, "learning_rate": 9e-2}),
+    Case("shortcut", "shortcut", False),
+    Case("scm", "scm", False),
+    Case("diff-instruct", "diff-instruct", False),
+    Case("diff-instruct, rate x10", "diff-instruct", True, {**CONSTANT, "learning_rate": 4e-3}),
+    Case("diff-instruct, slow fake score", "diff-instruct", True, {**CONSTANT, "fake_rate": 0.05}),
+    Case("dmd", "dmd", False),
+    Case("dmd, rate x10", "dmd", True, {**CONSTANT, "learning_rate": 4e-3}),
+    Case("sid", "sid", False),
+    Case("sid, alpha 1.5, rate x10", "sid", True, {**CONSTANT, "alpha": 1.5, "learning_rate": 2e-3}),
+    Case("dde", "dde", False),
+    Case("add", "add", False),
+    Case("add, slow heads", "add", True, {**CONSTANT, "discriminator_rate": 1.0, "r1_weight": 0.0}),
+    Case("ladd, slow heads, rate x5", "ladd", True, {**CONSTANT, "discriminator_rate": 1.0, "learning_rate": 2e-3}),
+    Case("ladd, no penalty", "ladd", True, {**CONSTANT, "r1_weight": 0.0, "learning_rate": 2e-3}),
+)
+
+
+def main() -> int:
+    """Run what is missing, or report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", action="append", type=int, help="may be repeated (default: 0)")
+    parser.add_argument("--case", action="append", choices=[case.name for case in CASES], help="may be repeated")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
+    parser.add_argument("--report", action="store_true", help="print the figures of the runs that are there")
+    arguments = parser.parse_args()
+    path = arguments.out / FILE
+    torch.set_num_threads(1)
+    for seed in [] if arguments.report else arguments.seed or [0]:
+        for case in CASES:
+            known = {(row["name"], row["seed"]) for row in rows_of(path)}
+            if (arguments.case is None or case.name in arguments.case) and (case.name, seed) not in known:
+                row = run(case, seed)
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+                emit(f"{case.name}, seed {seed}: {[look['scores']['coverage'] for look in row['looks']]}")
+    rows = rows_of(path)
+    found = judged(rows, [rule for rule in RULES if rule.name in WATCHED])
+    write_result("mode_loss", found, rows[0]["machine"], arguments.out)
+    emit(in_words("with the bounds of ddx", found))
+    return 0
+
+
+def run(case: Case, seed: int) -> dict[str, Any]:
+    """Train one student, look at it on the way, and return its row."""
+    recipe = RECIPES[case.method]
+    teacher = GROUNDS["flow"].teacher(features=recipe.features)
+    settings = {**recipe.settings, "train_steps": STEPS, "warmup_steps": WARM_UP, "seed": seed, "num_steps": 1}
+    names = {"ema_half_life": min(float(recipe.settings.get("ema_half_life", 5000.0)), 5000.0)}
+    known = settings if "num_steps" in recipe.settings else {k: v for k, v in settings.items() if k != "num_steps"}
+    method, config = method_of(case.method, teacher, **{**known, **names, **case.settings})
+    torch.manual_seed(config.seed)
+    trainer = Trainer(method, config, Ranks(), torch.float32)
+    student = Student(method, trainer, 0.0, ())
+    theirs = _reference(student)
+    looks = [_look(student, 0, {}, theirs)]
+    for step in range(config.train_steps):
+        trainer.step(step, [make_batch(teacher, config, step)])
+        if (step + 1) % EVERY == 0:
+            looks.append(_look(student, step + 1, trainer.meter.read(lambda value: value), theirs))
+    return {
+        **{"name": case.name, "seed": seed, "collapse": case.collapse, "method": case.method},
+        **{"settings": case.settings, "steps": STEPS, "machine": machine(), "looks": looks},
+    }
+
+
+def _reference(student: Student) -> Tensor:
+    """Return points of the mixture itself, `[1, N, D]`: what the teacher's ODE ends in from noises of another seed."""
+    generator = torch.Generator().manual_seed(17)
+    return student.teacher.mixture.draw(torch.full((POINTS,), student.teacher.mixture.num_classes), generator)[None]
+
+
+def _look(student: Student, step: int, signals: dict[str, Any], theirs: Tensor) -> dict[str, Any]:
+    own = student.draw(1, num_samples=POINTS, seed=23).double()[None]
+    modes = Modes.of(student.teacher.mixture)
+    scale = PICTURE_SPREAD / float(spread(theirs.double()))
+    values = {
+        "variety_features": scale * float(spread(own)),
+        "distance": scale * float(energy_distance(own, theirs.double())),
+    }
+    points = student.draw(1, num_samples=TRUTH, seed=11).double()
+    nearest, mode = torch.cdist(points, modes.means).min(dim=1)
+    shares = torch.bincount(mode[nearest <= 4.0 * modes.stds[mode]], minlength=len(modes.means)) / len(points)
+    return {
+        **{"step": step, "judged_steps": 1, "signals": {k: v for k, v in signals.items() if v is not None}},
+        **{"teacher": {"variety_features": PICTURE_SPREAD}, "student": {"1": values}},
+        "scores": {"coverage": round(float(shares.clamp(max=1.0 / len(modes.means)).sum()), 4)},
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
