@@ -7,11 +7,11 @@ For a watched number m of the student and m* of the teacher, the deviation at a 
     dev = m                    the distance to the teacher's pictures
 
 and its excess is dev less the smallest one of the run so far. An alarm needs an excess above its bound at `LOOKS` looks
-in a row. So a student that begins blurred, or that settles a little off its teacher, raises none; one that was nearer
-and leaves does. Looks in the warm-up do not count.
+in a row; or the excesses of one look, each over its bound, together of a norm above `TOGETHER`. So what is lost between
+two looks is told of at the next, and many small signs count as one large one. A student that begins blurred, or that
+settles a little off its teacher, raises none; one that was nearer and leaves does. Looks in the warm-up do not count.
 
-The bounds are set by hand, above what those runs of `benchmarks/collapses.py` reach that were not lost. The bounds that
-it fits on one half of its runs are too tight for the other half: there are too few.
+The bounds and `TOGETHER` are set above what those runs of `benchmarks/collapses.py` reach that were not lost.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 from ddx.watch.vector import ratio
 
-LOOKS = 2
+LOOKS, TOGETHER = 2, 1.5
 Look = Mapping[str, Any]
 
 _RATE = "lower the learning rate or the guidance"
@@ -98,15 +98,28 @@ def excesses(looks: Sequence[Look], name: str, steps: int) -> list[float]:
     return found
 
 
-def alarms(looks: Sequence[Look], steps: int, warm_up: int = 0, rules: Sequence[Rule] = RULES) -> list[Alarm]:
-    """Return the alarms at the last of the looks, those of the first `warm_up` steps left out."""
+def alarms(
+    looks: Sequence[Look],
+    steps: int,
+    warm_up: int = 0,
+    rules: Sequence[Rule] = RULES,
+    together: float = TOGETHER,
+) -> list[Alarm]:
+    """Return the alarms at the last of the looks, those of the first `warm_up` steps left out.
+
+    Where all excesses together raise one, it names the measures that are above their bounds, at least the one furthest.
+    """
     looks = [look for look in looks if look["step"] >= warm_up]
+    if not looks:
+        return []
+    parts = {rule.name: [value / rule.bound for value in excesses(looks, rule.name, steps)] for rule in rules}
+    now = {name: values[-1] for name, values in parts.items()}
+    first = max(now, key=now.__getitem__) if math.hypot(*now.values()) > together else None
     found = []
     for rule in rules:
-        above = [value > rule.bound for value in excesses(looks, rule.name, steps)]
-        streak = next((n for n, value in enumerate(reversed(above)) if not value), len(above))
-        if streak >= LOOKS:
-            found.append(_alarm(rule, looks, looks[len(looks) - streak], steps))
+        streak = next((n for n, value in enumerate(reversed(parts[rule.name])) if value <= 1.0), len(looks))
+        if streak >= LOOKS or rule.name == first or (first is not None and streak):
+            found.append(_alarm(rule, looks, looks[len(looks) - max(streak, 1)], steps))
     return [*found, *_signal_alarms(looks)]
 
 

@@ -56,14 +56,14 @@ def times(name: str, factor: float) -> dict[str, float]:
     return {name: 0.5 * factor}
 
 
-FAR = {rule.name: math.exp(rule.bound + 0.2) for rule in RULES}
+FAR = {rule.name: math.exp(1.3 * rule.bound) for rule in RULES}
 
 
 @pytest.mark.parametrize("name", [rule.name for rule in RULES if rule.name not in ("clipped", "distance")])
 def test_an_alarm_needs_two_looks_in_a_row_beyond_its_bound_from_the_best(name: str) -> None:
     good, bad = times(name, 1.0), times(name, FAR[name])
     low = times(name, 1.0 / FAR[name])
-    assert raised([good, bad]) == []  # never at one
+    assert raised([good, bad]) == []
     assert raised([good, bad, good, bad]) == []
     assert raised([good, bad, bad]) == raised([good, low, low]) == [name]
     assert raised([good, bad, bad, good]) == []
@@ -72,6 +72,20 @@ def test_an_alarm_needs_two_looks_in_a_row_beyond_its_bound_from_the_best(name: 
     assert raised([bad, good, times(name, math.exp(0.5 * BOUND[name]))] * 2) == []
     assert raised([good, bad, bad, bad], warm_up=10) == []  # the good one was the warm-up's
     assert raised([bad, good, bad, bad], warm_up=10) == [name]
+
+
+def test_many_small_signs_or_a_large_one_are_an_alarm_at_one_look() -> None:
+    def off(share: float, *names: str) -> dict[str, float]:
+        return {name: 0.5 * math.exp(share * BOUND[name]) for name in names}
+
+    three = ("brightness", "saturation", "variety_features")
+    assert raised([{}, off(0.8, *three)]) == []  # a norm of 1.39
+    assert raised([{}, off(0.9, *three), {}]) == []
+    assert len(raised([{}, off(0.9, *three)])) == 1  # of 1.56: the one that leads is named
+    assert raised([{}, {**off(0.9, *three), **off(1.1, "contrast")}]) == ["contrast"]
+    assert raised([{}, off(1.2, *three)]) == list(three)
+    assert raised([{}, off(1.6, "contrast")]) == ["contrast"]
+    assert raised([off(1.6, "contrast"), {}]) == raised([off(1.6, "contrast")]) == []
 
 
 def test_the_words_of_an_alarm_name_number_step_and_cure() -> None:
