@@ -9,14 +9,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ddx.watch.alarms import LOOKS, RULES, Rule, alarms, excesses
+import numpy as np
+
+from ddx.watch.alarms import LOOKS, RULES, TOGETHER, Rule, alarms, excesses
 
 Row = dict[str, Any]
 SCORES = ("overall", "coverage", "recall")  # of which a student must not lose a quarter; the first is that of the best
 
 LOST = 0.75  # of its best: what counts as a student that is lost
-MARGIN = 1.25  # of a bound over the largest excess of a run that was not lost
-LEAST = 0.1  # no bound is below
+MARGIN = 1.15  # of the fitted limits over the largest excess of a run that was not lost
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When an alarm is raised: by single rules, and by all of them together."""
+
+    rules: Sequence[Rule] = RULES
+    together: float = TOGETHER
 
 
 @dataclass(frozen=True)
@@ -35,13 +44,16 @@ def rows_of(path: Path) -> list[Row]:
 
 
 def lost_at(row: Row) -> int | None:
-    """Return the step at which a score lost a quarter of its best, at two looks in a row or the last."""
+    """Return the step at which a score lost a quarter of its best, at two looks in a row or the last.
+
+    The best is the best mean of two looks in a row: one look by itself may be lucky.
+    """
     found = []
     for name in scores_of(row):
         values = [look["scores"][name] for look in row["looks"]]
         best = 0.0
         for number, value in enumerate(values):
-            best = max(best, value)
+            best = max(best, (value + values[max(number - 1, 0)]) / 2)
             later = values[number + 1] if number + 1 < len(values) else value
             if max(value, later) <= LOST * best:
                 found.append(int(row["looks"][number]["step"]))
@@ -54,26 +66,32 @@ def scores_of(row: Row) -> list[str]:
     return [name for name in SCORES if name in row["looks"][0]["scores"]]
 
 
-def alarm_at(row: Row, rules: Sequence[Rule]) -> tuple[int, list[str]] | None:
+def alarm_at(row: Row, limits: Limits) -> tuple[int, list[str]] | None:
     """Return the step of the first alarm, and the names of the rules that raise it."""
     for number in range(1, len(row["looks"]) + 1):
         looks = row["looks"][:number]
-        if found := alarms(looks, looks[0]["judged_steps"], 0, rules):
+        if found := alarms(looks, looks[0]["judged_steps"], 0, limits.rules, limits.together):
             return int(looks[-1]["step"]), [alarm.name for alarm in found]
     return None
 
 
-def fitted(rows: Sequence[Row]) -> list[Rule]:
-    """Return the rules, with bounds above what the rows that were not lost reach at two looks in a row."""
+def fitted(rows: Sequence[Row]) -> Limits:
+    """Return ddx's limits in the proportion that leaves the rows that were not lost below them by `MARGIN`."""
     healthy = [row for row in rows if lost_at(row) is None]
-    return [
-        replace(rule, bound=round(max(LEAST, MARGIN * max((_peak(row, rule.name) for row in healthy), default=0.0)), 2))
-        for rule in RULES
-    ]
+    alone = max(
+        max(_peak([excess / rule.bound for excess in _excesses(row, rule)]) for rule in RULES) for row in healthy
+    )
+    norms = [np.linalg.norm([[e / r.bound for e in _excesses(row, r)] for r in RULES], axis=0).max() for row in healthy]
+    rules = tuple(replace(rule, bound=round(rule.bound * alone * MARGIN, 3)) for rule in RULES)
+    return Limits(rules, round(float(max(norms)) / alone, 3))  # in the new bounds, and by the same margin
 
 
-def _peak(row: Row, name: str) -> float:
-    values = excesses(row["looks"], name, row["looks"][0]["judged_steps"])
+def _excesses(row: Row, rule: Rule) -> list[float]:
+    return excesses(row["looks"], rule.name, row["looks"][0]["judged_steps"])
+
+
+def _peak(values: Sequence[float]) -> float:
+    """Return the largest value that LOOKS looks in a row have reached."""
     return max((min(values[k - LOOKS + 1 : k + 1]) for k in range(LOOKS - 1, len(values))), default=0.0)
 
 
@@ -86,11 +104,11 @@ def kept_gap(row: Row) -> float:
     return 100.0 * (max(look["scores"][name] for look in looks) - kept["scores"][name])
 
 
-def judged(rows: Sequence[Row], rules: Sequence[Rule]) -> dict[str, Any]:
-    """Return the figures of the rows under the rules, and a line a run."""
+def judged(rows: Sequence[Row], limits: Limits) -> dict[str, Any]:
+    """Return the figures of the rows under the limits, and a line a run."""
     lines, caught, soon, lost, false, healthy = [], 0, 0, 0, 0, 0
     for row in rows:
-        gone, alarm = lost_at(row), alarm_at(row, rules)
+        gone, alarm = lost_at(row), alarm_at(row, limits)
         if gone is not None:
             lost += 1
             caught += alarm is not None and alarm[0] <= gone
@@ -142,20 +160,21 @@ def halves(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 def figures(rows: Sequence[Row]) -> dict[str, Any]:
     """Return all figures: bounds of the first half, judged on both halves and with the bounds that ddx has."""
     first, second = halves([row for row in rows if len(row["looks"]) > LOOKS])
-    rules = fitted(first)
+    limits = fitted(first)
     return {
-        "bounds": {rule.name: rule.bound for rule in rules},
-        "fitted_on": judged(first, rules),
-        "judged_on": judged(second, rules),
-        "with_the_bounds_of_ddx": judged([*first, *second], RULES),
+        "bounds": {rule.name: rule.bound for rule in limits.rules},
+        "together": limits.together,
+        "fitted_on": judged(first, limits),
+        "judged_on": judged(second, limits),
+        "with_the_limits_of_ddx": judged([*first, *second], Limits()),
     }
 
 
 def report(rows: Sequence[Row]) -> str:
     """Return the figures in words."""
     found = figures(rows)
-    lines = [f"bounds fitted on the first half: {found['bounds']}"]
-    for name in ("fitted_on", "judged_on", "with_the_bounds_of_ddx"):
+    lines = [f"limits fitted on the first half: {found['bounds']}, together {found['together']}"]
+    for name in ("fitted_on", "judged_on", "with_the_limits_of_ddx"):
         lines.append("\n" + in_words(name.replace("_", " "), found[name]))
     return "\n".join(lines)
 
