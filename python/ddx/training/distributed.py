@@ -34,6 +34,7 @@ class Ranks:
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     patient: dist.ProcessGroup | None = None  # of all ranks, for what may take one of them long; None: torch's own
+    meeting: Store | None = None  # where a rank leaves word without waiting for the others; None where nobody asked
 
     @property
     def is_first(self) -> bool:
@@ -151,10 +152,11 @@ def join(device: str = "auto") -> Iterator[Ranks]:
         return
     # gloo beside nccl: small votes on the CPU never wait for the GPU
     backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=_new_store(), rank=rank, world_size=world)
+    store = _new_store()
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     try:
         patient = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENCE))
-        yield Ranks(rank, world, place, patient)
+        yield Ranks(rank, world, place, patient, store)
     finally:
         dist.destroy_process_group()
 

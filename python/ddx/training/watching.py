@@ -1,23 +1,25 @@
 """A run that is watched: when it looks, what it writes of a look, and when it ends the run.
 
 A look never changes the run: its noises are its own, and the weights of the average are swapped in and out again. A
-look that fails is a warning; three in a row end the watching and not the run.
+look that fails is a warning; three in a row end the watching and not the run. See `training/drawn_together.py` for one
+that several ranks draw.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddx.errors import first_line
 from ddx.methods.base import Method
 from ddx.progress import Progress
+from ddx.training.drawn_together import drawn_together
 from ddx.training.run import Run
 from ddx.training.trainer import Trainer
 from ddx.watch.alarms import Alarm, alarms
@@ -32,6 +34,7 @@ from ddx.watch.validation import innermost
 from ddx.watch.words import look_line
 from ddx.workspace import Workspace
 
+Result = TypeVar("Result")
 FOLDER = "watch"
 MAX_FAILURES = 3
 
@@ -134,13 +137,16 @@ class Watch:
         device = self.run.ranks.device
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # what the training still computes is not the look's
-        if not self.has_teacher:
-            self._first(trainer)
+        error = None if self.has_teacher else self._first(trainer)
         began = time.monotonic()
-        drawn = self._drawn_together(trainer) if self.together else None
+        drawn: dict[int, Tensor] | None = None
+        if self.together and error is None:
+            drawn, error = self._drawn_together(trainer)
         look: dict[str, Any] | None = None
         if self.on:
             try:
+                if error is not None:
+                    raise error
                 with _untouched_random_state(device):
                     seen = self._seen(trainer, drawn)
                 look = self._judged(step, seen)
@@ -156,11 +162,15 @@ class Watch:
                 self._failed(step, error)
         self.pace.looked(step, time.monotonic() - began)
 
-    def _drawn_together(self, trainer: Trainer) -> dict[int, Tensor]:
-        """Return what the student draws on every rank: an error ends the run, as the others would wait for ever."""
+    def _drawn_together(self, trainer: Trainer) -> tuple[dict[int, Tensor] | None, Exception | None]:
+        """Return what the student draws on every rank, or the error by which all of them failed."""
         untouched = _untouched_random_state(self.run.ranks.device)
         with untouched, trainer.exported_student() as student, trainer.autocast():
-            return self.easel.draw(student)
+            return self._together(lambda: self.easel.draw(student), student)
+
+    def _together(self, draw: Callable[[], Result], network: nn.Module) -> tuple[Result | None, Exception | None]:
+        assert self.run.sharding is not None
+        return drawn_together(draw, (network,), self.run.sharding, self.run.ranks)
 
     def _seen(self, trainer: Trainer, drawn: dict[int, Tensor] | None) -> Seen:
         if drawn is not None:
@@ -169,25 +179,28 @@ class Watch:
         with trainer.exported_student() as student, trainer.autocast():
             return self.easel.look(student)
 
-    def _first(self, trainer: Trainer) -> None:
-        """Have the teacher draw: once, and no part of what a look costs."""
+    def _first(self, trainer: Trainer) -> Exception | None:
+        """Have the teacher draw: once, and no part of what a look costs. Return the error by which all ranks failed."""
         began = time.monotonic()
         if self.together:
             if self._agreed(self.on and not self.easel.is_kept):
                 with _untouched_random_state(self.run.ranks.device), trainer.autocast():
-                    self.easel.draw_teacher()
+                    _, error = self._together(self.easel.draw_teacher, self.run.teacher.network())
+                if error is not None:
+                    return error
             self.has_teacher = True
         if not self.on:
-            return
+            return None
         try:
             with _untouched_random_state(self.run.ranks.device), trainer.autocast():
                 _ = self.easel.teacher_values
         except Exception:
-            return  # the look fails by it too, and says so
+            return None  # the look fails by it too, and says so
         self.has_teacher = True
         seconds = time.monotonic() - began
         if seconds > 1.0:
             self.progress.log(f"watch: the teacher's pictures of the validation prompts took {seconds:.1f} s, once")
+        return None
 
     def _judged(self, step: int, seen: Seen) -> dict[str, Any]:
         return {

@@ -1,0 +1,45 @@
+"""A look that fails on every rank alike is a warning, and the training goes on as if there had been none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import distill_runs as runs
+import failing_looks
+from torchrun import torchrun
+
+WATCH = {"watch_every": 1, "watch_cost": 1e9, "watch_prompts": 1, "watch_seeds": 2, "reference_steps": 2}
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+
+
+def test_a_look_that_fails_on_every_rank_leaves_the_run_as_it_was(
+    teacher_folder: Path, store: Path, tmp_path: Path
+) -> None:
+    """The teacher fails at the first look, the student at the one of step 2."""
+    common = {"train_steps": 3, "micro_batch_size": 1, "warmup_steps": 0, "checkpoint_every": 0, "shard": "full"}
+    watched = runs.flags(teacher_folder, store, tmp_path / "watched", **common, **WATCH)
+    watched.remove("--quiet")
+    plain = runs.flags(teacher_folder, store, tmp_path / "plain", **common, watch=False)
+    done = torchrun(2, failing_looks.__file__, "all", "[1, 4]", json.dumps(watched), json.dumps(plain))
+    student, other = (next((tmp_path / name / "students").iterdir()) for name in ("watched", "plain"))
+    seen = [json.loads(line)["step"] for line in (student / "watch.jsonl").read_text().splitlines()]
+    assert seen == [1, 3]
+    for step in (0, 2):
+        assert f"the look at step {step} failed: OutOfMemoryError: no room for a drawing" in done
+    assert done.count("training goes on") == 2
+    assert [line["loss"] for line in runs.lines(student)] == [line["loss"] for line in runs.lines(other)]
+    ours, theirs = load_file(student / WEIGHTS), load_file(other / WEIGHTS)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+@pytest.mark.cluster
+@pytest.mark.slow  # as long as the other one, of a case that is rare
+def test_a_rank_that_fails_alone_ends_the_run_at_once(teacher_folder: Path, store: Path, tmp_path: Path) -> None:
+    line = runs.flags(teacher_folder, store, tmp_path, train_steps=3, micro_batch_size=1, shard="full", **WATCH)
+    with pytest.raises(AssertionError, match="error: out of memory"):
+        torchrun(2, failing_looks.__file__, "1", "[3]", json.dumps(line))
