@@ -79,7 +79,7 @@ def count(teacher: str, method: str, repeats: Repeats) -> dict[str, Any]:
             is_low = "lora_rank" in settings
             if is_low in known and not _holds(left[-1], floor(*known[is_low], settings)):
                 continue
-            found = planner.footprint(dataclasses.replace(recipe.config, **settings), limit=LARGEST)
+            found = planner.footprint(dataclasses.replace(recipe.config, **settings), limit=LARGEST, looks=False)
             known.setdefault(is_low, (settings, found.peak))
             peak = found.peak.num_bytes
             counted.append({"settings": settings, "peak_bytes": peak, "host_bytes": found.host_bytes})

@@ -56,13 +56,14 @@ def emit_memory(config: DistillConfig, footprint: Footprint, width: int) -> None
     """Print what a dry run tells of a footprint, in lines of at most `width` characters."""
     from ddx.memory.amount import in_gib
     from ddx.memory.plan import ALLOWANCE, planned_device
-    from ddx.memory.table import headline, lines
+    from ddx.memory.table import headline, lines, looks_line
 
     first = f"memory    {headline(footprint)}, for {footprint.num_parameters / 1e6:,.0f} M parameters"
     if planned_device(config).gpu:
         first += f"; beside it about {in_gib(ALLOWANCE)} for the device's own context and libraries"
     emit(textwrap.fill(first, width, subsequent_indent=10 * " "))
-    for line in lines(footprint):
+    looks = looks_line(footprint)
+    for line in (*lines(footprint), *([] if looks is None else [looks])):
         emit(textwrap.fill(f"          {line}", width, subsequent_indent=32 * " "))
 
 
@@ -75,4 +76,5 @@ def as_json(footprint: Footprint) -> dict[str, Any]:
         "during": list(footprint.peak.during),
         "by": by_owner(footprint),
         "host_bytes": footprint.host_bytes,
+        "looks_bytes": None if footprint.looks is None else footprint.looks.num_bytes,
     }

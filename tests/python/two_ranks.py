@@ -2,6 +2,8 @@
 
     torchrun --nproc-per-node 2 two_ranks.py TEACHER OUT every|few [the arguments of ddx, as JSON]
 
+TEACHER is small, and OUT/wide has one whose layers are wide enough to be stored in 8 bits.
+
 Both take a step of every case together, each on its rows and in micro-batches of one. The same step alone, of all rows
 at once, is taken by one of them. OUT/<rank>.json has the relative difference of the update by case and network.
 """
@@ -52,10 +54,12 @@ class Case:
     discriminator: Mapping[str, Any] = field(default_factory=dict)
     balance: str = "none"
     lora_rank: int = 0
+    base_bits: int | None = None
 
     def __str__(self) -> str:
         beside = "with a discriminator" if self.discriminator else "alone"
-        return f"{self.method} {beside}, balance {self.balance}, rank {self.lora_rank}"
+        bits = "" if self.base_bits is None else f", {self.base_bits} bits"
+        return f"{self.method} {beside}, balance {self.balance}, rank {self.lora_rank}{bits}"
 
 
 FEW = (("sana-sprint", "norm"), ("freeflow", "norm"), ("dmd2", "project"), ("scm", "none"), ("meanflow", "none"))
@@ -66,6 +70,7 @@ def cases(*, every: bool) -> Iterator[Case]:
 
     Not `every`: methods between whom each of the ways occurs by which rows of a batch meet.
     """
+    yield Case("lcm", lora_rank=4, base_bits=8)
     judge = {"gan_weight": 0.1, "heads": "attention", "gan_loss": "relativistic", "r1_weight": 0.1}
     if not every:
         yield from (Case(name, OWN.get(name, {}), balance=balance) for name, balance in FEW)
@@ -95,6 +100,7 @@ def trainer_of(
         "batch_size": 4,
         "loss_balance": case.balance,
         "lora_rank": case.lora_rank,
+        "base_bits": case.base_bits,
         "gradient_checkpointing": False,
     }
     config = DistillConfig(**{**spec.method.defaults, **steady, **given, "ema_half_life": 0.0, **more})
@@ -128,8 +134,12 @@ def joined(values: Iterable[Tensor]) -> Tensor:
     return torch.cat([whole(value.detach()).flatten() for value in values])
 
 
-def compare(teacher: Teacher, rank: int, world: int, *, every: bool) -> dict[str, dict[str, float]]:
+def compare(teacher: Teacher, wide: Path, rank: int, world: int, *, every: bool) -> dict[str, dict[str, float]]:
     """Return how far an update together is from the one alone, for this rank's share of the cases."""
+
+    def teacher_of(case: Case) -> Teacher:  # whose base a run stores in fewer bits for good
+        return teacher if case.base_bits is None else load_teacher(wide, device="cpu")
+
     together, alone = Ranks(rank, world), Ranks()
     found: dict[str, dict[str, float]] = {}
     whole, own = torch.arange(4.0)[:, None], slice(2 * rank, 2 * rank + 2)
@@ -137,11 +147,12 @@ def compare(teacher: Teacher, rank: int, world: int, *, every: bool) -> dict[str
     chosen = list(cases(every=every))
     for group in (chosen[start : start + world] for start in range(0, len(chosen), world)):
         ours = [
-            update(case, teacher, together, [slice(2 * rank + k, 2 * rank + k + 1) for k in (0, 1)]) for case in group
+            update(case, teacher_of(case), together, [slice(2 * rank + k, 2 * rank + k + 1) for k in (0, 1)])
+            for case in group
         ]
         if rank < len(group):  # the others' meanwhile
             case, values = group[rank], ours[rank]
-            expected = update(case, teacher, alone, [slice(0, 4)])
+            expected = update(case, teacher_of(case), alone, [slice(0, 4)])
             assert all(bool(value.any()) for value in expected.values()), case
             found[str(case)] = {
                 name: float((values[name] - value).norm() / value.norm()) for name, value in expected.items()
@@ -155,7 +166,7 @@ def main(teacher: Path, out: Path, every: bool, lines: list[list[str]]) -> int:
     torch.set_num_threads(1)
     # a group of its own: that of the run is the run's to begin and to end
     dist.init_process_group("gloo", init_method=(out / "group").as_uri(), rank=rank, world_size=world)
-    found = compare(load_teacher(teacher, device="cpu"), rank, world, every=every)
+    found = compare(load_teacher(teacher, device="cpu"), out / "wide", rank, world, every=every)
     dist.destroy_process_group()
     (out / f"{rank}.json").write_text(json.dumps(found))
     return next((code for line in lines if (code := run(line))), 0)

@@ -34,7 +34,7 @@ def fake_gpu() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(no_values(fused=False))
         for place, name, value in (
-            (functional, "scaled_dot_product_attention", _attention),
+            (functional, "scaled_dot_product_attention", attention),
             (turns, "assign", _assign),
             (group_offloading, "TorchDeviceBackend", _Backend),
             (group, "_init_cpu_param_dict", lambda self: {}),
@@ -90,7 +90,8 @@ def _assign(tensor: Any, values: Tensor) -> None:
     tensor.fake_device = values.device  # which `data` leaves as it was
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Return a tensor like softmax attention's, and make beside it what its kernels make."""
     shape = (*query.shape[:-1], value.shape[-1])
     sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
     wide = query.new_empty(shape, dtype=torch.float32) if query.shape[-1] > _WIDEST else None

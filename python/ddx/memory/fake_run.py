@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from ddx.memory.dual_forward import counted_twice
 from ddx.memory.ledger import BLOCK, Ledger, Peak, Use
+from ddx.memory.looks import draws, peak_of_looks
 from ddx.memory.no_values import lengths, no_values
 from ddx.memory.optimizer_steps import step_without_values
 from ddx.memory.repeats import CannotRepeatError, RepeatedBlocks, Repeats
@@ -43,6 +44,7 @@ from ddx.training.one_pass import OnePass
 from ddx.training.optimizer import Clip
 from ddx.training.trained import Trained
 from ddx.training.trainer import Trainer
+from ddx.watch.validation import rows_at_once
 
 TEACHER, DATA = "teacher", "data"
 WEIGHTS, GRADIENTS, OPTIMIZER, AVERAGES = "weights", "gradients", "optimiser", "averages"
@@ -75,11 +77,20 @@ class Pass:
 
 @dataclass(frozen=True)
 class Footprint:
-    """The peak of a run, the parameters of the denoiser, and the bytes that live in the host's memory."""
+    """The peak of a step, the parameters of the denoiser, and the bytes that live in the host's memory.
+
+    looks: the peak between two steps, while pictures are drawn; None where none are, or where it was not counted.
+    """
 
     peak: Peak
     num_parameters: int
     host_bytes: int = 0
+    looks: Peak | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """The most that the run takes."""
+        return max(self.peak.num_bytes, 0 if self.looks is None else self.looks.num_bytes)
 
 
 def footprint(
@@ -96,21 +107,27 @@ def footprint(
     limit: float = math.inf,
     repeats: Repeats | None = None,
     make_ledger: Callable[..., Ledger] = Ledger,
+    looks: bool = True,
+    decoder: int | None = None,
 ) -> Footprint:
     """Return the peak of a whole step with `rows` rows in a micro-batch: in the last of them, if there are several.
 
     teacher: opened on the CPU, none of its components loaded. tokens: the length of the captions. Where the weights,
     averages and moments alone are above `limit` bytes, no step is taken, and the peak is theirs. repeats: what is known
     of blocks that are alike, by earlier counts too; None runs them all. make_ledger: what counts; it is made anew where
-    repeats do not serve.
+    repeats do not serve. looks: whether the run's looks and grids are counted too. decoder: bytes that decoding takes
+    in them, None to count the whole decoder.
     """
+    more: Any = {"limit": limit, "looks": looks, "decoder": decoder}
     ledger = make_ledger(block=block)
     try:
-        return _count(config, method_config, discriminator, teacher, dtype, rows, tokens, fused, ledger, limit, repeats)
+        return _count(
+            config, method_config, discriminator, teacher, dtype, rows, tokens, fused, ledger, repeats, **more
+        )
     except CannotRepeatError:
         teacher.unload("denoiser")
         ledger = make_ledger(block=block)
-        return _count(config, method_config, discriminator, teacher, dtype, rows, tokens, fused, ledger, limit, None)
+        return _count(config, method_config, discriminator, teacher, dtype, rows, tokens, fused, ledger, None, **more)
 
 
 def _count(
@@ -123,8 +140,11 @@ def _count(
     tokens: int,
     fused: bool,
     ledger: Ledger,
-    limit: float,
     repeats: Repeats | None,
+    *,
+    limit: float,
+    looks: bool,
+    decoder: int | None,
 ) -> Footprint:
     if getattr(method_config, "sampler", OWN) != OWN:  # another rule asks values; its passes take as much
         method_config = dataclasses.replace(method_config, sampler=OWN)
@@ -153,7 +173,12 @@ def _count(
         stack.enter_context(mock.patch.object(Teacher, "predict_dual", counted_twice(ledger, in_full)))
         trainer.accumulates = config.batch_size > rows
         trainer.step(config.train_steps - 1, [batch])  # in the last stage of a method that has stages
-    return Footprint(ledger.peak, num_parameters, ledger.host_peak)
+        peak = ledger.peak
+        if looks and draws(config, method):
+            at_once = _text(teacher, rows_at_once(config.micro_batch_size), tokens)
+            seen = peak_of_looks(trainer, ledger, at_once, null, decoder)
+            return Footprint(peak, num_parameters, ledger.host_peak, seen)
+    return Footprint(peak, num_parameters, ledger.host_peak)
 
 
 class _FakeTrainer(Trainer):

@@ -13,6 +13,8 @@ import torch
 
 from ddx.errors import UsageError
 from ddx.memory.amount import in_gib
+from ddx.memory.draw_count import VAE, DrawCounter
+from ddx.memory.fake_gpu import GPU
 from ddx.memory.fake_run import Footprint, footprint
 from ddx.memory.over_gpus import OverGpus, SharedLedger, gathered
 from ddx.memory.repeats import Repeats
@@ -24,6 +26,7 @@ from ddx.teachers.registry import TEACHERS, configs_of, load_teacher
 from ddx.training.config import DistillConfig
 from ddx.training.run import compute_dtype, teacher_dtype
 from ddx.training.streamed import cannot_stream
+from ddx.watch.validation import IN_PARTS
 
 ALLOWANCE = 2**30
 """Bytes beside the tensors: the device's context, the workspaces of its libraries, fragments. An assumption, which no
@@ -123,10 +126,16 @@ class Planner:
         self.config, self.method_config, self.discriminator = config, method_config, discriminator
         self.device, self.world = device, world
         self.repeats = Repeats()
+        self._decoder: int | None = None
         self.tokens = tokens or _longest_text(self._teacher(config))
 
-    def footprint(self, config: DistillConfig | None = None, *, limit: float = math.inf) -> Footprint:
-        """Return the peak with these settings (None: those of the run), or what is above `limit` without a step."""
+    def footprint(
+        self, config: DistillConfig | None = None, *, limit: float = math.inf, looks: bool = True
+    ) -> Footprint:
+        """Return the peak with these settings (None: those of the run), or what is above `limit` without a step.
+
+        looks: whether the run's looks and grids are counted too.
+        """
         config = config or self.config
         return footprint(
             config,
@@ -139,6 +148,8 @@ class Planner:
             fused=self.device.gpu,
             limit=limit,
             repeats=self.repeats,
+            looks=looks,
+            decoder=self._decoder_in_parts(config) if looks and config.look_decoder == "parts" else None,
         )
 
     def over_gpus(self, worlds: Sequence[int]) -> OverGpus:
@@ -160,6 +171,7 @@ class Planner:
             fused=self.device.gpu,
             repeats=self.repeats,
             make_ledger=make_ledger,
+            looks=False,
         )
         ledger = made[-1]
         whole = gathered(ledger.weights)
@@ -180,17 +192,29 @@ class Planner:
             note(f"counting a step with {shown} …")
             found = self._most_rows(config, limit, said)
             if found.footprint.peak.num_bytes <= limit:
+                found = self._with_looks(found, limit, said)
+            config = found.config
+            if found.footprint.num_bytes <= limit:
                 reasons = {name: "; ".join(c.cost for c in choices if name in c.settings) for name in settings}
                 return dataclasses.replace(found, reasons=reasons | found.reasons)
         if "micro_batch_size" not in said:
             config = dataclasses.replace(config, micro_batch_size=1)
-        least = self.footprint(config).peak.num_bytes
+        least = self.footprint(config).num_bytes
         raise UsageError(
             f"{self.config.method} of {self.config.teacher} does not fit {in_gib(num_bytes)}: the least is about "
             f"{in_gib(least + ALLOWANCE)}",
             hint=f"give --memory {math.ceil((least + ALLOWANCE) / 2**30)}GiB, a smaller --resolution, or a method with "
             "fewer networks (`ddx list methods`)",
         )
+
+    def _with_looks(self, found: Fit, limit: float, said: Collection[str]) -> Fit:
+        """Return a fit whose looks decode in parts, where they would take more than the device has."""
+        is_open = "look_decoder" not in said and found.config.look_decoder != "parts"
+        if found.footprint.num_bytes <= limit or not is_open:
+            return found
+        config = dataclasses.replace(found.config, look_decoder="parts")
+        why = {"look_decoder": "looks and grids take longer: weights and large maps of the decoder wait on the host"}
+        return Fit(config, {**found.reasons, **why}, self.footprint(config))
 
     def ladder(self, said: Collection[str]) -> Iterator[tuple[Choice, ...]]:
         """Yield the choices that change something and that the user has not decided, from cheap to dear."""
@@ -247,14 +271,22 @@ class Planner:
         why = {"micro_batch_size": f"{rows} of {self.config.batch_size} rows at a time; gradients are accumulated"}
         return Fit(config, why, self.footprint(config, limit=limit))
 
-    def _teacher(self, config: DistillConfig) -> Teacher:
+    def _decoder_in_parts(self, config: DistillConfig) -> int:
+        """Return the bytes that the decoder takes of the device, kept as looks keep it."""
+        if self._decoder is None:
+            counter = DrawCounter(self._teacher(config, GPU), guided=False, size=config.resolution)
+            self._decoder = counter.count(VAE, IN_PARTS.parts[VAE], IN_PARTS.maps).peak
+        return self._decoder
+
+    def _teacher(self, config: DistillConfig, device: torch.device | str = "cpu") -> Teacher:
         """Return the teacher with nothing loaded, on the processor, in the dtype that it has on the device."""
         name, resolution = config.teacher, config.resolution
         dtype = teacher_dtype(config, self.device.dtype)
         known = name_of(name)
         if known in TEACHERS and not weights_are_here(name):
-            return configs_of(known, dtype=dtype, resolution=resolution)
-        return load_teacher(Path(name) if name not in TEACHERS else name, dtype=dtype, resolution=resolution)
+            return configs_of(known, device=device, dtype=dtype, resolution=resolution)
+        source = Path(name) if name not in TEACHERS else name
+        return load_teacher(source, device=device, dtype=dtype, resolution=resolution)
 
 
 def planned_device(config: DistillConfig) -> Device:

@@ -30,6 +30,16 @@ def lines(footprint: Footprint) -> list[str]:
     return found
 
 
+def looks_line(footprint: Footprint) -> str | None:
+    """Return what looks and grids take at their peak, between steps; None where they are not counted."""
+    if footprint.looks is None:
+        return None
+    owner, kind = footprint.looks.during
+    holds = footprint.looks.num_bytes > footprint.peak.num_bytes
+    beside = "; more than a step" if holds else ""
+    return f"{'looks':14}{footprint.looks.num_bytes / 2**30:6.2f}  between steps, {kind} by {owner}{beside}"
+
+
 def headline(footprint: Footprint) -> str:
     """Return the peak and when it is, in one line."""
     owner, kind = footprint.peak.during

@@ -181,6 +181,10 @@ class OpenPipeline(Autoencoding):
         """Take a component that is loaded already."""
         self._parts[part] = component
 
+    def is_loaded(self, part: str) -> bool:
+        """Whether a component is in memory."""
+        return part in self._parts
+
     def _once(self, key: str, make: Callable[[], Any]) -> Any:
         if key not in self._parts:
             self._parts[key] = make()

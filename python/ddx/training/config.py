@@ -18,7 +18,7 @@ RESUMABLE_CHANGES = frozenset(
         *("gradient_checkpointing", "checkpointed_share", "compile", "cuda_graphs", "shard"),
         *("checkpoint_every", "async_checkpoints", "keep_checkpoints", "log_every", "max_lost_steps"),
         *("sample_every", "sample_prompts", "sample_steps", "reference_steps"),
-        *("watch", "watch_every", "watch_cost", "watch_prompts", "watch_seeds"),
+        *("watch", "watch_every", "watch_cost", "watch_prompts", "watch_seeds", "look_decoder"),
         *("keep_best", "patience", "stop_on_alarm", "track"),
         *("lr_scaling", "warmup_images"),  # what follows from them is compared itself
     )
@@ -35,6 +35,7 @@ ADDED_SINCE: Mapping[str, Any] = {
     **{"regression_weight": 0.0, "misaligned": False},  # of ladd; others had theirs
     **{"fake_time_low": None, "fake_time_high": None},
     "base_bits": None,
+    "look_decoder": "whole",
     **{"reward": None, "reward_weight": 1.0, "reward_start": 0.0, "reward_share": 1.0},
     "sampler": "own",
     **{"near_span": None, "loss": "l2", "barron_c": 1e-3, "jump_weight": "none", "drawing": "path"},
@@ -174,6 +175,12 @@ class DistillConfig:
     watch_cost: float = option(0.03, "share of the training time that looks may take; they are fewer where dear")
     watch_prompts: int = option(8, "validation prompts that a look draws")
     watch_seeds: int = option(4, "pictures of each of these prompts")
+    look_decoder: str = option(
+        "whole",
+        "where the decoder is while looks and grids use it; parts: its weights and large maps wait on the host "
+        "(--memory chooses it where looks would take more than a step)",
+        choices=("whole", "parts"),
+    )
     keep_best: str = option(
         "none",
         "keep the export of the best look in best/, by: distance, of the pictures to the teacher's; ode_distance; "

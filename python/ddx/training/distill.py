@@ -280,8 +280,13 @@ def _draw_grid(run: Run, trainer: Trainer, grid: SampleGrid | None, clock: Clock
     if grid is None:
         return
     path = run.folder.path / "grids" / f"step-{step:06d}.png"
-    with clock.pause(), trainer.exported_student() as student, trainer.autocast():
-        values = grid.write(path if run.ranks.is_first else None, student)
+    with clock.pause():
+        with trainer.autocast():
+            _ = grid.reference
+        with trainer.exported_student() as student, trainer.autocast():
+            drawn = grid.draw(student)
+        with trainer.autocast():  # when the student's own weights are in their place again
+            values = grid.write(path if run.ranks.is_first else None, drawn)
     if not run.ranks.is_first:
         return
     run.metrics.show(step, "grids", path)

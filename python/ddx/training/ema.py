@@ -178,6 +178,10 @@ class Weights:
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         self.values = values
 
+    def parameters(self) -> Mapping[str, Tensor]:
+        """Return the values by parameter name."""
+        return self.values
+
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
         """Write them into the parameters of `module`, in their dtype. Raises KeyError if a name is missing."""
@@ -197,7 +201,9 @@ class Swapped(AbstractContextManager[nn.Module]):
         self.training = self.network.training
         reshard(self.network)
         if self.average is not None:
-            self.kept = {name: value.detach().clone() for name, value in self.network.named_parameters()}
+            averaged = self.average.parameters()  # a frozen base is no part of it, and needs no copy
+            live = self.network.named_parameters()
+            self.kept = {name: value.detach().clone() for name, value in live if name in averaged}
             self.average.copy_to(self.network)
         return self.network.eval()
 

@@ -5,8 +5,10 @@ They need neither the text encoder, whose embeddings the store holds, nor the au
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from ddx.methods.base import Method
 from ddx.teachers.condition import Condition
 from ddx.training.config import DistillConfig
-from ddx.watch.validation import Validation, ode_distance
+from ddx.watch.validation import Validation, ode_distance, rows_at_once
 
 NOISE = -1  # the "step" of the noises
 
@@ -32,24 +34,30 @@ class SampleGrid:
     ) -> None:
         self.steps, self.reference_steps = config.sample_steps, config.reference_steps
         rows, most = conditions[: config.sample_prompts], max(config.sample_steps)
-        self.validation = Validation(method, rows, null, latent_shape, most_steps=most, seed=config.seed, stream=NOISE)
-        self._reference: Tensor | None = None
+        settings: Any = {"most_steps": most, "seed": config.seed, "stream": NOISE}
+        settings |= {"rows": rows_at_once(config.micro_batch_size), "in_parts": config.look_decoder == "parts"}
+        self.validation = Validation(method, rows, null, latent_shape, **settings)
 
-    def write(self, path: Path | None, student: nn.Module) -> dict[str, float]:
+    @cached_property
+    def reference(self) -> Tensor:
+        """What the teacher draws, once."""
+        return self.validation.teacher_draws(self.reference_steps)
+
+    def draw(self, student: nn.Module) -> dict[int, Tensor]:
+        """Return the latents that `student` draws by step count, those of one step in any case."""
+        return {steps: self.validation.student_draws(student, steps) for steps in dict.fromkeys((*self.steps, 1))}
+
+    def write(self, path: Path | None, drawn: Mapping[int, Tensor]) -> dict[str, float]:
         """Write the grid; return `ode_distance`: the root mean square difference, in scaled latents, between the
         student's one-step pictures and the end points of the teacher's guided ODE from the same noise.
 
         path: None on ranks that only take part, since the networks are spread over them.
         """
-        drawn = self.validation
-        if self._reference is None:
-            self._reference = drawn.teacher_draws(self.reference_steps)
-        rows = [self._reference, *(drawn.student_draws(student, steps) for steps in self.steps)]
         if path is not None:
-            _save(path, torch.stack([drawn.decode(row) for row in rows]))
-            drawn.teacher.unload("vae")
-        first = rows[1] if self.steps[0] == 1 else drawn.student_draws(student, 1)
-        return {"ode_distance": ode_distance(first, self._reference)}
+            rows = [self.reference, *(drawn[steps] for steps in self.steps)]
+            _save(path, torch.stack([self.validation.decode(row) for row in rows]))
+            self.validation.teacher.unload("vae")
+        return {"ode_distance": ode_distance(drawn[1], self.reference)}
 
 
 def _save(path: Path, pictures: Tensor, gap: int = 2) -> None:

@@ -30,7 +30,7 @@ from ddx.watch.pace import Pace
 from ddx.watch.page import write_watch_page
 from ddx.watch.signals import Signals
 from ddx.watch.strip import save_strip
-from ddx.watch.validation import innermost
+from ddx.watch.validation import innermost, rows_at_once
 from ddx.watch.words import look_line
 from ddx.workspace import Workspace
 
@@ -173,11 +173,13 @@ class Watch:
         return drawn_together(draw, (network,), self.run.sharding, self.run.ranks)
 
     def _seen(self, trainer: Trainer, drawn: dict[int, Tensor] | None) -> Seen:
-        if drawn is not None:
-            with trainer.autocast():
-                return self.easel.measure(drawn)
-        with trainer.exported_student() as student, trainer.autocast():
-            return self.easel.look(student)
+        if drawn is None:
+            with trainer.exported_student() as student, trainer.autocast():
+                drawn = self.easel.draw(student)
+        with (
+            trainer.autocast()
+        ):  # when the student's own weights are in their place again: no copy is beside the decoder
+            return self.easel.measure(drawn)
 
     def _first(self, trainer: Trainer) -> Exception | None:
         """Have the teacher draw: once, and no part of what a look costs. Return the error by which all ranks failed."""
@@ -312,6 +314,8 @@ def _subject(run: Run, steps: list[int]) -> Subject | None:
         null=run.null,
         resolution=config.resolution or run.teacher.default_resolution,
         num_seeds=config.watch_seeds,
+        rows=rows_at_once(config.micro_batch_size),
+        in_parts=config.look_decoder == "parts",
         steps=steps,
         reference_steps=config.reference_steps,
         seed=config.seed,

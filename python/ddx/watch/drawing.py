@@ -20,7 +20,7 @@ from ddx.metrics import pictures as measures
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
 from ddx.watch.exposure import exposure_bias
-from ddx.watch.validation import Validation, innermost, ode_distance
+from ddx.watch.validation import ROWS, Validation, innermost, ode_distance
 from ddx.watch.vector import Drawn, measured
 
 NOISE = -2  # the "step" of the noises: no step of training, nor that of the grids
@@ -30,8 +30,9 @@ NOISE = -2  # the "step" of the noises: no step of training, nor that of the gri
 class Subject:
     """What is drawn at every look: P prompts from S noises each.
 
-    prompts, conditions: P of them, the conditions of one row. resolution: pixels a side. steps: the step counts of the
-    student. reference_steps: the teacher's.
+    prompts, conditions: P of them, the conditions of one row. resolution: pixels a side. rows: pictures at a time.
+    in_parts: whether the decoder takes little of the device. steps: the step counts of the student. reference_steps:
+    the teacher's.
     """
 
     prompts: Sequence[str]
@@ -39,6 +40,8 @@ class Subject:
     null: Condition
     resolution: int
     num_seeds: int
+    rows: int = ROWS
+    in_parts: bool = False
     steps: Sequence[int]
     reference_steps: int
     seed: int
@@ -66,6 +69,8 @@ class Easel:
             most_steps=max(subject.steps),
             seed=subject.seed,
             stream=NOISE,
+            rows=subject.rows,
+            in_parts=subject.in_parts,
         )
         self._teacher_latents: Tensor | None = None  # once they are drawn here
 

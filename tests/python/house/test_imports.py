@@ -70,6 +70,7 @@ SIDEWAYS = {
     ("bench", "training"),
     # What is counted before a run is the run's own code.
     ("memory", "training"),
+    ("memory", "watch"),
     ("memory", "sampling"),
     ("memory", "data"),
     ("networks", "teachers"),

@@ -39,8 +39,18 @@ def trainer_of(folder: Path, **settings: Any) -> Trainer:
     return make_trainer(teacher, method="sid", **{**SETTINGS, **settings})
 
 
-@pytest.mark.parametrize("more", [{}, {"lora_rank": 4}], ids=["whole", "low rank"])
+BASES: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "low rank": {"lora_rank": 4},
+    "low rank, 8 bits": {"lora_rank": 4, "base_bits": 8},
+    "low rank, 4 bits": {"lora_rank": 4, "base_bits": 4},
+}
+
+
+@pytest.mark.parametrize("more", BASES.values(), ids=BASES)
 def test_it_changes_no_bit(teacher_folder: Path, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    if more.get("base_bits") == 4:
+        pytest.importorskip("bitsandbytes")
     monkeypatch.setattr(host_memory, "PART", 500)  # of some thousand weights
     plain = trainer_of(teacher_folder, **more)
     offloaded = trainer_of(teacher_folder, offload=OFFLOADS, checkpointed_share=0.5, **more)

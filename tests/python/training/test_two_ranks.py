@@ -41,7 +41,7 @@ def test_two_ranks_and_micro_batches_train_as_one_batch_does(
         runs.flags(teacher_folder, store, tmp_path / "together", **RUN, micro_batch_size=1),
     ]
     lines[0] += ["--out", str(tmp_path / "together.zarr")]
-    out.mkdir()
+    make_sana(out / "wide", layers=1, width=64)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += [two_ranks.__file__, str(folder), str(out), which, json.dumps(lines)]
     path = os.pathsep.join([str(Path(two_ranks.__file__).parent), os.environ.get("PYTHONPATH", "")])
