@@ -17,7 +17,7 @@ Row = dict[str, Any]
 SCORES = ("overall", "coverage", "recall")  # of which a student must not lose a quarter; the first is that of the best
 
 LOST = 0.75  # of its best: what counts as a student that is lost
-MARGIN = 1.15  # of the fitted limits over the largest excess of a run that was not lost
+MARGIN = 1.1  # of the fitted limits over the largest excess of a recipe that was not lost
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def alarm_at(row: Row, limits: Limits) -> tuple[int, list[str]] | None:
 
 
 def fitted(rows: Sequence[Row]) -> Limits:
-    """Return ddx's limits in the proportion that leaves the rows that were not lost below them by `MARGIN`."""
-    healthy = [row for row in rows if lost_at(row) is None]
+    """Return ddx's limits in the proportion that leaves the healthy rows below them by `MARGIN`."""
+    healthy = [row for row in rows if lost_at(row) is None and not row["collapse"]]
     alone = max(
         max(_peak([excess / rule.bound for excess in _excesses(row, rule)]) for rule in RULES) for row in healthy
     )
@@ -87,7 +87,7 @@ def fitted(rows: Sequence[Row]) -> Limits:
 
 
 def _excesses(row: Row, rule: Rule) -> list[float]:
-    return excesses(row["looks"], rule.name, row["looks"][0]["judged_steps"])
+    return excesses(row["looks"], rule, row["looks"][0]["judged_steps"])
 
 
 def _peak(values: Sequence[float]) -> float:
@@ -106,13 +106,15 @@ def kept_gap(row: Row) -> float:
 
 def judged(rows: Sequence[Row], limits: Limits) -> dict[str, Any]:
     """Return the figures of the rows under the limits, and a line a run."""
-    lines, caught, soon, lost, false, healthy = [], 0, 0, 0, 0, 0
+    lines, caught, soon, lost, false, healthy, neither = [], 0, 0, 0, 0, 0, 0
     for row in rows:
         gone, alarm = lost_at(row), alarm_at(row, limits)
         if gone is not None:
             lost += 1
             caught += alarm is not None and alarm[0] <= gone
             soon += alarm is not None and alarm[0] <= _next_look(row, gone)
+        elif row["collapse"]:
+            neither += 1
         else:
             healthy += 1
             false += alarm is not None
@@ -136,6 +138,7 @@ def judged(rows: Sequence[Row], limits: Limits) -> dict[str, Any]:
             "caught_by_the_next_look": soon,
             "healthy": healthy,
             "false_alarms": false,
+            "driven_and_not_lost": neither,
         },
         "mean_points_behind_best": round(sum(gaps) / len(gaps), 1) if gaps else None,
         "lines": lines,
@@ -182,9 +185,10 @@ def report(rows: Sequence[Row]) -> str:
 def in_words(name: str, part: dict[str, Any]) -> str:
     """Return what :func:`judged` found in words, with a line a run."""
     lines = [
-        f"{name}: {part['runs']} runs; of {part['lost']} lost ones {part['caught']} in time "
-        f"and {part['caught_by_the_next_look']} by the next look; {part['false_alarms']} false alarms in "
-        f"{part['healthy']} others; the kept look {part['mean_points_behind_best']} points behind the best"
+        f"{name}: {part['runs']} runs; of {part['lost']} lost ones {part['caught']} in time and "
+        f"{part['caught_by_the_next_look']} by the next look; {part['false_alarms']} false alarms in {part['healthy']} "
+        f"recipes that were not lost; {part['driven_and_not_lost']} driven and not lost; the kept look "
+        f"{part['mean_points_behind_best']} points behind the best"
     ]
     lines += [
         f"  {line['name']}, seed {line['seed']}: lost at {line['lost_at']}, alarm at {line['alarm_at']} "

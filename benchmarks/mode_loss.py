@@ -5,7 +5,7 @@
 
 The ground is that of `mixtures.py`: eight modes on a circle, drawn in one step from the same recipes, and from settings
 that drive them into mode loss. A look draws 32 points, as many as pictures of a watched run, and ddx's own alarms judge
-two of its measures, in a scale in which the teacher's points are as far apart as pictures of `sana-tiny` are in their
+three of its measures, in a scale in which the teacher's points are as far apart as pictures of `sana-tiny` are in their
 feature space. 4000 further points are the truth, which no alarm sees: their coverage is the sum over modes of their
 share on the mode, counted up to what it should be. A run is lost where coverage has lost a quarter of its best at two
 looks in a row.
@@ -40,7 +40,7 @@ FILE = "mode_loss.jsonl"
 STEPS, EVERY, WARM_UP = 400, 20, 40
 POINTS, TRUTH = 32, 4000
 PICTURE_SPREAD = 1.81  # of the pictures that the teacher of `collapses.py` draws
-WATCHED = ("variety_features", "distance")
+WATCHED = ("variety_features", "distance", "fake_score_loss")
 
 CONSTANT = {"lr_schedule": "constant"}
 CASES = (

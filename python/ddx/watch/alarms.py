@@ -5,6 +5,7 @@ For a watched number m of the student and m* of the teacher, the deviation at a 
     dev = |log(m / m*)|        ratios: brightness, contrast, saturation, octaves, variety
     dev = |m - m*|             shares: clipped
     dev = m                    the distance to the teacher's pictures
+    dev = log m                the loss of the fake score, a signal of the method
 
 and its excess is dev less the smallest one of the run so far. An alarm needs an excess above its bound at `LOOKS` looks
 in a row; or the excesses of one look, each over its bound, together of a norm above `TOGETHER`. So what is lost between
@@ -23,11 +24,12 @@ from typing import Any
 
 from ddx.watch.vector import ratio
 
-LOOKS, TOGETHER = 2, 1.5
+LOOKS, TOGETHER = 2, 1.4
 Look = Mapping[str, Any]
 
 _RATE = "lower the learning rate or the guidance"
 _VARIETY = "lower the weight of the adversarial loss or the guidance, or update the fake score more often"
+_BEHIND = "update the fake score more often or at a higher rate, or lower the student's rate"
 _SHARP = "lower the learning rate, or raise the half-life of the average"
 
 
@@ -35,7 +37,7 @@ _SHARP = "lower the learning rate, or raise the half-life of the average"
 class Rule:
     """When one watched number is an alarm: its excess is above `bound`. `low` and `high`: what it then says, and cure.
 
-    `title` names the number in words.
+    `title` names the number in words. `of_method`: it is a signal of the method, which a look may lack.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Rule:
     bound: float
     cure_low: str = _RATE
     cure_high: str = _RATE
+    of_method: bool = False
 
 
 RULES: tuple[Rule, ...] = (
@@ -57,6 +60,14 @@ RULES: tuple[Rule, ...] = (
     Rule(name="variety_features", title="variety over the seeds of a prompt", bound=0.38, cure_low=_VARIETY),
     Rule(name="variety_pixels", title="variety over the seeds of a prompt, in pixels", bound=0.35, cure_low=_VARIETY),
     Rule(name="distance", title="the distance to the teacher's pictures", bound=0.3),
+    # it falls as the student settles, and grows where its pictures leave faster than the fake score follows
+    Rule(
+        name="fake_score_loss",
+        title="the loss of the fake score",
+        bound=math.log(1.5),
+        cure_high=_BEHIND,
+        of_method=True,
+    ),
 )
 
 
@@ -75,26 +86,34 @@ class Alarm:
     cure: str
 
 
-def deviations(looks: Sequence[Look], name: str, steps: int) -> list[float]:
-    """Return dev of each look for the number `name`, as the student draws in `steps` steps."""
+def deviations(looks: Sequence[Look], rule: Rule, steps: int) -> list[float]:
+    """Return dev of each look for the number of `rule`, as the student draws in `steps`; nan where it has none."""
     found = []
     for look in looks:
-        student = look["student"][str(steps)]
-        if name == "distance":
-            found.append(float(student[name]))
-        elif name == "clipped":
-            found.append(abs(student[name] - look["teacher"][name]))
+        value = _value(look, rule, steps)
+        if rule.of_method:
+            found.append(math.log(value) if value > 0.0 else math.nan)
+        elif rule.name == "distance":
+            found.append(value)
+        elif rule.name == "clipped":
+            found.append(abs(value - look["teacher"][rule.name]))
         else:
-            found.append(abs(math.log(ratio(student[name], look["teacher"][name]))))
+            found.append(abs(math.log(ratio(value, look["teacher"][rule.name]))))
     return found
 
 
-def excesses(looks: Sequence[Look], name: str, steps: int) -> list[float]:
-    """Return how far dev of each look is above the smallest one up to then."""
+def _value(look: Look, rule: Rule, steps: int) -> float:
+    if rule.of_method:
+        return float(look["signals"].get(rule.name, math.nan))
+    return float(look["student"][str(steps)][rule.name])
+
+
+def excesses(looks: Sequence[Look], rule: Rule, steps: int) -> list[float]:
+    """Return how far dev of each look is above the smallest one up to then; 0 where it has none."""
     found, least = [], math.inf
-    for value in deviations(looks, name, steps):
-        least = min(least, value)
-        found.append(value - least)
+    for value in deviations(looks, rule, steps):
+        least = least if math.isnan(value) else min(least, value)
+        found.append(0.0 if math.isnan(value) else value - least)
     return found
 
 
@@ -112,7 +131,7 @@ def alarms(
     looks = [look for look in looks if look["step"] >= warm_up]
     if not looks:
         return []
-    parts = {rule.name: [value / rule.bound for value in excesses(looks, rule.name, steps)] for rule in rules}
+    parts = {rule.name: [value / rule.bound for value in excesses(looks, rule, steps)] for rule in rules}
     now = {name: values[-1] for name, values in parts.items()}
     first = max(now, key=now.__getitem__) if math.hypot(*now.values()) > together else None
     found = []
@@ -144,12 +163,11 @@ def _signal_alarms(looks: Sequence[Look]) -> list[Alarm]:
 
 
 def _alarm(rule: Rule, looks: Sequence[Look], first: Look, steps: int) -> Alarm:
-    now, since = looks[-1]["student"][str(steps)][rule.name], int(first["step"])
-    if rule.name == "distance":
-        least = min(looks, key=lambda look: float(look["student"][str(steps)]["distance"]))
-        reason = (
-            f"{rule.title} is {now:.3g} since step {since}, and was {_of(least, steps):.3g} at step {least['step']}"
-        )
+    now, since = _value(looks[-1], rule, steps), int(first["step"])
+    if rule.of_method or rule.name == "distance":
+        own = [(_value(look, rule, steps), int(look["step"])) for look in looks]
+        least, at = min((value, step) for value, step in own if not math.isnan(value))
+        reason = f"{rule.title} is {now:.3g} since step {since}, and was {least:.3g} at step {at}"
         return Alarm(name=rule.name, since=since, reason=reason, cure=rule.cure_high)
     theirs = looks[-1]["teacher"][rule.name]
     cure = rule.cure_high if now >= theirs else rule.cure_low
@@ -158,7 +176,3 @@ def _alarm(rule: Rule, looks: Sequence[Look], first: Look, steps: int) -> Alarm:
     else:
         reason = f"{rule.title} is {ratio(now, theirs):.2g} times the teacher's since step {since}"
     return Alarm(name=rule.name, since=since, reason=reason, cure=cure)
-
-
-def _of(look: Look, steps: int) -> float:
-    return float(look["student"][str(steps)]["distance"])

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from ddx.chart import Chart, figure, ticks
-from ddx.watch.alarms import RULES, alarms, excesses
+from ddx.watch.alarms import RULES, Alarm, alarms, excesses
 from ddx.watch.best import Best, value_of
 from ddx.watch.exposure import distance_at
 from ddx.watch.history import History
@@ -28,7 +28,9 @@ from ddx.watch.strip import save_strip
 from ddx.watch.words import look_line
 from watchdog import WATCHDOG_S
 
-TEACHER = {rule.name: 0.5 for rule in RULES if rule.name != "distance"} | {"octave_4": 0.5}
+OF_TEACHER = [rule.name for rule in RULES if rule.name != "distance" and not rule.of_method]
+RATIOS = [name for name in OF_TEACHER if name != "clipped"]
+TEACHER = dict.fromkeys((*OF_TEACHER, "octave_4"), 0.5)
 BOUND = {rule.name: rule.bound for rule in RULES}
 
 
@@ -59,7 +61,7 @@ def times(name: str, factor: float) -> dict[str, float]:
 FAR = {rule.name: math.exp(1.3 * rule.bound) for rule in RULES}
 
 
-@pytest.mark.parametrize("name", [rule.name for rule in RULES if rule.name not in ("clipped", "distance")])
+@pytest.mark.parametrize("name", RATIOS)
 def test_an_alarm_needs_two_looks_in_a_row_beyond_its_bound_from_the_best(name: str) -> None:
     good, bad = times(name, 1.0), times(name, FAR[name])
     low = times(name, 1.0 / FAR[name])
@@ -96,7 +98,9 @@ def test_the_words_of_an_alarm_name_number_step_and_cure() -> None:
     assert "lower the learning rate or the guidance" in found["saturation"].cure
     assert found["distance"].reason.endswith("is 1.5 since step 20, and was 0.2 at step 0")
     assert found["clipped"].reason == "the share of clipped values is 0.900 since step 20, the teacher's 0.500"
-    assert excesses(looks, "distance", 1) == pytest.approx([0, 0, 1.3, 1.3, 1.3])
+    assert excesses(looks, next(rule for rule in RULES if rule.name == "distance"), 1) == pytest.approx(
+        [0, 0, 1.3, 1.3, 1.3]
+    )
     with_one = look_line(looks[-1])
     assert "saturation 1.60" in with_one and "distance 1.5" in with_one and "clipped +0.400" in with_one
 
@@ -111,6 +115,21 @@ def test_rows_without_a_loss_and_gradients_that_grow_are_alarms_too() -> None:
     assert with_signals({"fake_score_grad_norm": 1.0}, *[{"fake_score_grad_norm": 9.0}] * 2) == ["fake_score_grad_norm"]
     assert with_signals({"grad_norm": 9.0}, {"grad_norm": 1.0}, {"grad_norm": 1.5}) == []
     assert with_signals({"loss": 1.0}, {"loss": 90.0}, {"loss": 90.0}) == []  # losses say little
+
+
+def test_a_fake_score_that_falls_behind_is_an_alarm_of_which_the_words_name_the_cure() -> None:
+    def with_losses(*values: float | None) -> list[Alarm]:
+        signals = [{} if value is None else {"fake_score_loss": value} for value in values]
+        return alarms([{**look(10 * n), "signals": some} for n, some in enumerate(signals)], 1)
+
+    assert with_losses(None, 0.9, 0.7, 0.6, 0.8) == []
+    assert with_losses(None, 0.6, 0.7, 0.85, 0.85) == []
+    assert with_losses(None, 0.6, 0.92, None) == with_losses(None, None) == with_losses(0.0, math.nan, 0.5) == []
+    (found,) = with_losses(None, 0.9, 0.6, 0.92, 0.95)
+    assert (found.name, found.since) == ("fake_score_loss", 30)
+    assert found.reason == "the loss of the fake score is 0.95 since step 30, and was 0.6 at step 20"
+    assert found.cure.startswith("update the fake score more often")
+    assert with_losses(None, 0.6, 1.2) != []
 
 
 def test_dear_looks_are_fewer_and_all_together_within_their_share() -> None:
