@@ -67,8 +67,9 @@ def distill(
         opened.enter_context(tells_what_is_saved(run.checkpoints))
         for name, state in _what_is_on(run).items():
             progress.log(f"{name} is {state}")
-        start_weights = _start(run, workspace, progress)
-        trainer = Trainer(run.method, config, ranks, run.dtype, start_weights, progress.log, run.sharding)
+        begin_with = _start(run, workspace, progress)
+        trainer = Trainer(run.method, config, ranks, run.dtype, begin_with, progress.log, run.sharding)
+        del begin_with  # which may be a whole network
         start = _resume(run, trainer)
         record_run(run, start, finished=False)
         grid, clock = _sample_grid(run), Clock(_seconds_before(run, start))
