@@ -33,7 +33,9 @@ CASES = (
     "sana-600m-1024:1024:800MB",
     "sd15:512:400MB",
     "sd15:1024:800MB",
+    "sdxl:512:400MB",
     "sdxl:1024:800MB",
+    "z-image:512:2GB",
     "z-image:1024:2GB",
 )
 PEERS = ("model offload", "group offload", "sequential offload")

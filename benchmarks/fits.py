@@ -147,7 +147,7 @@ def named(settings: dict[str, Any] | None) -> str:
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """Return the lines of docs/memory.md; methods that a teacher's devices hold with the same savings share one."""
     shared: dict[tuple[str, ...], list[str]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: TEACHERS.index(row["teacher"])):
         if row["counted"]:
             cells = tuple(named(first_fit(row, size)) for size in DEVICES)
             shared.setdefault((row["teacher"], *cells), []).append(f"`{row['method']}`")
