@@ -55,7 +55,7 @@ def lost_at(row: Row) -> int | None:
         for number, value in enumerate(values):
             best = max(best, (value + values[max(number - 1, 0)]) / 2)
             later = values[number + 1] if number + 1 < len(values) else value
-            if max(value, later) <= LOST * best:
+            if max(value, later) < LOST * best:
                 found.append(int(row["looks"][number]["step"]))
                 break
     return min(found, default=None)
@@ -70,7 +70,7 @@ def alarm_at(row: Row, limits: Limits) -> tuple[int, list[str]] | None:
     """Return the step of the first alarm, and the names of the rules that raise it."""
     for number in range(1, len(row["looks"]) + 1):
         looks = row["looks"][:number]
-        if found := alarms(looks, looks[0]["judged_steps"], 0, limits.rules, limits.together):
+        if found := alarms(looks, looks[0]["judged_steps"], row.get("warm_up", 0), limits.rules, limits.together):
             return int(looks[-1]["step"]), [alarm.name for alarm in found]
     return None
 

@@ -107,7 +107,7 @@ def run(case: Case, seed: int) -> dict[str, Any]:
             looks.append(_look(student, step + 1, trainer.meter.read(lambda value: value), theirs))
     return {
         **{"name": case.name, "seed": seed, "collapse": case.collapse, "method": case.method},
-        **{"settings": case.settings, "steps": STEPS, "machine": machine(), "looks": looks},
+        **{"settings": case.settings, "steps": STEPS, "warm_up": WARM_UP, "machine": machine(), "looks": looks},
     }
 
 

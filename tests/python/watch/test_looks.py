@@ -130,6 +130,10 @@ def test_a_fake_score_that_falls_behind_is_an_alarm_of_which_the_words_name_the_
     assert found.reason == "the loss of the fake score is 0.95 since step 30, and was 0.6 at step 20"
     assert found.cure.startswith("update the fake score more often")
     assert with_losses(None, 0.6, 1.2) != []
+    sharpens = [look(0, distance=1.0), look(10, distance=0.9), look(20, distance=0.3), look(30, distance=0.3)]
+    for seen, loss in zip(sharpens[1:], (0.3, 0.9, 0.9), strict=True):
+        seen["signals"] = {"fake_score_loss": loss}
+    assert alarms(sharpens, 1) == []  # it has more to learn of sharper pictures
 
 
 def test_dear_looks_are_fewer_and_all_together_within_their_share() -> None:
