@@ -132,11 +132,13 @@ def _signals(looks: Sequence[Look]) -> Iterable[Chart]:
     for name in names:
         kind = next((kind for kind in ("grad_norm", "score_gap_t", "dropped") if kind in name), name)
         kinds.setdefault(kind, []).append(name)
+    raised = _raised(looks)
     titles = {"grad_norm": "Gradient norms", "score_gap_t": "Score gap by time", "dropped": "Dropped rows"}
     for kind, members in kinds.items():
         lines = {name: [(look["step"], _number(look["signals"].get(name))) for look in looks] for name in members}
         if any(value for points in lines.values() for _, value in points if value == value):  # not all of them 0
-            yield Chart(title=titles.get(kind, kind.replace("_", " ").capitalize()), lines=lines)
+            alarms = frozenset().union(*(raised.get(name, ()) for name in members))
+            yield Chart(title=titles.get(kind, kind.replace("_", " ").capitalize()), lines=lines, alarms=alarms)
 
 
 def _raised(looks: Sequence[Look]) -> dict[str, list[int]]:
