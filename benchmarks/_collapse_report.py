@@ -3,18 +3,14 @@ one half of the runs and judged on the other."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from _watched_runs import Row, scores_of
 
 from ddx.watch.alarms import LOOKS, RULES, TOGETHER, Rule, alarms, excesses
-
-Row = dict[str, Any]
-SCORES = ("overall", "coverage", "recall")  # of which a student must not lose a quarter; the first is that of the best
 
 LOST = 0.75  # of its best: what counts as a student that is lost
 MARGIN = 1.1  # of the fitted limits over the largest excess of a recipe that was not lost
@@ -26,21 +22,6 @@ class Limits:
 
     rules: Sequence[Rule] = RULES
     together: float = TOGETHER
-
-
-@dataclass(frozen=True)
-class Case:
-    """A run: a method, whether it is to collapse, and settings over the recipe."""
-
-    name: str
-    method: str
-    collapse: bool
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-def rows_of(path: Path) -> list[Row]:
-    """Return the runs that are in a file of JSON lines."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def lost_at(row: Row) -> int | None:
@@ -59,11 +40,6 @@ def lost_at(row: Row) -> int | None:
                 found.append(int(row["looks"][number]["step"]))
                 break
     return min(found, default=None)
-
-
-def scores_of(row: Row) -> list[str]:
-    """Return the names of the scores that its looks have."""
-    return [name for name in SCORES if name in row["looks"][0]["scores"]]
 
 
 def alarm_at(row: Row, limits: Limits) -> tuple[int, list[str]] | None:

@@ -13,13 +13,12 @@ on. `_collapse_report.py` has the figures.
 
 from __future__ import annotations
 
-import argparse
-import json
 import shutil
 import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,9 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 import torch
-from _collapse_report import Case, figures, report, rows_of
+from _collapse_report import figures, report
 from _command import measured
-from _environment import RESULTS, machine, write_result
+from _environment import machine, write_result
+from _watched_runs import Case, parser_of, rows_of, run_missing
 from torch import nn
 
 from ddx.cli.console import emit
@@ -128,40 +128,21 @@ class ScoredEasel(Easel):
 
 def main() -> int:
     """Run what is missing, or report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", action="append", type=int, help="may be repeated (default: 0)")
-    parser.add_argument("--case", action="append", choices=[case.name for case in CASES], help="may be repeated")
+    parser = parser_of(__doc__, CASES)
     parser.add_argument("--keep", type=Path, help="folder for the store, the first student and the runs")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so many minutes")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
-    parser.add_argument("--report", action="store_true", help="print the figures of the runs that are there")
     arguments = parser.parse_args()
     path = arguments.out / FILE
     if not arguments.report:
         with ExitStack() as stack:
             kept = arguments.keep or stack.enter_context(TemporaryDirectory())
-            run_all(arguments, Path(kept).absolute(), path)
-    rows = rows_of(path)
+            folder = Path(kept).absolute()
+            torch.set_num_threads(1)
+            watching.Easel = ScoredEasel  # type: ignore[misc]
+            run_missing(CASES, arguments, path, partial(run, folder=folder, start=prepare(folder)))
+    rows = rows_of(path) or sys.exit(f"no run in {path}")
     write_result("collapses", figures(rows), rows[0]["machine"], arguments.out)
     emit(report(rows))
     return 0
-
-
-def run_all(arguments: argparse.Namespace, folder: Path, path: Path) -> None:
-    """Make the runs that are asked for and not in the result file."""
-    torch.set_num_threads(1)
-    watching.Easel = ScoredEasel  # type: ignore[misc]
-    began, start = time.monotonic(), prepare(folder)
-    for seed in arguments.seed or [0]:
-        for case in CASES:
-            known = {(row["name"], row["seed"]) for row in rows_of(path)}
-            wanted = arguments.case is None or case.name in arguments.case
-            if not wanted or (case.name, seed) in known or time.monotonic() - began > 60.0 * arguments.minutes:
-                continue
-            row = run(case, seed, folder, start)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            emit(f"{case.name}, seed {seed}: {[look['scores']['overall'] for look in row['looks']]}")
 
 
 def prepare(folder: Path) -> Path:

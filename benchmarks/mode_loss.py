@@ -13,8 +13,6 @@ looks in a row.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,8 +20,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
-from _collapse_report import Case, Limits, in_words, judged, rows_of
-from _environment import RESULTS, machine, write_result
+from _collapse_report import Limits, in_words, judged
+from _environment import machine, write_result
+from _watched_runs import Case, parser_of, rows_of, run_missing
 from torch import Tensor
 
 from ddx.bench.mixtures.gate import Modes
@@ -65,23 +64,12 @@ CASES = (
 
 def main() -> int:
     """Run what is missing, or report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", action="append", type=int, help="may be repeated (default: 0)")
-    parser.add_argument("--case", action="append", choices=[case.name for case in CASES], help="may be repeated")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
-    parser.add_argument("--report", action="store_true", help="print the figures of the runs that are there")
-    arguments = parser.parse_args()
+    arguments = parser_of(__doc__, CASES).parse_args()
     path = arguments.out / FILE
     torch.set_num_threads(1)
-    for seed in [] if arguments.report else arguments.seed or [0]:
-        for case in CASES:
-            known = {(row["name"], row["seed"]) for row in rows_of(path)}
-            if (arguments.case is None or case.name in arguments.case) and (case.name, seed) not in known:
-                row = run(case, seed)
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
-                emit(f"{case.name}, seed {seed}: {[look['scores']['coverage'] for look in row['looks']]}")
-    rows = rows_of(path)
+    if not arguments.report:
+        run_missing(CASES, arguments, path, run)
+    rows = rows_of(path) or sys.exit(f"no run in {path}")
     found = judged(rows, Limits([rule for rule in RULES if rule.name in WATCHED]))
     write_result("mode_loss", found, rows[0]["machine"], arguments.out)
     emit(in_words("with the limits of ddx", found))
