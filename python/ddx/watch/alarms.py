@@ -114,17 +114,17 @@ def excesses(looks: Sequence[Look], rule: Rule, steps: int) -> list[float]:
     Of a signal of the method the smallest one counts since the pictures were nearest to the teacher's: while a student
     sharpens, its fake score has more to learn.
     """
-    values, found = deviations(looks, rule, steps), []
-    for number, value in enumerate(values):
-        first = _nearest(looks[: number + 1], steps) if rule.of_method else 0
-        known = [one for one in values[first : number + 1] if not math.isnan(one)]
-        found.append(0.0 if math.isnan(value) else value - min(known))
+    found, least, nearest = [], math.inf, math.inf
+    for look, value in zip(looks, deviations(looks, rule, steps), strict=True):
+        if rule.of_method and (distance := _distance(look, steps)) < nearest:
+            nearest, least = distance, math.inf
+        least = least if math.isnan(value) else min(least, value)
+        found.append(0.0 if math.isnan(value) else value - least)
     return found
 
 
-def _nearest(looks: Sequence[Look], steps: int) -> int:
-    """Return the number of the look whose pictures are nearest to the teacher's."""
-    return min(range(len(looks)), key=lambda number: float(looks[number]["student"][str(steps)]["distance"]))
+def _distance(look: Look, steps: int) -> float:
+    return float(look["student"][str(steps)]["distance"])
 
 
 def alarms(
@@ -175,7 +175,8 @@ def _signal_alarms(looks: Sequence[Look]) -> list[Alarm]:
 def _alarm(rule: Rule, looks: Sequence[Look], first: Look, steps: int) -> Alarm:
     now, since = _value(looks[-1], rule, steps), int(first["step"])
     if rule.of_method or rule.name == "distance":
-        own = looks[_nearest(looks, steps) :] if rule.of_method else looks
+        nearest = min(range(len(looks)), key=lambda number: _distance(looks[number], steps))
+        own = looks[nearest:] if rule.of_method else looks
         seen = [(_value(look, rule, steps), int(look["step"])) for look in own]
         least, at = min((value, step) for value, step in seen if not math.isnan(value))
         reason = f"{rule.title} is {now:.3g} since step {since}, and was {least:.3g} at step {at}"
