@@ -18,6 +18,7 @@ from ddx.methods.base import STUDENT, Method
 from ddx.teachers.condition import Condition
 from ddx.training.config import DistillConfig
 from ddx.training.trainer import Trainer
+from ddx.training.watching import is_watched
 from ddx.watch.validation import drawing_guidance
 from ddx.watch.vector import measures_of
 
@@ -27,8 +28,7 @@ _STEPS = 2  # of the student: the second adds its noise to what the first has dr
 
 def draws(config: DistillConfig, method: Method) -> bool:
     """Return whether a run looks at pictures or writes grids of them."""
-    looks = config.watch and config.watch_every <= config.train_steps and method.makes == "student"
-    return looks or 0 < config.sample_every <= config.train_steps
+    return is_watched(config, method) or 0 < config.sample_every <= config.train_steps
 
 
 def peak_of_looks(

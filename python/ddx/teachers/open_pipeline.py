@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -180,6 +181,15 @@ class OpenPipeline(Autoencoding):
     def use_part(self, part: str, component: Any) -> None:
         """Take a component that is loaded already."""
         self._parts[part] = component
+
+    @contextmanager
+    def on_host(self) -> Iterator[None]:
+        """Within, components are opened in the host's memory: the device never holds a whole one."""
+        home, self.home = self.home, torch.device("cpu")
+        try:
+            yield
+        finally:
+            self.home = home
 
     def is_loaded(self, part: str) -> bool:
         """Whether a component is in memory."""

@@ -82,7 +82,7 @@ class SpreadNetworks:
     @contextmanager
     def _opening(self) -> Iterator[None]:
         """Within, copies of the teacher's network are opened without memory, or in that of the host."""
-        with on_host(self.teacher), weights_later() as wish:
+        with self.teacher.on_host(), weights_later() as wish:
             yield
         for reason in (reason for reason in wish.refused if reason not in self._said):
             self._said.add(reason)
@@ -98,16 +98,6 @@ class SpreadNetworks:
             share_weights(network, shared, base)
         take_shares(network, stored, self.teacher.device)
         self.teacher.fast(network)  # chosen by the device of its weights, which was the host
-
-
-@contextmanager
-def on_host(teacher: Teacher) -> Iterator[None]:
-    """Within, networks are opened in the host's memory: the device never holds a whole one."""
-    home, teacher.home = teacher.home, torch.device("cpu")
-    try:
-        yield
-    finally:
-        teacher.home = home
 
 
 def emptied(network: nn.Module) -> dict[str, Tensor]:

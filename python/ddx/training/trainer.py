@@ -37,7 +37,7 @@ from ddx.training.optimizer import (
 )
 from ddx.training.quantised_base import quantise_teacher
 from ddx.training.sharding import Sharding, rest
-from ddx.training.spread_networks import SpreadNetworks, on_host
+from ddx.training.spread_networks import SpreadNetworks
 from ddx.training.spread_tensors import gathered
 from ddx.training.starting_weights import start_from
 from ddx.training.streamed import stream_teacher
@@ -287,7 +287,7 @@ class Trainer:
         with all networks that are opened in it.
         """
         if self.spread is not None:
-            with on_host(self.method.teacher):
+            with self.method.teacher.on_host():
                 yield self.spread.whole_student(self.student, self.ranks, average)
         elif self.ranks.is_first:
             with Swapped(self.student, average) as student:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ddx.errors import first_line
 from ddx.methods.base import Method
 from ddx.progress import Progress
+from ddx.training.config import DistillConfig
 from ddx.training.drawn_together import drawn_together
 from ddx.training.run import Run
 from ddx.training.trainer import Trainer
@@ -51,7 +52,7 @@ class Watch:
         self.failures = 0  # looks in a row
         self.together = run.sharding is not None
         self.on = self.draws = False
-        if not _wanted(run) or not (run.ranks.is_first or self.together):
+        if not is_watched(run.config, run.method) or not (run.ranks.is_first or self.together):
             return
         self.folder = run.folder.path / FOLDER
         self.steps = judged_steps(run.method)
@@ -176,9 +177,8 @@ class Watch:
         if drawn is None:
             with trainer.exported_student() as student, trainer.autocast():
                 drawn = self.easel.draw(student)
-        with (
-            trainer.autocast()
-        ):  # when the student's own weights are in their place again: no copy is beside the decoder
+        # the student's own weights are in their place again: no copy is beside the decoder
+        with trainer.autocast():
             return self.easel.measure(drawn)
 
     def _first(self, trainer: Trainer) -> Exception | None:
@@ -297,9 +297,9 @@ def judged_steps(method: Method) -> int:
     return max(1, int(getattr(inner.config, "num_steps", 1)), len(getattr(inner, "own_times", ())))
 
 
-def _wanted(run: Run) -> bool:
-    config = run.config
-    return config.watch and config.watch_every <= config.train_steps and run.method.makes == "student"
+def is_watched(config: DistillConfig, method: Method) -> bool:
+    """Return whether a run looks at pictures."""
+    return config.watch and config.watch_every <= config.train_steps and method.makes == "student"
 
 
 def _subject(run: Run, steps: list[int]) -> Subject | None:

@@ -43,11 +43,8 @@ def decode_in_parts(teacher: Teacher) -> None:
     """
     if teacher.is_loaded("vae"):
         return
-    home, teacher.home = teacher.home, torch.device("cpu")
-    try:
+    with teacher.on_host():
         vae = teacher.vae()
-    finally:
-        teacher.home = home
     keep({"vae": vae}, IN_PARTS, teacher.device)
 
 
