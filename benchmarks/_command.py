@@ -11,11 +11,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+DDX = ("-m", "ddx.cli.main")
+
 
 def measured(
-    arguments: Sequence[str], folder: Path, *, log: str = "ddx", environment: Mapping[str, str] | None = None
+    arguments: Sequence[str],
+    folder: Path,
+    *,
+    log: str = "ddx",
+    environment: Mapping[str, str] | None = None,
+    program: Sequence[str] = DDX,
 ) -> dict[str, Any]:
     """Run `ddx arguments` in `folder`; return its time, its peak memory in GiB and the JSON that it printed.
+
+    `program`: what Python runs in its place.
 
     What it says goes to `<log>.out` and, with an `environment` over this process's own, `<log>.err`. Raises SystemExit
     when it fails.
@@ -24,7 +33,7 @@ def measured(
     errors = None if environment is None else (folder / f"{log}.err").open("w")
     with out.open("w") as stdout:
         process = subprocess.Popen(
-            [sys.executable, "-m", "ddx.cli.main", *arguments, "--json"],
+            [sys.executable, *program, *arguments, "--json"],
             stdout=stdout,
             stderr=errors,
             cwd=folder,

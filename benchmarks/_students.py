@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from _command import measured
+from _command import DDX, measured
 from _environment import RESULTS, machine, write_result
 
 from ddx.cli.console import emit
@@ -23,6 +23,8 @@ from ddx.metrics.table import METRICS
 
 ROWS = 4096
 SCORES = tuple(metric.name for metric in METRICS if metric.name != "seconds_per_image")
+PUBLISHED = Path(__file__).resolve().parent / "_published.py"
+FIRST_STAGE = "DDX_FIRST_STAGE"  # names the folder of the student before it to a form
 ONE_CORE = {"OMP_NUM_THREADS": "1"}
 NOT_SHOWN = ("colour", "count", "size", "relation")
 SHOWN = {metric.name: metric.title for metric in METRICS if metric.name in SCORES and metric.name not in NOT_SHOWN}
@@ -33,18 +35,24 @@ TEACHER = "teacher"
 class Student:
     """A student of a benchmark: `flags` go to `ddx distill`, over the recipe of the method.
 
-    It begins with the weights of the student `after`, which must be made before it.
+    It begins with the weights of the student `after`, which must be made before it. `form` is of _published.py.
     """
 
     name: str
     flags: tuple[str, ...]
     seed: int = 0
     after: Student | None = None
+    form: str | None = None
 
     @property
     def folder(self) -> str:
         """The name of its folder."""
         return "-".join((*self.name.replace("=", "-").replace(",", "").split(), str(self.seed)))
+
+    @property
+    def program(self) -> tuple[str, ...]:
+        """What distils it."""
+        return DDX if self.form is None else (str(PUBLISHED), self.form)
 
     @property
     def arguments(self) -> list[str]:
@@ -142,7 +150,10 @@ def _measure_line(line: Sequence[Student], folder: Path, num_images: int) -> lis
 def _measure(student: Student, folder: Path, num_images: int) -> list[dict[str, Any]]:
     """Distil and score one student; return its row at each number of steps, and the teacher's."""
     name = student.folder
-    measured(student.arguments, folder, log=f"distill-{name}", environment=ONE_CORE)
+    start = {} if student.after is None else {FIRST_STAGE: str(folder / "students" / student.after.folder)}
+    measured(
+        student.arguments, folder, log=f"distill-{name}", environment={**ONE_CORE, **start}, program=student.program
+    )
     record = json.loads((folder / "students" / name / "run.json").read_text())
     scored = measured(
         ["evaluate", "--student", f"students/{name}", "--num-images", str(num_images), "--out", f"reports/{name}"],

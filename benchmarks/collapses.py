@@ -16,6 +16,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -31,7 +32,7 @@ from _collapse_report import figures, report
 from _command import measured
 from _environment import machine, write_result
 from _watched_runs import Case, parser_of, rows_of, run_missing
-from torch import nn
+from torch import Tensor, nn
 
 from ddx.cli.console import emit
 from ddx.config import Settings
@@ -115,11 +116,16 @@ class ScoredEasel(Easel):
         specs = [parse_caption(caption) for caption in self.captions]
         self.truth = np.concatenate([extract(render(specs, seed=i)) for i in range(REFERENCES)])
 
-    def look(self, student: nn.Module) -> Seen:
-        """See :meth:`Easel.look`; `scores` has the truth."""
-        seen = super().look(student)
+    def draw(self, student: nn.Module) -> dict[int, Tensor]:
+        """See :meth:`Easel.draw`; what the held-out captions get is kept for :meth:`measure`."""
+        self.held_out_latents = self.held_out.draw(student)
+        return super().draw(student)
+
+    def measure(self, drawn_latents: Mapping[int, Tensor]) -> Seen:
+        """See :meth:`Easel.measure`; `scores` has the truth."""
+        seen = super().measure(drawn_latents)
         (steps,) = self.subject.steps
-        pictures = self.held_out._decode(self.held_out.draw(student)[steps])[:, 0].numpy()
+        pictures = self.held_out._decode(self.held_out_latents[steps])[:, 0].numpy()
         precision, recall = precision_recall(self.truth, extract(pictures))
         overall = scene_scores(pictures, self.captions)["overall"]
         seen.values["scores"] = {"overall": overall, "recall": recall, "precision": precision}

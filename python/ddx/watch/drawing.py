@@ -102,10 +102,6 @@ class Easel:
         pictures = self.reference[1]
         return {**measured(pictures, self.teacher.device), **self._marks(pictures.pictures)}
 
-    def look(self, student: nn.Module) -> Seen:
-        """Draw with `student`, which has the weights of the export, and measure."""
-        return self.measure(self.draw(student))
-
     def draw(self, student: nn.Module) -> dict[int, Tensor]:
         """Return the latents that `student` draws, by step count."""
         return {steps: self.validation.student_draws(student, steps) for steps in self.subject.steps}

@@ -1,0 +1,143 @@
+"""Forms of methods that their authors publish and ddx has no setting for, run as `ddx` is: departures.py measures them.
+
+    python benchmarks/_published.py FORM distill …
+
+Sources: FastGen (NVlabs/FastGen at 34f30e8, fastgen/methods/distribution_matching/dmd2.py), the second stage of DMD2 on
+Stable Diffusion (tianweiy/DMD2 at 4e54501c), TwinFlow (inclusionAI/TwinFlow at a109a71,
+src/methodes/twinflow/twinflow.py).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import torch
+from _students import FIRST_STAGE
+from torch import Tensor, nn
+
+from ddx.checkpoints.folder import load_checkpoint
+from ddx.checkpoints.shares import whole
+from ddx.cli.main import main as ddx
+from ddx.device import send
+from ddx.methods import dmd2, twinflow
+from ddx.methods.base import FAKE, Batch, Losses, NetworkSpec, Turn
+from ddx.methods.parts.adversarial import FeatureJudge, pooled
+from ddx.methods.parts.flow_view import rows
+from ddx.methods.parts.score_distillation import Generated
+from ddx.methods.parts.time_sampling import grid_index
+from ddx.teachers.condition import Condition
+
+DROPPED = 0.1  # share of captions
+
+
+class StoredStates(dmd2.DMD2):
+    """The student is trained at stored pictures, noised to its times."""
+
+    def generate(self, student: nn.Module, batch: Batch, guidance: Tensor | float) -> Generated:
+        """See :meth:`ScoreDistillation.generate`."""
+        num_steps, noise = self.config.num_steps, self.draw_noise(batch)
+        times = send(self.student_times(num_steps), noise.device)
+        t = times[grid_index(batch.random.uniform(), num_steps) - 1]
+        start = self.noisy(batch.x0, noise, t)
+        return Generated(x=self.predict_x0(student, start, t, batch.condition, guidance), start=start, time=t)
+
+
+class MiddleOfTheTeacher(FeatureJudge):
+    """One head, on the middle block of the frozen teacher."""
+
+    def build(self) -> nn.Module:
+        """See :meth:`FeatureJudge.build`."""
+        heads = super().build()
+        heads.heads = nn.ModuleList([heads.heads[len(heads.heads) // 2]])
+        return heads
+
+    def logits(
+        self, heads: nn.Module, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition, **_: Any
+    ) -> Tensor:
+        """See :meth:`FeatureJudge.logits`."""
+        features = self.view.features(self.view.teacher.network(), x_t, t, condition)
+        logits: Tensor = heads(
+            [features[len(features) // 2]], pooled(condition) if self.config.head_condition else None
+        )
+        return logits
+
+
+class HeadOnTheTeacher(dmd2.DMD2):
+    """The discriminator is a head on the middle block of the frozen teacher."""
+
+    def __init__(self, config: dmd2.DMD2Config, teacher: Any) -> None:
+        super().__init__(config, teacher)
+        self.judge = MiddleOfTheTeacher(self.view, config)
+
+
+class OneNoise(dmd2.DMD2):
+    """The discriminator sees a stored and a generated picture through the same noise."""
+
+    def _judged(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        t, noise = self.times_at(batch.random.uniform()), self.draw_noise(batch)
+        return t, self.noisy(batch.x0, noise, t), self.noisy(x, noise, t)
+
+
+class FakeScoreGoesOn(dmd2.DMD2):
+    """The fake score begins with the weights that it had at the end of a first stage."""
+
+    def build(self, spec: NetworkSpec) -> nn.Module:
+        """See :meth:`Method.build`."""
+        network = super().build(spec)
+        if spec.name == FAKE:
+            (folder,) = (Path(os.environ[FIRST_STAGE]) / "checkpoints").iterdir()
+            saved = load_checkpoint(folder).tensors[FAKE]
+            network.load_state_dict({name: whole(tensor) for name, tensor in saved.items()})
+        return network
+
+
+class OwnNullCaption(twinflow.TwinFlow):
+    """The student's own velocity of the null caption, which it learns from captions that are dropped."""
+
+    def losses(self, turn: Turn, batch: Batch, networks: Mapping[str, nn.Module]) -> Losses:
+        """See :meth:`Method.losses`."""
+        dropped = batch.random.uniform() < DROPPED
+        null, given = batch.null.expand(len(batch.x0)), batch.condition
+        length = max(null.tokens.shape[1], given.tokens.shape[1])
+        null, given = padded(null, length), padded(given, length)
+        tokens = torch.where(dropped[:, None, None], null.tokens, given.tokens)
+        mask = torch.where(dropped[:, None], null.mask, given.mask)
+        return super().losses(turn, replace(batch, condition=Condition(tokens, mask)), networks)
+
+    def instant_velocity(
+        self, source: str, network: nn.Module, batch: Batch, noise: Tensor, x_t: Tensor, t: Tensor, guidance: Any
+    ) -> Tensor:
+        """See :meth:`FlowMap.instant_velocity`."""
+        own, null = (
+            self.average_velocity(network, x_t, t, t, condition, guidance)
+            for condition in (batch.condition, batch.null.expand(len(x_t)))
+        )
+        return noise - batch.x0 + rows(1.0 - 1.0 / torch.as_tensor(guidance).expand(len(x_t)), own) * (own - null)
+
+
+def padded(condition: Condition, length: int) -> Condition:
+    """Return a condition with as many tokens."""
+    more = length - condition.tokens.shape[1]
+    pad = nn.functional.pad
+    return Condition(pad(condition.tokens, (0, 0, 0, more)), pad(condition.mask, (0, more)))
+
+
+FORMS: dict[str, tuple[Any, str, type]] = {
+    "stored states": (dmd2, "DMD2", StoredStates),
+    "head on the teacher": (dmd2, "DMD2", HeadOnTheTeacher),
+    "one noise": (dmd2, "DMD2", OneNoise),
+    "fake score goes on": (dmd2, "DMD2", FakeScoreGoesOn),
+    "own null caption": (twinflow, "TwinFlow", OwnNullCaption),
+}
+
+if __name__ == "__main__":
+    module, name, form = FORMS[sys.argv[1]]
+    setattr(module, name, form)
+    ddx(sys.argv[2:])
