@@ -27,6 +27,7 @@ class Synthetic:
     seed: int
     sampler: str = OWN
     variances: str | None = None  # of analytic-dpm: which ones
+    network: str | None = None  # the teacher's, by `network_identity`; None in stores of before it was recorded
 
     def setting(self) -> dict[str, Any]:
         """Return it as the segment's settings have it; the own sampler is not named, as before there were others."""
@@ -35,6 +36,7 @@ class Synthetic:
             **own,
             **({} if self.sampler == OWN else {"sampler": self.sampler}),
             **({} if self.variances is None else {"variances": self.variances}),
+            **({} if self.network is None else {"network": self.network}),
         }
 
     @property

@@ -18,7 +18,6 @@ from ddx.data.store import Store
 from ddx.errors import UsageError
 from ddx.progress import NullProgress, Progress
 from ddx.run_record import write_json
-from ddx.teachers.components import content_hash
 from ddx.teachers.condition import Condition
 from ddx.teachers.samplers.analytic import Known
 from ddx.teachers.samplers.measuring import measure_variances, time_key
@@ -73,7 +72,7 @@ class StoreVariances:
         return {
             "version": VERSION,
             "store": hashlib.sha256(contents.encode()).hexdigest(),
-            "teacher": network_identity(self.teacher),
+            "teacher": self.teacher.network_identity(),
             "dtype": str(self.teacher.dtype),
             "num_rows": self.num_rows,
             "batch_size": self.batch_size,
@@ -129,10 +128,3 @@ class StoreVariances:
             loader.close()
         self.progress.finish()
         return measured
-
-
-def network_identity(teacher: Teacher) -> str:
-    """What decides what a teacher's network says: its commit, or the hash of its weights where there is none."""
-    if teacher.revision not in ("local", "bundled"):
-        return f"{teacher.source}@{teacher.revision}"
-    return content_hash(teacher.source_info, (teacher.denoiser_part, "scheduler"))

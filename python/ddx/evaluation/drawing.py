@@ -50,7 +50,6 @@ class Painter:
 
     def __init__(self, requests: Requests, batch_size: int, cache: Path, progress: Progress) -> None:
         self.requests, self.batch_size, self.cache, self.progress = requests, batch_size, cache, progress
-        self._hash: str | None = None
 
     def teacher(self, teacher: Teacher, steps: int, guidance: float, sampler: TeacherSampler = OWN_SAMPLER) -> Drawn:
         """Return the teacher's pictures: those kept from an earlier evaluation if nothing that shapes them changed."""
@@ -101,7 +100,7 @@ class Painter:
         import torch
 
         facts = {
-            "teacher": self._identity(teacher),
+            "teacher": [teacher.network_identity(), teacher.fingerprint()],
             "steps": steps,
             "guidance": guidance,
             "resolution": self.requests.resolution,
@@ -113,17 +112,6 @@ class Painter:
             **sampler.identity(),
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
-
-    def _identity(self, teacher: Teacher) -> str:
-        """What decides a teacher's pictures: its commit, or a hash of every weight where there is none."""
-        if teacher.revision not in ("local", "bundled"):
-            return f"{teacher.source}@{teacher.revision}"
-        from ddx.teachers.components import content_hash
-
-        if self._hash is None:
-            parts = (teacher.denoiser_part, *teacher.stored_parts, "scheduler")
-            self._hash = content_hash(teacher.source_info, parts)
-        return self._hash
 
 
 def _load(path: Path) -> Drawn | None:

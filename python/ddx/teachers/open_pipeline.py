@@ -153,6 +153,17 @@ class OpenPipeline(Autoencoding):
             **self._text_fingerprint(),
         }
 
+    def network_identity(self) -> str:
+        """What decides what the denoiser says: its commit, or a hash of its weights and scheduler where there is none.
+
+        With :meth:`fingerprint` it decides the pictures. Fine-tunes of one network share stores, and not this.
+        """
+        if self.revision not in ("local", "bundled"):
+            return f"{self.source}@{self.revision}"
+        parts = (self.denoiser_part, "scheduler")
+        known: str = self._once("hash of the denoiser", lambda: content_hash(self.source_info, parts))
+        return known
+
     @abstractmethod
     def _text_fingerprint(self) -> dict[str, str | int | float]:
         """The settings of text encoding that shape the embeddings."""

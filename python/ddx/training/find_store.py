@@ -44,7 +44,8 @@ def find_store(
     else:
         found = workspace.newest_store(
             lambda artefact: (
-                artefact.record.get("fingerprint") == wanted and (not synthetic or _is_drawn(artefact.record))
+                artefact.record.get("fingerprint") == wanted
+                and (not synthetic or (_is_drawn(artefact.record) and not _of_another(artefact.record, teacher)))
             )
         )
         if found is None:
@@ -55,8 +56,11 @@ def find_store(
     return store, f"{say} ({store.num_ok} pictures)"
 
 
-def require_pairs(store: Store, guidance: Sequence[float] | None) -> None:
-    """Raise UsageError if the teacher did not draw every row of the store, or not at the student's one guidance."""
+def require_pairs(store: Store, teacher: Teacher, guidance: Sequence[float] | None) -> str | None:
+    """Return a warning if another network than the teacher's drew the store: it may be a fine-tune, or what that is of.
+
+    Raises UsageError if no teacher drew every row of it, or not at the student's one guidance.
+    """
     made = "`ddx precompute CAPTIONS.parquet --synthetic` makes one"
     if not _is_drawn(store.attributes):
         raise UsageError(
@@ -77,6 +81,9 @@ def require_pairs(store: Store, guidance: Sequence[float] | None) -> None:
             f"the pairs of {store.path} were drawn at guidance {drawn}, the student is for {wanted}",
             hint=f"--guidance-min {max(found):g} --guidance-max {max(found):g}",
         )
+    if not _of_another(store.attributes, teacher):
+        return None
+    return f"warning: the pairs of {store.path} were drawn by another network than {teacher.name} has now; {made}"
 
 
 def check_fingerprint(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], teacher: str) -> None:
@@ -96,6 +103,13 @@ def _drawings(attributes: Mapping[str, Any]) -> list[Synthetic]:
 
 def _is_drawn(attributes: Mapping[str, Any]) -> bool:
     return all(synthetic_of(segment.settings) is not None for segment in segments_of(attributes))
+
+
+def _of_another(attributes: Mapping[str, Any], teacher: Teacher) -> bool:
+    """Whether some row was drawn by another network; stores of before it was recorded do not say."""
+    if teacher.made_of != teacher.name:  # a prepared teacher draws what the one that it was made of draws
+        return False
+    return any(how.network not in (None, teacher.network_identity()) for how in _drawings(attributes))
 
 
 def _no_store(workspace: Workspace, teacher: str, synthetic: bool) -> UsageError:

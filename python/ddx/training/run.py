@@ -113,7 +113,9 @@ def prepare_run(
     before = read_run(folder.path) if folder.resumed else None
     store, say = find_store(config, teacher, workspace, before, synthetic=method.reads_pairs)
     if method.reads_pairs:
-        require_pairs(store, method.export_notes().get("guidance_range"))
+        warning = require_pairs(store, teacher, method.export_notes().get("guidance_range"))
+        if warning is not None and ranks.is_first:
+            progress.log(warning)
     if ranks.is_first:
         progress.log(say)
         if folder.resumed and not folder.finished:

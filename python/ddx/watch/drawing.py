@@ -149,7 +149,7 @@ class Easel:
     def _key(self) -> str:
         """What decides the teacher's pictures."""
         facts = {
-            "teacher": self.teacher.fingerprint(self.subject.resolution),
+            "teacher": [self.teacher.network_identity(), self.teacher.fingerprint(self.subject.resolution)],
             "prompts": list(self.subject.prompts),
             "seeds": [self.subject.seed, self.subject.num_seeds],
             "steps": self.subject.reference_steps,

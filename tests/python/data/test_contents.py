@@ -21,10 +21,10 @@ from ddx.data.precompute.draw import as_condition
 from ddx.data.precompute.encode import Text, as_text
 from ddx.data.store import Store
 from ddx.errors import UsageError
-from ddx.progress import NullProgress
 from ddx.teachers.base import Teacher
 from ddx.teachers.condition import Condition
 from ddx.teachers.registry import load_teacher
+from hears import Heard
 from pipelines import make_stable_diffusion
 from stores import BROKEN, shard_bytes
 
@@ -160,9 +160,9 @@ def test_embeddings_beyond_float16_are_stored_divided(
     config = PrecomputeConfig(
         teacher=str(teacher_folder), out=tmp_path / "x.zarr", part_rows=PART_ROWS, batch_size=BATCH, device="cpu"
     )
-    said = Said()
-    path = precompute(config, [str(pairs)], progress=said)
-    assert sum("larger than float16 holds" in line for line in said.lines) == 1
+    heard = Heard()
+    path = precompute(config, [str(pairs)], progress=heard)
+    assert sum("larger than float16 holds" in line for line in heard.said) == 1
     opened, before = Store(path), shard_bytes(path)
     assert opened.text_scale == 16.0 and opened.summary()["ok"] == NUM_ROWS - len(FAILED)
     for name in ("text/tokens", "text/null", "text/validation/tokens"):
@@ -195,14 +195,6 @@ def test_embeddings_beyond_float16_are_stored_divided(
     assert shard_bytes(path) == before
     with pytest.raises(UsageError, match="too large for float8"):
         precompute(replace(config, out=tmp_path / "8.zarr", text_dtype="float8"), [str(pairs)])
-
-
-class Said(NullProgress):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def log(self, message: str) -> None:
-        self.lines.append(message)
 
 
 def test_stable_diffusion_goes_the_same_way(pairs: Path, tmp_path: Path) -> None:

@@ -91,7 +91,8 @@ def test_every_row_is_what_the_teacher_draws_from_its_noise(store: Path, teacher
 def test_the_store_says_what_it_is(store: Path, teacher: Teacher) -> None:
     opened = Store(store)
     assert opened.synthetic_share == 1.0 and opened.summary()["synthetic_share"] == 1.0
-    assert opened.attributes["settings"]["synthetic"] == {"steps": STEPS, "guidance": GUIDANCE, "seed": 0}
+    how = {"steps": STEPS, "guidance": GUIDANCE, "seed": 0, "network": teacher.network_identity()}
+    assert opened.attributes["settings"]["synthetic"] == how
     rows = opened.rows_table().to_pylist()
     assert [row["status"] for row in rows] == ["no_caption" if n == BLANK else "ok" for n in range(NUM_ROWS)]
     assert {row["source"] for row in rows if row["status"] == "ok"} == {teacher.name}

@@ -20,23 +20,13 @@ from ddx.data.loader import Loader
 from ddx.data.precompute import precompute
 from ddx.data.store import Store
 from ddx.errors import UsageError
-from ddx.progress import NullProgress
 from ddx.teachers.registry import load_teacher
+from hears import Heard
 from pipelines import make_stable_diffusion
 from stores import shard_bytes
 from tiny import Tiny
 
 NUM = 7
-
-
-class Recorded(NullProgress):
-    """Keeps what a stage says."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def log(self, message: str) -> None:
-        self.lines.append(message)
 
 
 SHORT = [None if row == 2 else f"a cat {row}" for row in range(NUM)]
@@ -162,16 +152,16 @@ def test_each_of_several_captions_has_its_pooled_embedding(
 def test_a_caption_that_the_encoder_cuts_is_counted(
     config: PrecomputeConfig, source: Callable[[bool], Path], tmp_path: Path
 ) -> None:
-    recorded, table = Recorded(), pq.read_table(source(False))
+    heard, table = Heard(), pq.read_table(source(False))
     long = ["a cat " * (100 if row in (1, 4) else 3) for row in range(NUM)]
     pq.write_table(table.set_column(table.schema.get_field_index("text"), "text", [long]), tmp_path / "long.parquet")
     asked = replace(config, out=tmp_path / "long.zarr", caption_column=("text",))
-    store = Store(precompute(asked, [str(tmp_path / "long.parquet")], progress=recorded))
+    store = Store(precompute(asked, [str(tmp_path / "long.parquet")], progress=heard))
     rows = store.rows_table()
     assert set(rows["status"].to_pylist()) == {"ok"}
     cut = [row for row, text in enumerate(rows["detail"].to_pylist()) if text]
     assert cut == [1, 4] and "75 of its" in rows["detail"][1].as_py()
-    assert any("2 captions are longer than" in line for line in recorded.lines)
+    assert any("2 captions are longer than" in line for line in heard.said)
 
 
 def test_a_row_of_several_captions_draws_one_of_those_it_has(

@@ -14,11 +14,11 @@ from ddx.errors import UsageError
 from ddx.evaluation.config import EvaluateConfig
 from ddx.evaluation.evaluate import evaluate
 from ddx.evaluation.scores import are_scenes, scene_scores
-from ddx.progress import NullProgress
 from ddx.sampling.card import SCORES_NAME
 from ddx.scenes.captions import parse_caption, sample_captions
 from ddx.scenes.render import render
 from ddx.workspace import Workspace
+from hears import Heard
 
 SMALL = ["--num-images", "6", "--set", "diversity_captions=1", "--set", "diversity_seeds=3", "--device", "cpu"]
 
@@ -50,14 +50,6 @@ def test_the_answer_has_a_row_for_each_sampler(
     assert "| student | 2 |" in (student / "README.md").read_text(encoding="utf-8")
 
 
-class Said(NullProgress):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def log(self, message: str) -> None:
-        self.lines.append(message)
-
-
 def test_other_prompts_are_compared_with_the_teacher(student: Path, tmp_path: Path) -> None:
     config = EvaluateConfig(
         student=student,
@@ -68,10 +60,10 @@ def test_other_prompts_are_compared_with_the_teacher(student: Path, tmp_path: Pa
         diversity_seeds=2,
         device="cpu",
     )
-    said = Said()
-    result = evaluate(config, Workspace(tmp_path), said)
+    heard = Heard()
+    result = evaluate(config, Workspace(tmp_path), heard)
     assert result.facts["size"] == "64x64"
-    assert "scored at 64x64; the student was trained at 64x64, 96x64" in said.lines
+    assert "scored at 64x64; the student was trained at 64x64, 96x64" in heard.said
     assert {row["overall"] for row in result.rows} == {None}
     first = result.rows[0]
     assert first["frechet"] == pytest.approx(0.0, abs=1e-6) and first["precision"] == first["recall"] == 1.0

@@ -9,10 +9,10 @@ import torch
 
 import distill_runs as runs
 from ddx.errors import DdxError
-from ddx.progress import NullProgress
 from ddx.sampling.card import card_text
 from ddx.sampling.student import StudentFolder
 from ddx.training.divergence import LostSteps
+from hears import Heard
 
 
 def test_a_run_that_diverges_stops_and_keeps_the_checkpoint_before(
@@ -28,14 +28,6 @@ def test_a_run_that_diverges_stops_and_keeps_the_checkpoint_before(
     held = runs.tensors(out, 1)
     assert all(bool(value.isfinite().all()) for name, value in held.items() if name.startswith("student/"))
     assert not json.loads((out / "run.json").read_text())["finished"] and not (out / "model_index.json").exists()
-
-
-class Heard(NullProgress):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def log(self, message: str) -> None:
-        self.said.append(message)
 
 
 def test_steps_that_were_skipped_are_in_the_warning_and_on_the_card(

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import distill_runs as runs
 from ddx.data.config import PrecomputeConfig
@@ -21,6 +22,7 @@ from ddx.methods import dmd, reflow
 from ddx.methods.parts import pairs
 from ddx.teachers.samplers.sampler import TeacherSampler
 from distilling import CAPTIONS
+from hears import Heard
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,26 @@ def test_a_store_without_pairs_or_at_another_guidance_is_refused(
     for settings in ({"guidance_min": 3.0, "guidance_max": 3.0}, ranged):
         with pytest.raises(UsageError, match=r"drawn at guidance 4\.5"):
             runs.run(teacher_folder, synthetic, tmp_path, method="dmd", pairs="stored", **settings)
+
+
+def test_pairs_of_a_fine_tune_are_its_own(
+    teacher_folder: Path, synthetic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both share stores of pictures and captions; what one of them drew the other one did not."""
+    fine_tune = Path(shutil.copytree(teacher_folder, tmp_path / "fine-tune"))
+    (weights,) = (fine_tune / "transformer").glob("*.safetensors")
+    save_file({name: 0.9 * tensor for name, tensor in load_file(weights).items()}, weights)
+    shutil.copytree(synthetic, tmp_path / "data" / "drawn.zarr")
+    settings: dict[str, Any] = {"method": "reflow", "pairs": "stored", "train_steps": 1, "watch": False}
+
+    own, others = Heard(), Heard()
+    runs.run(teacher_folder, None, tmp_path, progress=own, **settings)  # the newest store that it drew
+    assert not [said for said in own.said if said.startswith("warning")]
+    with pytest.raises(UsageError, match=r"no finished store of .* that the teacher drew"):
+        runs.run(fine_tune, None, tmp_path, **settings)
+    runs.run(fine_tune, synthetic, tmp_path, progress=others, **settings)
+    assert len([said for said in others.said if "drawn by another network" in said]) == 1
+    runs.run(fine_tune, None, tmp_path, method="lcm", train_steps=1, watch=False)  # which needs no pairs
 
 
 def test_pairs_of_fresh_noise_are_none(teacher_folder: Path, synthetic: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from ddx.training.trackers import names
 from ddx.training.trackers.base import Tracked
 from ddx.training.trackers.follow import Trackers
 from ddx.training.trackers.jsonl import JSONLines
+from hears import Heard
 
 GRIDS: dict[str, Any] = {"sample_every": 4, "sample_prompts": 1, "sample_steps": (1,), "reference_steps": 1}
 LOOKS: dict[str, Any] = {
@@ -34,14 +35,6 @@ import distill_runs as runs
 runs.run(Path({teacher!r}), Path({store!r}), Path({out!r}), train_steps=1)
 print(sorted({{"wandb", "mlflow", "tensorboard", "torch.utils.tensorboard"}} & set(sys.modules)))
 """
-
-
-class Said(NullProgress):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def log(self, message: str) -> None:
-        self.lines.append(message)
 
 
 class Stopping(NullProgress):
@@ -65,9 +58,9 @@ def interrupted(teacher: Path, store: Path, workspace: Path, **settings: Any) ->
     """A run that is stopped after its fifth step and goes on to its end."""
     with pytest.raises(KeyboardInterrupt):
         runs.run(teacher, store, workspace, progress=Stopping(5), **settings)
-    said = Said()
-    student = runs.run(teacher, store, workspace, progress=said, **settings)
-    assert not [line for line in said.lines if "tracking by" in line]
+    heard = Heard()
+    student = runs.run(teacher, store, workspace, progress=heard, **settings)
+    assert not [line for line in heard.said if "tracking by" in line]
     return student
 
 
@@ -131,10 +124,10 @@ def test_a_tracker_that_fails_ends_no_run(
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(JSONLines, "scalars", full)
-    said = Said()
-    student = runs.run(teacher_folder, store, tmp_path, progress=said, track=("jsonl",))
+    heard = Heard()
+    student = runs.run(teacher_folder, store, tmp_path, progress=heard, track=("jsonl",))
     assert json.loads((student / "run.json").read_text())["finished"]
-    warnings = [line for line in said.lines if "tracking by jsonl failed" in line]
+    warnings = [line for line in heard.said if "tracking by jsonl failed" in line]
     assert len(warnings) == 1 and "No space left" in warnings[0]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,26 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import distill_runs as runs
 from ddx.cli import main
 from ddx.errors import UsageError
-from ddx.progress import NullProgress
 from ddx.sampling.pipeline import StudentPipeline
 from ddx.training.config import DistillConfig
+from hears import Heard
 from watchdog import WATCHDOG_S
 
 WATCH = {"watch_every": 2, "watch_cost": 1e9, "watch_prompts": 2, "watch_seeds": 2, "reference_steps": 2}
-
-
-class Heard(NullProgress):
-    """Hears what a run says."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def log(self, message: str) -> None:
-        self.said.append(message)
 
 
 def looks(student: Path) -> list[dict[str, Any]]:
@@ -67,6 +59,18 @@ def test_a_watched_run_is_bit_for_bit_the_unwatched_one_and_keeps_its_best(
     assert f"step {best['step']}" in (student / "README.md").read_text()
     drawn = StudentPipeline(student / "best", device="cpu").draw(["a dog"], [0], steps=1)
     assert len(drawn) == 1
+
+
+def test_the_pictures_of_a_teacher_that_was_fine_tuned_in_place_are_drawn_again(
+    teacher_folder: Path, store: Path, tmp_path: Path
+) -> None:
+    teacher = Path(shutil.copytree(teacher_folder, tmp_path / "teacher"))
+    first = looks(runs.run(teacher, store, tmp_path, out=tmp_path / "first", train_steps=2, **WATCH))
+    (weights,) = (teacher / "transformer").glob("*.safetensors")
+    save_file({name: 0.9 * tensor for name, tensor in load_file(weights).items()}, weights)
+    second = looks(runs.run(teacher, store, tmp_path, out=tmp_path / "second", train_steps=2, **WATCH))
+    assert len(list((tmp_path / "cache" / "watch").glob("*.npz"))) == 2
+    assert first[0]["teacher"] != second[0]["teacher"]
 
 
 # Dies at the look of step 6, with its pictures drawn and perhaps kept as the best, and its line torn.

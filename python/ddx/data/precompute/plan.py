@@ -213,7 +213,12 @@ def _synthetic(
     sampler = open_sampler(config.synthetic_sampler, teacher, places, data=config.synthetic_data)
     known = sampler.identity().get("variances")
     how = Synthetic(
-        config.synthetic_steps, float(guidance), config.synthetic_seed, config.synthetic_sampler, variances=known
+        steps=config.synthetic_steps,
+        guidance=float(guidance),
+        seed=config.synthetic_seed,
+        sampler=config.synthetic_sampler,
+        variances=known,
+        network=teacher.network_identity(),
     )
     return how, sampler
 
