@@ -1,9 +1,10 @@
-"""The command line of ddx, whose looks fail in the midst of a network's pass: `training/test_looks_in_shares.py`.
+"""The command line of ddx, whose looks and grids fail in the midst of a network's pass: `test_looks_in_shares.py`.
 
     torchrun … failing_looks.py WHO CALLS [the arguments of ddx, as JSON] …
 
 WHO is "all", or the rank that fails alone and waits two seconds for the others. CALLS are the numbers of the drawings,
-from 1, at which the first block of the network that draws raises an error: the drawing of the teacher is the first.
+from 1, at which the first block of the network that draws raises an error. A grid has two drawings, the teacher's and
+the student's, and so has the first look that works; later looks have the student's alone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import nn
 
 from ddx.cli.main import run
 from ddx.teachers.blocks import blocks_of
-from ddx.training import drawn_together, watching
+from ddx.training import drawn_together, run_grids, watching
 
 
 def failing(who: str, calls: set[int]) -> None:
@@ -39,7 +40,7 @@ def failing(who: str, calls: set[int]) -> None:
         finally:
             hook.remove()
 
-    watching.drawn_together = draws
+    watching.drawn_together = run_grids.drawn_together = draws
 
 
 def _raise(block: nn.Module, inputs: Any) -> None:

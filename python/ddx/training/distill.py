@@ -22,10 +22,10 @@ from ddx.training.distributed import join
 from ddx.training.divergence import diverged
 from ddx.training.estimate import estimate_seconds
 from ddx.training.faster import what_is_on
-from ddx.training.grids import SampleGrid
 from ddx.training.interruption import StopSignal, tells_what_is_saved
 from ddx.training.run import Run, prepare_run
 from ddx.training.run_folder import RunFolder
+from ddx.training.run_grids import Grids, grid_due
 from ddx.training.run_output import export_best, finish_run, record_run
 from ddx.training.saver import Saver
 from ddx.training.sole_writer import sole_writer
@@ -72,13 +72,14 @@ def distill(
         del begin_with  # which may be a whole network
         start = _resume(run, trainer)
         record_run(run, start, finished=False)
-        grid, clock = _sample_grid(run), Clock(_seconds_before(run, start))
+        clock = Clock(_seconds_before(run, start))
+        grids = Grids(run, clock, progress)
         opened.enter_context(_tracked(run, start, progress))
         watch = Watch(run, workspace, progress)
         progress.start("distill", config.train_steps, "step")
         progress.advance(start)
         if start == 0:
-            _draw_grid(run, trainer, grid, clock, 0)
+            grids.draw(0, trainer)
         with clock.pause():
             watch.begin(start, trainer)
         saver = Saver(
@@ -89,7 +90,7 @@ def distill(
             say=progress.log,
         )
         with StopSignal(progress.log) as stop:
-            end = _train(run, trainer, range(start, config.train_steps), stop, saver, grid, watch, clock, progress)
+            end = _train(run, trainer, range(start, config.train_steps), stop, saver, grids, watch, clock, progress)
         finish_run(run, trainer, end, watch, clock, progress)
         return run.folder.path
 
@@ -100,7 +101,7 @@ def _train(
     steps: range,
     stop: StopSignal,
     saver: Saver,
-    grid: SampleGrid | None,
+    grids: Grids,
     watch: Watch,
     clock: Clock,
     progress: Progress,
@@ -136,9 +137,9 @@ def _train(
         if stopping and not last:
             saver.wait()
             raise KeyboardInterrupt
-        if ended or _grid_due(config, done):
+        if ended or grid_due(config, done):
             with watch.aside():
-                _draw_grid(run, trainer, grid, clock, done)
+                grids.draw(done, trainer)
         if ended:
             break
     saver.wait()
@@ -261,37 +262,6 @@ def _snapshot(run: Run, trainer: Trainer, clock: Clock, step: int) -> Snapshot:
         **snapshot.state,
     }
     return Snapshot(snapshot.tensors, state)
-
-
-def _sample_grid(run: Run) -> SampleGrid | None:
-    config = run.config
-    draws = run.ranks.is_first or run.sharding is not None  # whose weights all ranks gather
-    if not draws or not 0 < config.sample_every <= config.train_steps:
-        return None
-    _, conditions = run.store.validation()
-    shape = run.teacher.latent_shape(config.resolution)
-    return SampleGrid(run.method, config, conditions, run.null, shape) if conditions else None
-
-
-def _grid_due(config: DistillConfig, step: int) -> bool:
-    return config.sample_every > 0 and (step % config.sample_every == 0 or step == config.train_steps)
-
-
-def _draw_grid(run: Run, trainer: Trainer, grid: SampleGrid | None, clock: Clock, step: int) -> None:
-    if grid is None:
-        return
-    path = run.folder.path / "grids" / f"step-{step:06d}.png"
-    with clock.pause():
-        with trainer.autocast():
-            _ = grid.reference
-        with trainer.exported_student() as student, trainer.autocast():
-            drawn = grid.draw(student)
-        with trainer.autocast():  # when the student's own weights are in their place again
-            values = grid.write(path if run.ranks.is_first else None, drawn)
-    if not run.ranks.is_first:
-        return
-    run.metrics.show(step, "grids", path)
-    run.metrics.write({"step": step, "images": step * run.config.batch_size, **values})
 
 
 def _due(step: int, every: int, last: int) -> bool:

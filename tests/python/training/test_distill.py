@@ -4,7 +4,9 @@ import json
 import os
 import shutil
 import signal
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from ddx.checkpoints.folder import latest_checkpoint
 from ddx.cli import main
 from ddx.errors import DdxError, UsageError
 from ddx.progress import NullProgress
+from ddx.watch.validation import Validation
+from hears import Heard
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +79,35 @@ def test_metrics_and_grids_tell_how_it_went(undisturbed: Path) -> None:
     assert sorted(path.name for path in (undisturbed / "grids").iterdir()) == [
         f"step-{step:06d}.png" for step in (0, 4, 8)
     ]
+
+
+def test_a_grid_that_fails_is_a_warning_and_the_run_ends_as_if_it_had_none(
+    teacher_folder: Path, store: Path, tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The teacher fails at the first, the student in the midst of the second, and the disk at the last."""
+    teacher_draws, student_draws, calls = Validation.teacher_draws, Validation.student_draws, count()
+
+    def teacher_fails(self: Validation, num_steps: int) -> Any:
+        if next(calls) == 0:
+            (student / "grids" / "step-000008.png").mkdir(parents=True)
+            raise torch.OutOfMemoryError("no room for a drawing of this size")
+        return teacher_draws(self, num_steps)
+
+    def student_fails(self: Validation, student: Any, num_steps: int) -> Any:
+        drawn = student_draws(self, student, num_steps)
+        if next(calls) == 2:
+            raise torch.OutOfMemoryError("no room for a drawing of this size")
+        return drawn
+
+    monkeypatch.setattr(Validation, "teacher_draws", teacher_fails)
+    monkeypatch.setattr(Validation, "student_draws", student_fails)
+    student, heard = tmp_path / "student", Heard()
+    settings: dict[str, Any] = {"out": student, "sample_every": 4, "sample_prompts": 2, "watch": False}
+    runs.run(teacher_folder, store, tmp_path, progress=heard, **settings)
+    _compare_without_grids(student, undisturbed)
+    warnings = [said for said in heard.said if said.startswith("warning: the grid at step")]
+    assert [said.split(": ")[2] for said in warnings] == ["OutOfMemoryError", "OutOfMemoryError", "IsADirectoryError"]
+    assert not any("ode_distance" in line for line in runs.lines(student))
 
 
 def test_old_checkpoints_are_deleted(undisturbed: Path) -> None:

@@ -1,4 +1,4 @@
-"""A look that fails on every rank alike is a warning, and the training goes on as if there had been none."""
+"""A look or a grid that fails on every rank alike is a warning, and the training goes on as if there had been none."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ WATCH = {"watch_every": 1, "watch_cost": 1e9, "watch_prompts": 1, "watch_seeds":
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 
-def test_a_look_that_fails_on_every_rank_leaves_the_run_as_it_was(
+def test_drawings_that_fail_on_every_rank_leave_the_run_as_it_was(
     teacher_folder: Path, store: Path, tmp_path: Path
 ) -> None:
-    """The teacher fails at the first look, the student at the one of step 2."""
+    """The teacher fails at the first look, the student at the look and in the grid of step 2."""
     common = {"train_steps": 3, "micro_batch_size": 1, "warmup_steps": 0, "checkpoint_every": 0, "shard": "full"}
-    watched = runs.flags(teacher_folder, store, tmp_path / "watched", **common, **WATCH)
+    watched = runs.flags(teacher_folder, store, tmp_path / "watched", **common, **WATCH, sample_every=1)
     watched.remove("--quiet")
     plain = runs.flags(teacher_folder, store, tmp_path / "plain", **common, watch=False)
-    done = torchrun(2, failing_looks.__file__, "all", "[1, 4]", json.dumps(watched), json.dumps(plain))
+    done = torchrun(2, failing_looks.__file__, "all", "[3, 8, 10]", json.dumps(watched), json.dumps(plain))
     student, other = (next((tmp_path / name / "students").iterdir()) for name in ("watched", "plain"))
     seen = [json.loads(line)["step"] for line in (student / "watch.jsonl").read_text().splitlines()]
     assert seen == [1, 3]
     for step in (0, 2):
         assert f"the look at step {step} failed: OutOfMemoryError: no room for a drawing" in done
-    assert done.count("training goes on") == 2
-    assert [line["loss"] for line in runs.lines(student)] == [line["loss"] for line in runs.lines(other)]
+    assert "the grid at step 2 failed: OutOfMemoryError: no room for a drawing" in done
+    assert done.count("training goes on") == 3
+    assert sorted(path.stem for path in (student / "grids").iterdir()) == [f"step-00000{step}" for step in (0, 1, 3)]
+    losses, others = ([line["loss"] for line in runs.lines(folder) if "loss" in line] for folder in (student, other))
+    assert losses == others
     ours, theirs = load_file(student / WEIGHTS), load_file(other / WEIGHTS)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], value) for name, value in theirs.items())
 
