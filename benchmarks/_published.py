@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +25,12 @@ from ddx.checkpoints.shares import whole
 from ddx.cli.main import main as ddx
 from ddx.device import send
 from ddx.methods import dmd2, twinflow
-from ddx.methods.base import FAKE, Batch, Losses, NetworkSpec, Turn
+from ddx.methods.base import FAKE, Batch, NetworkSpec
 from ddx.methods.parts.adversarial import FeatureJudge, pooled
 from ddx.methods.parts.flow_view import rows
 from ddx.methods.parts.score_distillation import Generated
 from ddx.methods.parts.time_sampling import grid_index
 from ddx.teachers.condition import Condition
-
-DROPPED = 0.1  # share of captions
 
 
 class StoredStates(dmd2.DMD2):
@@ -99,17 +95,7 @@ class FakeScoreGoesOn(dmd2.DMD2):
 
 
 class OwnNullCaption(twinflow.TwinFlow):
-    """The student's own velocity of the null caption, which it learns from captions that are dropped."""
-
-    def losses(self, turn: Turn, batch: Batch, networks: Mapping[str, nn.Module]) -> Losses:
-        """See :meth:`Method.losses`."""
-        dropped = batch.random.uniform() < DROPPED
-        null, given = batch.null.expand(len(batch.x0)), batch.condition
-        length = max(null.tokens.shape[1], given.tokens.shape[1])
-        null, given = padded(null, length), padded(given, length)
-        tokens = torch.where(dropped[:, None, None], null.tokens, given.tokens)
-        mask = torch.where(dropped[:, None], null.mask, given.mask)
-        return super().losses(turn, replace(batch, condition=Condition(tokens, mask)), networks)
+    """Guidance away from what the student's average says of the null caption, which no row trains."""
 
     def instant_velocity(
         self, source: str, network: nn.Module, batch: Batch, noise: Tensor, x_t: Tensor, t: Tensor, guidance: Any
@@ -120,13 +106,6 @@ class OwnNullCaption(twinflow.TwinFlow):
             for condition in (batch.condition, batch.null.expand(len(x_t)))
         )
         return noise - batch.x0 + rows(1.0 - 1.0 / torch.as_tensor(guidance).expand(len(x_t)), own) * (own - null)
-
-
-def padded(condition: Condition, length: int) -> Condition:
-    """Return a condition with as many tokens."""
-    more = length - condition.tokens.shape[1]
-    pad = nn.functional.pad
-    return Condition(pad(condition.tokens, (0, 0, 0, more)), pad(condition.mask, (0, more)))
 
 
 FORMS: dict[str, tuple[Any, str, type]] = {
