@@ -17,6 +17,7 @@ import click
 from ddx import __version__
 from ddx.cli.did_you_mean import argument_hint, flag_hint, near_flag
 from ddx.cli.groups import HelpfulGroup
+from ddx.cli.leaving import leave
 from ddx.cli.third_party import quiet_libraries
 from ddx.errors import DdxError, cure_of, nearest
 
@@ -84,7 +85,7 @@ def group() -> None:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     quiet_libraries()
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    leave(run(sys.argv[1:] if arguments is None else arguments))
 
 
 def run(arguments: list[str]) -> int:

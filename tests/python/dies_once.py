@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ddx.cli.leaving import leave
 from ddx.cli.main import run
 
 
@@ -35,4 +36,4 @@ def dies(rank: str, step: str, marker: Path) -> None:
 if __name__ == "__main__":
     os.environ["LOCAL_WORLD_SIZE"] = os.environ.get("MACHINE", os.environ["LOCAL_WORLD_SIZE"])
     dies(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
-    sys.exit(next((code for line in sys.argv[4:] if (code := run(json.loads(line)))), 0))
+    leave(next((code for line in sys.argv[4:] if (code := run(json.loads(line)))), 0))

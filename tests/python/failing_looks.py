@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ddx.cli.leaving import leave
 from ddx.cli.main import run
 from ddx.teachers.blocks import blocks_of
 from ddx.training import drawn_together, run_grids, watching
@@ -51,4 +52,4 @@ if __name__ == "__main__":
     if sys.argv[1] != "all":
         drawn_together.ALONE = timedelta(seconds=2)
     failing(sys.argv[1], set(json.loads(sys.argv[2])))
-    sys.exit(next((code for line in sys.argv[3:] if (code := run(json.loads(line)))), 0))
+    leave(next((code for line in sys.argv[3:] if (code := run(json.loads(line)))), 0))

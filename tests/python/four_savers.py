@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor
 from ddx.checkpoints import files
 from ddx.checkpoints.folder import Saved, Snapshot, list_checkpoints, load_checkpoint, or_damaged
 from ddx.checkpoints.shares import copy_all_into, copy_into, restored
+from ddx.cli.leaving import leave
 from ddx.errors import DdxError
 from ddx.training import saver as saving
 from ddx.training.distributed import Ranks
@@ -205,3 +206,4 @@ def main(out: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave(0)

@@ -26,6 +26,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from ddx.checkpoints.folder import Snapshot, latest_checkpoint, list_checkpoints, load_checkpoint
 from ddx.checkpoints.shares import copy_into, whole
+from ddx.cli.leaving import leave
 from ddx.training import saver as saving
 from ddx.training.distributed import Ranks
 from ddx.training.saver import Saver
@@ -131,3 +132,4 @@ def main(folder: Path, kills: int) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]))
+    leave(0)

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import two_ranks
+from ddx.cli.leaving import leave
 from ddx.teachers.registry import load_teacher
 from ddx.training.distributed import Ranks
 from ddx.training.sharding import make_sharding
@@ -65,3 +66,4 @@ def main(out: Path, jobs: list[dict[str, Any]]) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    leave(0)

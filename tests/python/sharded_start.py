@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 
 import two_ranks
 from ddx.checkpoints.shares import part_of, share_of
+from ddx.cli.leaving import leave
 from ddx.memory.ledger import Ledger
 from ddx.teachers.registry import load_teacher
 from ddx.training.distributed import Ranks
@@ -124,3 +125,4 @@ def main(out: Path, jobs: list[dict[str, Any]], large: str) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3])
+    leave(0)

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ddx.cli.leaving import leave
 from ddx.cli.main import run
 from ddx.methods.parts.added_discriminator import AddedDiscriminatorConfig
 from ddx.methods.registry import METHODS, load_method, trainable_spec
@@ -173,4 +174,4 @@ def main(teacher: Path, out: Path, every: bool, lines: list[list[str]]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "every", json.loads(sys.argv[4])))
+    leave(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "every", json.loads(sys.argv[4])))
