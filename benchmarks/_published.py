@@ -2,9 +2,8 @@
 
     python benchmarks/_published.py FORM distill …
 
-Sources: FastGen (NVlabs/FastGen at 34f30e8, fastgen/methods/distribution_matching/dmd2.py), the second stage of DMD2 on
-Stable Diffusion (tianweiy/DMD2 at 4e54501c), TwinFlow (inclusionAI/TwinFlow at a109a71,
-src/methodes/twinflow/twinflow.py).
+Sources: FastGen (NVlabs/FastGen at 34f30e8, fastgen/methods/distribution_matching/dmd2.py), and the second stage of
+DMD2 on Stable Diffusion (tianweiy/DMD2 at 4e54501c).
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import torch
 from _students import FIRST_STAGE
 from torch import Tensor, nn
 
@@ -24,10 +22,9 @@ from ddx.checkpoints.folder import load_checkpoint
 from ddx.checkpoints.shares import whole
 from ddx.cli.main import main as ddx
 from ddx.device import send
-from ddx.methods import dmd2, twinflow
+from ddx.methods import dmd2
 from ddx.methods.base import FAKE, Batch, NetworkSpec
 from ddx.methods.parts.adversarial import FeatureJudge, pooled
-from ddx.methods.parts.flow_view import rows
 from ddx.methods.parts.score_distillation import Generated
 from ddx.methods.parts.time_sampling import grid_index
 from ddx.teachers.condition import Condition
@@ -94,26 +91,11 @@ class FakeScoreGoesOn(dmd2.DMD2):
         return network
 
 
-class OwnNullCaption(twinflow.TwinFlow):
-    """Guidance away from what the student's average says of the null caption, which no row trains."""
-
-    def instant_velocity(
-        self, source: str, network: nn.Module, batch: Batch, noise: Tensor, x_t: Tensor, t: Tensor, guidance: Any
-    ) -> Tensor:
-        """See :meth:`FlowMap.instant_velocity`."""
-        own, null = (
-            self.average_velocity(network, x_t, t, t, condition, guidance)
-            for condition in (batch.condition, batch.null.expand(len(x_t)))
-        )
-        return noise - batch.x0 + rows(1.0 - 1.0 / torch.as_tensor(guidance).expand(len(x_t)), own) * (own - null)
-
-
 FORMS: dict[str, tuple[Any, str, type]] = {
     "stored states": (dmd2, "DMD2", StoredStates),
     "head on the teacher": (dmd2, "DMD2", HeadOnTheTeacher),
     "one noise": (dmd2, "DMD2", OneNoise),
     "fake score goes on": (dmd2, "DMD2", FakeScoreGoesOn),
-    "own null caption": (twinflow, "TwinFlow", OwnNullCaption),
 }
 
 if __name__ == "__main__":

@@ -55,8 +55,8 @@ DEPARTURES: dict[str, list[list[Student]]] = {
         [Student(name="tdm from 0.984", flags=(*TDM, "--start-time", "0.984"))],
     ],
     "twinflow": [
-        [Student(name="twinflow of data", flags=TWINFLOW)],
-        [Student(name="twinflow of data, own null caption", flags=TWINFLOW, form="own null caption")],
+        [Student(name="twinflow of data", flags=(*TWINFLOW, "--null-from", "teacher"))],
+        [Student(name="twinflow of data, own null caption", flags=(*TWINFLOW, "--null-from", "own"))],
     ],
 }
 

@@ -34,6 +34,12 @@ class RCGMConfig(PairsConfig):
     target_jumps: int = option(2, "number N of the target's jumps over the rest of the way")
     error_clip: float = option(1.0, "limit on each element of the error")
     target_decay: float = option(0.99, "decay of the target that jumps the rest; 0: the target is the student")
+    null_from: str = option(
+        "teacher",
+        "velocity of the null caption that guidance leads away from, with velocity_from data: the teacher's, or the "
+        "target's own",
+        choices=("teacher", "own"),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,7 +77,8 @@ class RCGM(FlowMap):
         def jump(x: Tensor, t: Tensor, r: Tensor) -> Tensor:
             return self.average_velocity(target, x, t, r, batch.condition, guidance)
 
-        velocity = self.instant_velocity(config.velocity_from, target, batch, noise, x_t, t, guidance)
+        source, null_from = config.velocity_from, config.null_from
+        velocity = self.instant_velocity(source, target, batch, noise, x_t, t, guidance, null_from)
         found = map_error(prediction, velocity, jump, x_t, t, r, step=config.small_step, num_jumps=config.target_jumps)
         return found.clamp(-config.error_clip, config.error_clip)
 

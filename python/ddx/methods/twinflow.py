@@ -53,6 +53,7 @@ class TwinFlowConfig(RCGMConfig):
     near_share: float = option(0.25, "share of rows with short jumps: they learn the velocity")
     near_span: float | None = option(0.05, "longest of the short jumps, as a share of t (none: small_step, of any t)")
     same_time_share: float = changed(PairsConfig, "same_time_share", 0.0)
+    null_from: str = changed(RCGMConfig, "null_from", "own")
     loss: str = option("barron", "distance of a row: Barron's robust one of its mean square, or that", choices=LOSSES)
     barron_c: float = option(1e-3, "c of Barron's distance, where it turns from square to linear")
     jump_weight: str = option(

@@ -38,6 +38,7 @@ ADDED_SINCE: Mapping[str, Any] = {
     "look_decoder": "whole",
     **{"reward": None, "reward_weight": 1.0, "reward_start": 0.0, "reward_share": 1.0},
     "sampler": "own",
+    "null_from": "teacher",
     **{"near_span": None, "loss": "l2", "barron_c": 1e-3, "jump_weight": "none", "drawing": "path"},
 }
 

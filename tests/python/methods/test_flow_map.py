@@ -146,6 +146,26 @@ def test_guidance_from_data_has_the_guided_velocity_as_its_fixed_point(
     torch.testing.assert_close(found, guided, rtol=1e-4, atol=1e-4)
 
 
+def test_guidance_may_lead_away_from_the_networks_own_null_caption(tmp_path: Path) -> None:
+    teacher = make_teacher("flow", tmp_path / "pipeline")
+    made = make(teacher, trained=True, guidance_min=5.0, guidance_max=5.0)
+    method, batch, network = made.method, made.batch, made.student
+    t, noise = torch.full((4,), 0.6, dtype=torch.float64), torch.randn_like(made.batch.x0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(0.9)
+        own, null = (
+            method.average_velocity(network, batch.x0, t, t, condition, 5.0)
+            for condition in (batch.condition, batch.null.expand(4))
+        )
+        found, usual = (
+            method.instant_velocity("data", network, batch, noise, batch.x0, t, 5.0, null_from)
+            for null_from in ("own", "teacher")
+        )
+    torch.testing.assert_close(found, noise - batch.x0 + 0.8 * (own - null))
+    assert not torch.allclose(found, usual, atol=1e-3)
+
+
 def test_a_share_above_one_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match="same_time_share"):
         PairsConfig(same_time_share=1.5)

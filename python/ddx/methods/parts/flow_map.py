@@ -131,12 +131,13 @@ class FlowMap(FlowMethod):
         x_t: Tensor,
         t: Tensor,
         guidance: Tensor | float,
+        null_from: str = "teacher",
     ) -> Tensor:
         """Return the velocity at (x_t, t) that the map integrates, by `velocity_from`; to be called without gradients.
 
         From data it is ``eps - x0 + (1 - 1/s) (F(x_t, t, t) - v_null)``, with F of `network` and the teacher's unguided
         velocity: its fixed point ``v_null + s (v - v_null)`` is guidance at scale s (TwinFlow, whose factor of 0.8 is
-        s = 5).
+        s = 5). null_from "own": v_null is F of the null caption, as TwinFlow has it.
         """
         if source == "teacher":
             return self.teacher_velocity(x_t, t, batch, guidance)
@@ -144,7 +145,11 @@ class FlowMap(FlowMethod):
         if isinstance(guidance, float | int) and guidance == 1.0:
             return velocity
         own = self.average_velocity(network, x_t, t, t, batch.condition, guidance)
-        null = self.view.velocity(self.teacher.network(), x_t, t, batch.null.expand(len(x_t)))
+        unsaid = batch.null.expand(len(x_t))
+        if null_from == "own":
+            null = self.average_velocity(network, x_t, t, t, unsaid, guidance)
+        else:
+            null = self.view.velocity(self.teacher.network(), x_t, t, unsaid)
         return velocity + rows(1.0 - 1.0 / guidance, own) * (own - null)
 
     # the exported student
