@@ -91,14 +91,13 @@ class FakeScoreGoesOn(dmd2.DMD2):
         return network
 
 
-FORMS: dict[str, tuple[Any, str, type]] = {
-    "stored states": (dmd2, "DMD2", StoredStates),
-    "head on the teacher": (dmd2, "DMD2", HeadOnTheTeacher),
-    "one noise": (dmd2, "DMD2", OneNoise),
-    "fake score goes on": (dmd2, "DMD2", FakeScoreGoesOn),
+FORMS: dict[str, type[dmd2.DMD2]] = {
+    "stored states": StoredStates,
+    "head on the teacher": HeadOnTheTeacher,
+    "one noise": OneNoise,
+    "fake score goes on": FakeScoreGoesOn,
 }
 
 if __name__ == "__main__":
-    module, name, form = FORMS[sys.argv[1]]
-    setattr(module, name, form)
+    dmd2.DMD2 = FORMS[sys.argv[1]]  # type: ignore[misc]
     ddx(sys.argv[2:])
