@@ -2,28 +2,23 @@
 
     python benchmarks/_published.py FORM distill …
 
-Sources: FastGen (NVlabs/FastGen at 34f30e8, fastgen/methods/distribution_matching/dmd2.py), and the second stage of
-DMD2 on Stable Diffusion (tianweiy/DMD2 at 4e54501c).
+Source: FastGen (NVlabs/FastGen at 34f30e8, fastgen/methods/distribution_matching/dmd2.py).
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from _students import FIRST_STAGE
 from torch import Tensor, nn
 
-from ddx.checkpoints.folder import load_checkpoint
-from ddx.checkpoints.shares import whole
 from ddx.cli.main import main as ddx
 from ddx.device import send
 from ddx.methods import dmd2
-from ddx.methods.base import FAKE, Batch, NetworkSpec
+from ddx.methods.base import Batch
 from ddx.methods.parts.adversarial import FeatureJudge, pooled
 from ddx.methods.parts.score_distillation import Generated
 from ddx.methods.parts.time_sampling import grid_index
@@ -78,24 +73,10 @@ class OneNoise(dmd2.DMD2):
         return t, self.noisy(batch.x0, noise, t), self.noisy(x, noise, t)
 
 
-class FakeScoreGoesOn(dmd2.DMD2):
-    """The fake score begins with the weights that it had at the end of a first stage."""
-
-    def build(self, spec: NetworkSpec) -> nn.Module:
-        """See :meth:`Method.build`."""
-        network = super().build(spec)
-        if spec.name == FAKE:
-            (folder,) = (Path(os.environ[FIRST_STAGE]) / "checkpoints").iterdir()
-            saved = load_checkpoint(folder).tensors[FAKE]
-            network.load_state_dict({name: whole(tensor) for name, tensor in saved.items()})
-        return network
-
-
 FORMS: dict[str, type[dmd2.DMD2]] = {
     "stored states": StoredStates,
     "head on the teacher": HeadOnTheTeacher,
     "one noise": OneNoise,
-    "fake score goes on": FakeScoreGoesOn,
 }
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from ddx.metrics.table import METRICS
 ROWS = 4096
 SCORES = tuple(metric.name for metric in METRICS if metric.name != "seconds_per_image")
 PUBLISHED = Path(__file__).resolve().parent / "_published.py"
-FIRST_STAGE = "DDX_FIRST_STAGE"  # names the folder of the student before it to a form
 ONE_CORE = {"OMP_NUM_THREADS": "1"}
 NOT_SHOWN = ("colour", "count", "size", "relation")
 SHOWN = {metric.name: metric.title for metric in METRICS if metric.name in SCORES and metric.name not in NOT_SHOWN}
@@ -150,10 +149,7 @@ def _measure_line(line: Sequence[Student], folder: Path, num_images: int) -> lis
 def _measure(student: Student, folder: Path, num_images: int) -> list[dict[str, Any]]:
     """Distil and score one student; return its row at each number of steps, and the teacher's."""
     name = student.folder
-    start = {} if student.after is None else {FIRST_STAGE: str(folder / "students" / student.after.folder)}
-    measured(
-        student.arguments, folder, log=f"distill-{name}", environment={**ONE_CORE, **start}, program=student.program
-    )
+    measured(student.arguments, folder, log=f"distill-{name}", environment=ONE_CORE, program=student.program)
     record = json.loads((folder / "students" / name / "run.json").read_text())
     scored = measured(
         ["evaluate", "--student", f"students/{name}", "--num-images", str(num_images), "--out", f"reports/{name}"],

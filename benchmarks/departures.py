@@ -19,8 +19,8 @@ from _students import Student, arguments_of, run
 
 DMD2, PCM, TDM = ("--method", "dmd2"), ("--method", "pcm"), ("--method", "tdm")
 FOUR_STEPS = (*DMD2, "--num-steps", "4")
+GOES_ON = (*DMD2, "--fake-from", "last-stage")
 TWINFLOW = (*("--method", "twinflow", "--velocity-from", "data"), *("--guidance-min", "2", "--guidance-max", "2"))
-GOES_ON = "fake score goes on"
 REGRESSION = Student(name="regression", flags=("--method", "reflow", "--noise-share", "1"))
 FIRST_STAGE = Student(name="dmd2 gan=0", flags=(*DMD2, "--gan-weight", "0"))
 # Lines of students that are made one after another, by what they are about.
@@ -42,7 +42,7 @@ DEPARTURES: dict[str, list[list[Student]]] = {
         [
             FIRST_STAGE,
             Student(name="dmd2 after dmd2 gan=0", flags=DMD2, after=FIRST_STAGE),
-            Student(name="dmd2 after dmd2 gan=0, its fake score", flags=DMD2, after=FIRST_STAGE, form=GOES_ON),
+            Student(name="dmd2 after dmd2 gan=0, its fake score", flags=GOES_ON, after=FIRST_STAGE),
         ],
     ],
     "pcm": [

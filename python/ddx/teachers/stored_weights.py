@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddx.checkpoints.shares import Spread
 from ddx.errors import DdxError
 from ddx.teachers.components import component_class, network_of_config
 from ddx.teachers.hub import Source, read_json, variant_of, weight_files
@@ -27,7 +28,7 @@ class StandIn(nn.Parameter):
     stored: the values, in the dtype of the file, mapped into memory: what is not used is not read.
     """
 
-    stored: Tensor
+    stored: Tensor | Spread
 
     def __new__(cls, stored: Tensor, dtype: torch.dtype) -> StandIn:
         """Stand in for a frozen parameter."""
@@ -91,7 +92,7 @@ def stand_ins(network: nn.Module) -> dict[str, StandIn]:
     return {name: value for name, value in named if isinstance(value, StandIn)}
 
 
-def start_later_from(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def start_later_from(network: nn.Module, weights: Mapping[str, Tensor | Spread]) -> dict[str, Tensor | Spread]:
     """Let stand-ins stand for these weights; return those of other names."""
     others = dict(weights)
     for name, value in stand_ins(network).items():

@@ -38,7 +38,7 @@ ADDED_SINCE: Mapping[str, Any] = {
     "look_decoder": "whole",
     **{"reward": None, "reward_weight": 1.0, "reward_start": 0.0, "reward_share": 1.0},
     "sampler": "own",
-    "null_from": "teacher",
+    **{"null_from": "teacher", "fake_from": "teacher"},
     **{"near_span": None, "loss": "l2", "barron_c": 1e-3, "jump_weight": "none", "drawing": "path"},
 }
 
@@ -59,6 +59,12 @@ class DistillConfig:
     preset: str = option("auto", "settings tuned for this teacher and method: auto, none, or a name", metavar="NAME")
     from_student: Path | None = option(
         None, "student to start from (none: start from the teacher's weights)", metavar="STUDENT"
+    )
+    fake_from: str = option(
+        "teacher",
+        "weights that a fake score begins with; teacher: the teacher's; last-stage: its last ones in the run that made "
+        "from_student",
+        choices=("teacher", "last-stage"),
     )
     resolution: int | None = option(None, "picture size in pixels (none: the teacher's own)", example=512)
     picture_sizes: str = option(

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ddx.checkpoints.folder import Snapshot, latest_checkpoint, load_checkpoint, or_damaged
 from ddx.data.ranks import already_written
 from ddx.errors import DdxError
+from ddx.methods.base import FAKE, STUDENT
 from ddx.methods.parts.added_discriminator import AddedDiscriminatorConfig
 from ddx.progress import NullProgress, Progress
 from ddx.run_record import versions
@@ -29,7 +28,7 @@ from ddx.training.run_grids import Grids, grid_due
 from ddx.training.run_output import export_best, finish_run, record_run
 from ddx.training.saver import Saver
 from ddx.training.sole_writer import sole_writer
-from ddx.training.starting_weights import starting_weights
+from ddx.training.starting_weights import Start, fake_of_last_stage, starting_weights
 from ddx.training.tracking import Clock, peak_memory_bytes
 from ddx.training.trainer import Trainer
 from ddx.training.watching import Watch
@@ -69,7 +68,7 @@ def distill(
             progress.log(f"{name} is {state}")
         begin_with = _start(run, workspace, progress)
         trainer = Trainer(run.method, config, ranks, run.dtype, begin_with, progress.log, run.sharding)
-        del begin_with  # which may be a whole network
+        del begin_with  # which may be whole networks
         start = _resume(run, trainer)
         record_run(run, start, finished=False)
         clock = Clock(_seconds_before(run, start))
@@ -181,12 +180,16 @@ def _what_is_on(run: Run) -> dict[str, str]:
     return shard | what_is_on(run.config, run.method, ranks.device, ranks.world, spread=spread)
 
 
-def _start(run: Run, workspace: Workspace, progress: Progress) -> dict[str, torch.Tensor] | None:
-    """Return the weights that the student begins with; none of a run whose checkpoint has them all."""
+def _start(run: Run, workspace: Workspace, progress: Progress) -> dict[str, Start]:
+    """Return the weights that networks begin with in place of the teacher's, by name; a checkpoint has them all."""
     if run.folder.checkpoint:
-        return None
-    guidance = run.method.export_notes().get("guidance_range")
-    return starting_weights(run.config.from_student, run.teacher, workspace, guidance, progress.log)
+        return {}
+    config, guidance = run.config, run.method.export_notes().get("guidance_range")
+    found: dict[str, Start | None] = {
+        STUDENT: starting_weights(config.from_student, run.teacher, workspace, guidance, progress.log),
+        FAKE: None if config.fake_from == "teacher" else fake_of_last_stage(config.from_student, run.method, workspace),
+    }
+    return {name: weights for name, weights in found.items() if weights is not None}
 
 
 def _resume(run: Run, trainer: Trainer) -> int:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from ddx.checkpoints.shares import copy_into
+from ddx.checkpoints.shares import Spread, copy_into
 from ddx.methods.base import STUDENT, NetworkSpec
 from ddx.teachers.base import Teacher
 from ddx.teachers.stored_weights import StandIn, stand_ins, weights_later
@@ -100,7 +100,7 @@ class SpreadNetworks:
         self.teacher.fast(network)  # chosen by the device of its weights, which was the host
 
 
-def emptied(network: nn.Module) -> dict[str, Tensor]:
+def emptied(network: nn.Module) -> dict[str, Tensor | Spread]:
     """Put parameters on the meta device in the places of stand-ins; return what those stood for, by name."""
     stored = {name: value.stored for name, value in stand_ins(network).items()}
     made: dict[StandIn, nn.Parameter] = {}  # by identity: one that is used twice stays one
@@ -115,7 +115,7 @@ def emptied(network: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def take_shares(network: nn.Module, stored: Mapping[str, Tensor], device: torch.device) -> None:
+def take_shares(network: nn.Module, stored: Mapping[str, Tensor | Spread], device: torch.device) -> None:
     """Give the parameters of a spread network that have no memory this rank's share of what is stored."""
     shares: dict[str, nn.Parameter] = {}
     made: dict[Tensor, nn.Parameter] = {}

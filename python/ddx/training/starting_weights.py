@@ -1,9 +1,10 @@
-"""The weights that a student starts with in place of its teacher's: those of another student.
+"""The weights that networks start with in place of their teacher's: a student's are those of another student.
 
 It is one of ddx's, of the same teacher, or one that others published, of a pipeline that the family knows.
 
 So a method goes on where another one has come to: score distillation from a consistency student, say, or two steps from
-one. Fake scores, and whatever else is a copy of the teacher, start from the teacher as ever.
+one. A fake score may go on too, from the last checkpoint of the run that made the student. Whatever else is a copy of
+the teacher starts from the teacher as ever.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from ddx.checkpoints.folder import latest_checkpoint, load_checkpoint, or_damaged
+from ddx.checkpoints.shares import Spread, whole
 from ddx.errors import UsageError
+from ddx.methods.base import FAKE, Method
 from ddx.networks.guidance import EMBEDDERS
 from ddx.sampling.run import choose_student
 from ddx.sampling.student import StudentFolder
@@ -22,7 +26,11 @@ from ddx.teachers.families.table import STUDENT_PIPELINES
 from ddx.teachers.hub import Source, hub_source, local_source, read_json
 from ddx.teachers.registry import is_hub_id
 from ddx.teachers.stored_weights import start_later_from, weights_later
+from ddx.training.run_folder import AVERAGES, CHECKPOINTS
 from ddx.workspace import Workspace
+
+Start = Mapping[str, Tensor | Spread]
+"""The weights of one network, by name."""
 
 _OF_PICTURES = ("resolution", "latent_shape")  # may differ: one student draws several sizes
 
@@ -54,6 +62,31 @@ def starting_weights(
     weights = files.weights()
     _require_same_shapes(weights, teacher, str(files.folder), files.record.get("teacher", "NAME"))
     return weights
+
+
+def fake_of_last_stage(student: Path | None, method: Method, workspace: Workspace) -> Start:
+    """Return the weights of the fake score at the end of the run that made `student`, read as they are used.
+
+    Raises UsageError where the method has no fake score, and where that run kept none that fits.
+    """
+    setting = "fake_from = last-stage"
+    leave = "leave --fake-from away: the fake score begins with the teacher's weights"
+    if FAKE not in {spec.name for spec in method.networks()}:
+        raise UsageError(f"{setting}: this method has no fake score", hint="leave --fake-from away")
+    if student is None:
+        raise UsageError(f"{setting} needs a student to start from", hint=f"add --from-student STUDENT, or {leave}")
+    folder = choose_student(student, workspace)
+    run = folder.parent.parent if folder.parent.name == AVERAGES else folder
+    checkpoint = latest_checkpoint(run / CHECKPOINTS)
+    if checkpoint is None:
+        raise UsageError(f"{setting}: there is no checkpoint in {run / CHECKPOINTS}", hint=leave)
+    with or_damaged(checkpoint):
+        found = load_checkpoint(checkpoint).tensors.get(FAKE)
+    if found is None:
+        raise UsageError(f"{setting}: the run that made {folder} had no fake score", hint=leave)
+    own = {name: value for name, value in found.items() if not name.startswith(EMBEDDERS)}
+    _require_same_shapes(own, method.teacher, f"the fake score of {run}", "NAME")
+    return found
 
 
 def published_student(student: Path, workspace: Workspace) -> Source | None:
@@ -91,7 +124,7 @@ def _published_weights(
     return weights
 
 
-def _require_same_shapes(weights: Mapping[str, Tensor], teacher: Teacher, student: str, other: str) -> None:
+def _require_same_shapes(weights: Start, teacher: Teacher, student: str, other: str) -> None:
     with weights_later():
         shapes = {name: value.shape for name, value in teacher.new_student_network().state_dict().items()}
     if {name: value.shape for name, value in weights.items()} != shapes:
@@ -126,9 +159,15 @@ def _require_same_teacher(files: StudentFolder, teacher: Teacher, say: Callable[
         say(f"{files.folder} was distilled from {before}, the teacher now is {teacher.source}")
 
 
-def start_from(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give `network` these weights; embedders that a method has added to it stay as they are."""
-    odd = network.load_state_dict(start_later_from(network, weights), strict=False)
+def start_from(network: nn.Module, weights: Start) -> None:
+    """Give `network` these weights; embedders that a method has added to it, and not to those, stay as they are.
+
+    Weights of embedders that this network does not have are left out.
+    """
+    own = network.state_dict()
+    taken = {name: value for name, value in weights.items() if name in own or not name.startswith(EMBEDDERS)}
+    rest = {name: whole(value) for name, value in start_later_from(network, taken).items()}
+    odd = network.load_state_dict(rest, strict=False)
     missing = [name for name in odd.missing_keys if name not in weights and not name.startswith(EMBEDDERS)]
     left = [*odd.unexpected_keys, *missing]
     assert not left, left

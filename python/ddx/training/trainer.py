@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ from ddx.training.quantised_base import quantise_teacher
 from ddx.training.sharding import Sharding, rest
 from ddx.training.spread_networks import SpreadNetworks
 from ddx.training.spread_tensors import gathered
-from ddx.training.starting_weights import start_from
+from ddx.training.starting_weights import Start, start_from
 from ddx.training.streamed import stream_teacher
 from ddx.training.trained import Trained
 from ddx.training.trainer_state import restore, snapshot_of
@@ -57,7 +58,7 @@ class Trainer:
         config: DistillConfig,
         ranks: Ranks,
         dtype: torch.dtype,
-        start: Mapping[str, Tensor] | None = None,
+        start: Mapping[str, Start] = MappingProxyType({}),
         say: Callable[[str], None] = lambda text: None,
         sharding: Sharding | None = None,
     ) -> None:
@@ -103,7 +104,7 @@ class Trainer:
             ranks.device.type, init_scale=FIRST_LOSS_SCALE, enabled=dtype == torch.float16
         )
 
-    def _networks_in_order(self, start: Mapping[str, Tensor] | None) -> Iterator[tuple[NetworkSpec, nn.Module]]:
+    def _networks_in_order(self, start: Mapping[str, Start]) -> Iterator[tuple[NetworkSpec, nn.Module]]:
         def build(spec: NetworkSpec) -> nn.Module:
             torch.manual_seed(self.config.seed)  # what a method adds to a network starts equal on every rank
             return self._build(spec, start)
@@ -111,13 +112,13 @@ class Trainer:
         specs = list(self.specs.values())
         return ((spec, build(spec)) for spec in specs) if self.spread is None else self.spread.build(specs, build)
 
-    def _build(self, spec: NetworkSpec, start: Mapping[str, Tensor] | None) -> nn.Module:
+    def _build(self, spec: NetworkSpec, start: Mapping[str, Start]) -> nn.Module:
         """Return the network of `spec`: whole, or low-rank matrices around the shared frozen backbone."""
         rank = self.config.lora_rank
         self.method.shares_backbone = bool(rank)
         module = self.method.build(spec)
-        if spec.name == STUDENT and start is not None:
-            start_from(module, start)
+        if spec.name in start:
+            start_from(module, start[spec.name])
         if rank and spec.lora:
             alpha = float(rank) if self.config.lora_alpha is None else self.config.lora_alpha
             module = add_lora(module, self.method.teacher.lora_targets, rank=rank, alpha=alpha)

@@ -52,6 +52,48 @@ def test_other_networks_start_from_the_teacher(first: Path, teacher_folder: Path
     assert any(not torch.equal(held[f"student/{name}"], value) for name, value in teacher.items())
 
 
+@pytest.fixture(scope="module")
+def stage(teacher_folder: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student of two steps, whose fake score knows the step, and a longer average of it."""
+    settings = {"method": "dmd2", "num_steps": 2, "train_steps": 2, "ema_more": "half-life:20"}
+    return runs.run(teacher_folder, store, tmp_path_factory.mktemp("stage"), out=None, **settings)
+
+
+def fakes(student: Path, step: int) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in runs.tensors(student, step).items() if name.startswith("fake_score/")}
+
+
+@pytest.mark.parametrize("num_steps", [1, 2])
+def test_a_fake_score_goes_on(num_steps: int, stage: Path, teacher_folder: Path, store: Path, tmp_path: Path) -> None:
+    still = {"method": "dmd2", "num_steps": num_steps, "learning_rate": 1e-30, "train_steps": 1}
+    folder = next((stage / "averages").iterdir()) if num_steps == 1 else stage
+    student = runs.run(teacher_folder, store, tmp_path, from_student=str(folder), fake_from="last-stage", **still)
+    before, after, teacher = fakes(stage, 2), fakes(student, 1), exported(teacher_folder)
+    knows_the_step = [name for name in before if "embedder" in name and name.removeprefix("fake_score/") not in teacher]
+    assert knows_the_step and (set(before) - set(after) == set(knows_the_step) if num_steps == 1 else True)
+    assert len(after) == len(teacher) + (len(knows_the_step) if num_steps == 2 else 0)
+    for name, value in after.items():
+        assert torch.equal(value, before[name]), name
+    assert any(not torch.equal(after[f"fake_score/{name}"], value) for name, value in teacher.items())
+    for name, value in exported(folder).items():
+        assert torch.equal(exported(student)[name], value), name
+
+
+def test_a_fake_score_that_cannot_go_on_is_refused(
+    first: Path, stage: Path, teacher_folder: Path, store: Path, tmp_path: Path
+) -> None:
+    def refused(reason: str, **settings: object) -> None:
+        with pytest.raises(UsageError, match=reason):
+            runs.run(teacher_folder, store, tmp_path, fake_from="last-stage", **settings)
+
+    refused("needs a student to start from", method="dmd2")
+    refused("has no fake score", method="lcm", from_student=str(stage))
+    refused("the run that made .* had no fake score", method="dmd2", from_student=str(first))
+    bare = tmp_path / "bare"
+    shutil.copytree(stage, bare, ignore=shutil.ignore_patterns("checkpoints"))
+    refused("there is no checkpoint in", method="dmd2", from_student=str(bare))
+
+
 def test_a_student_is_found_by_its_name_in_the_workspace(
     first: Path, teacher_folder: Path, store: Path, tmp_path: Path
 ) -> None:
