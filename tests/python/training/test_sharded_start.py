@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sharded_start
+from ddx.checkpoints.shares import part_of
 from ddx.networks.guidance import add_guidance_embedder
 from ddx.teachers.registry import load_teacher
 from ddx.teachers.stored_weights import StandIn, stand_ins, weights_later
-from ddx.training.spread_networks import emptied
+from ddx.training.spread_networks import emptied, take_shares
 from ddx.training.starting_weights import start_from
 from pipelines import make_sana
 from tiny import Tiny
@@ -100,3 +103,26 @@ def test_a_student_of_another_one_begins_with_its_weights_and_keeps_its_embedder
     assert added and not any(value.isnan().any() for value in added)
     with pytest.raises(AssertionError, match=next(iter(weights))):
         start_from(network, dict(list(weights.items())[1:]))
+
+
+class InTwoFiles:
+    """A tensor of a checkpoint that two ranks wrote, half of its first dimension each."""
+
+    def __init__(self, value: torch.Tensor) -> None:
+        self.shape, self.dtype, self.halves = value.shape, value.dtype, value.chunk(2)
+
+    def part(self, offset: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
+        return part_of(torch.cat(self.halves), offset, shape)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_network_begins_with_what_several_ranks_saved(later: bool, tmp_path: Path) -> None:
+    teacher = load_teacher(make_sana(tmp_path / "tiny", width=16), device="cpu")
+    weights = {name: value + 1.0 for name, value in teacher.new_student_network().state_dict().items()}
+    with weights_later() if later else nullcontext():
+        network = teacher.new_student_network()
+    start_from(network, {name: InTwoFiles(value) for name, value in weights.items()})
+    take_shares(network, emptied(network), torch.device("cpu"))
+    assert network.state_dict().keys() == weights.keys()
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, weights[name]), name
