@@ -389,6 +389,7 @@ pipelines -> did you mean `ddx run`?
 info show describe cat verify -> did you mean `ddx inspect`?
 ls methods teachers stores students models -> did you mean `ddx list`?
 env check status diagnose -> did you mean `ddx doctor`?
+soup swa merge-weights merge-models merge-students -> did you mean `ddx average`?
 convert extract-lora to-lora save -> did you mean `ddx export`?
 upload publish push-to-hub -> did you mean `ddx push`?
 launch torchrun accelerate -> `torchrun --nproc-per-node 8 -m ddx.cli.main distill …` uses 8 GPUs

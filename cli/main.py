@@ -34,6 +34,7 @@ COMMANDS = {
     "prepare": "Tune a SANA teacher for continuous-time distillation.",
     "scenes": "Write the bundled captioned data set to a parquet file.",
     "run": "Run the stages of a YAML file, and skip finished ones.",
+    "average": "Average the weights of several students.",
     "export": "Write a student in the format of another program.",
     "push": "Put a student on the Hugging Face hub.",
     "merge": "Join several stores into one, without encoding again.",

@@ -1,4 +1,4 @@
-"""The settings of `ddx export` and `ddx push`."""
+"""The settings of `ddx export`, `ddx average` and `ddx push`."""
 
 from __future__ import annotations
 
@@ -50,6 +50,21 @@ class ExportConfig:
                     f"--{name} is for a LoRA, and a {self.format} export holds whole weights",
                     hint=f"leave --{name} away, or give --format lora",
                 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageConfig:
+    """Average the weights of several students."""
+
+    weights: tuple[float, ...] = option((), "weight of each student (none: equal ones)", metavar="W,W,…")
+    out: Path | None = option(None, "folder of the average (none: a new one in the workspace)", metavar="PATH")
+
+    def __post_init__(self) -> None:
+        if any(not 0.0 < weight < float("inf") for weight in self.weights):
+            raise UsageError(
+                f"weights = {','.join(f'{weight:g}' for weight in self.weights)} must all be above 0",
+                hint="for example --weights 2,1",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

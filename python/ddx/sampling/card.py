@@ -167,6 +167,7 @@ def _facts(student: StudentFolder) -> str:
         ("teacher's revision", record.get("teacher_revision")),
         ("teacher's licence", _licence(record)),
         ("method", _method(record)),
+        ("average of", _average_of(record)),
         (
             "guidance" if student.call.embedded_guidance else "guidance in the weights",
             None if guidance is None else f"{guidance:g}",
@@ -208,6 +209,12 @@ def _reward(record: Mapping[str, Any]) -> str | None:
         return None
     revision = record.get("reward_revision")
     return f"`{record['reward']}`{f' at {revision}' if revision else ''}, weight {record['reward_weight']:g}"
+
+
+def _average_of(record: Mapping[str, Any]) -> str | None:
+    """Return the students whose weights were averaged, with their shares."""
+    of = record.get("average_of")
+    return None if not of else ", ".join(f"{Path(str(one['student'])).name} ({one['share']:.3g})" for one in of)
 
 
 def _score_table(scores: Sequence[Mapping[str, Any]]) -> str:
