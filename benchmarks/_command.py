@@ -22,7 +22,7 @@ def measured(
     environment: Mapping[str, str] | None = None,
     program: Sequence[str] = DDX,
 ) -> dict[str, Any]:
-    """Run `ddx arguments` in `folder`; return its time, its peak memory in GiB and the JSON that it printed.
+    """Run `ddx arguments` in `folder`; return its times, its peak memory in GiB and the JSON that it printed.
 
     `program`: what Python runs in its place.
 
@@ -48,6 +48,7 @@ def measured(
     return {
         "command": "ddx " + " ".join(arguments),
         "seconds": round(time.monotonic() - began, 1),
+        "processor_seconds": round(usage.ru_utime + usage.ru_stime, 1),
         "peak_memory_gib": round(usage.ru_maxrss / 1024**2, 2),
         "printed": json.loads(out.read_text().replace(f"{folder}/", "") or "null"),
     }

@@ -75,7 +75,7 @@ def plan(
     """Return the students, the share of each, which sum to 1, and where the average goes. Raises as `average` does."""
     if len(students) < 2:
         raise UsageError(
-            f"an average is of two students or more, and {len(students)} is named",
+            f"an average is of two students or more: {len(students)} named",
             hint="name them: ddx average runs/students/A runs/students/B",
         )
     found = [StudentFolder(choose_student(student, workspace)) for student in students]

@@ -134,7 +134,7 @@ def test_what_cannot_be_averaged_is_refused(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     for students, config, words in (
-        ([first], {}, "two students or more, and 1 is named"),
+        ([first], {}, "two students or more: 1 named"),
         ([first, second], {"weights": (1.0,)}, "1 for 2 students"),
         ([first, of_another], {}, "students of two teachers"),
         ([first, make_student("eps", tmp_path / "eps")], {}, "students of two teachers"),
