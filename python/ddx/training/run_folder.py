@@ -13,7 +13,6 @@ from ddx.run_record import read_run
 from ddx.training.config import ADDED_SINCE, EXPLICIT_CHANGES, RESUMABLE_CHANGES
 from ddx.workspace import Workspace, is_vacant
 
-AVERAGES = "averages"
 CHECKPOINTS = "checkpoints"
 
 

@@ -15,7 +15,6 @@ from ddx.run_record import versions, write_run
 from ddx.training.ema import EMA, Weights
 from ddx.training.export import export_student
 from ddx.training.run import Run
-from ddx.training.run_folder import AVERAGES
 from ddx.training.tracking import Clock, peak_memory_bytes
 from ddx.training.trainer import Trainer
 from ddx.training.watching import Watch
@@ -85,7 +84,7 @@ def finish_run(run: Run, trainer: Trainer, step: int, watch: Watch, clock: Clock
 
 def _export_average(run: Run, trainer: Trainer, name: str, average: EMA) -> None:
     """Write the student with one more average of its weights to averages/<name>, a pipeline of its own."""
-    folder = run.folder.path / AVERAGES / name.replace(":", "-")
+    folder = run.folder.path / "averages" / name.replace(":", "-")
     with trainer.whole_student(average) as student:
         if student is None:
             return

@@ -26,7 +26,7 @@ from ddx.teachers.families.table import STUDENT_PIPELINES
 from ddx.teachers.hub import Source, hub_source, local_source, read_json
 from ddx.teachers.registry import is_hub_id
 from ddx.teachers.stored_weights import start_later_from, weights_later
-from ddx.training.run_folder import AVERAGES, CHECKPOINTS
+from ddx.training.run_folder import CHECKPOINTS
 from ddx.workspace import Workspace
 
 Start = Mapping[str, Tensor | Spread]
@@ -76,16 +76,16 @@ def fake_of_last_stage(student: Path | None, method: Method, workspace: Workspac
     if student is None:
         raise UsageError(f"{setting} needs a student to start from", hint=f"add --from-student STUDENT, or {leave}")
     folder = choose_student(student, workspace)
-    run = folder.parent.parent if folder.parent.name == AVERAGES else folder
-    checkpoint = latest_checkpoint(run / CHECKPOINTS)
+    around = (folder, folder.parent, folder.parent.parent)  # best/ and averages/<name> are students too
+    checkpoint = next(filter(None, (latest_checkpoint(run / CHECKPOINTS) for run in around)), None)
     if checkpoint is None:
-        raise UsageError(f"{setting}: there is no checkpoint in {run / CHECKPOINTS}", hint=leave)
+        raise UsageError(f"{setting}: there is no checkpoint in {folder / CHECKPOINTS}", hint=leave)
     with or_damaged(checkpoint):
         found = load_checkpoint(checkpoint).tensors.get(FAKE)
     if found is None:
         raise UsageError(f"{setting}: the run that made {folder} had no fake score", hint=leave)
     own = {name: value for name, value in found.items() if not name.startswith(EMBEDDERS)}
-    _require_same_shapes(own, method.teacher, f"the fake score of {run}", "NAME")
+    _require_same_shapes(own, method.teacher, f"the fake score of {checkpoint}", "NAME")
     return found
 
 
