@@ -16,7 +16,7 @@ from typing import Any
 from ddx.errors import UsageError, cannot_write
 from ddx.export.config import AverageConfig
 from ddx.export.files import student_files
-from ddx.export.weights import StoredWeights, stored_weights
+from ddx.export.weights import stored_weights
 from ddx.networks.lora_header import COMFYUI_FILE, DIFFUSERS_FILE
 from ddx.progress import NullProgress, Progress
 from ddx.run_record import versions, write_run
@@ -111,16 +111,13 @@ def _require_alike(first: StudentFolder, other: StudentFolder) -> None:
     for folder in {Path("."), *map(Path, folders.values())}:
         part = folder / first.denoiser_part
         with stored_weights(first.folder / part) as mine, stored_weights(other.folder / part) as its:
-            odd = [name for name in {*mine, *its} if not (name in mine and name in its and _same(mine, its, name))]
+            ours, theirs = ({name: weights.shape(name) for name in weights} for weights in (mine, its))
+            odd = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
             if odd:
                 raise UsageError(
                     f"the weights of {first.folder / part} and {other.folder / part} do not fit each other: {min(odd)}",
                     hint="average students of one teacher",
                 )
-
-
-def _same(ours: StoredWeights, theirs: StoredWeights, name: str) -> bool:
-    return ours.shape(name) == theirs.shape(name)
 
 
 def _average_file(students: Sequence[StudentFolder], shares: Sequence[float], name: Path, target: Path) -> None:

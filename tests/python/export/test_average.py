@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from ddx.cli import main
 from ddx.errors import DdxError, UsageError
 from ddx.export.average import average
 from ddx.export.config import AverageConfig
-from ddx.progress import NullProgress
 from ddx.run_record import read_run, write_run
 from ddx.sampling.student import StudentFolder
 from ddx.workspace import Workspace
@@ -25,7 +25,7 @@ from students import make_student
 
 def pair(folder: Path, dtype: torch.dtype = torch.float32, kind: str = "flow") -> tuple[Path, Path]:
     """Two students of one teacher: the second has other weights."""
-    first = make_student(kind, folder / "first", dtype=dtype, average_of=None, max_steps=4)
+    first = make_student(kind, folder / "first", dtype=dtype, max_steps=4)
     second = folder / "second"
     shutil.copytree(first, second)
     move(second, 1)
@@ -34,8 +34,6 @@ def pair(folder: Path, dtype: torch.dtype = torch.float32, kind: str = "flow") -
 
 def move(student: Path, seed: int) -> None:
     """Give a student other weights of the same shapes."""
-    from safetensors.torch import save_file
-
     generator = torch.Generator().manual_seed(seed)
     for file in student.glob("**/*.safetensors"):
         if file.parent.name == StudentFolder(student).denoiser_part:
@@ -81,8 +79,6 @@ def test_the_average_is_a_plain_pipeline_that_draws_as_ddx_draws_it(tmp_path: Pa
     generator = torch.Generator().manual_seed(3)
     drawn = pipeline("a red circle", generator=generator, output_type="np", **call).images[0]
     (file,) = (path for path in (tmp_path / "drawn").glob("*.png") if path.name != "grid.png")
-    from PIL import Image
-
     picture = torch.tensor(list(Image.open(file).convert("RGB").tobytes())).reshape(drawn.shape)
     assert torch.equal(picture, torch.tensor((drawn * 255).round().astype("int64")))
     record = read_run(out)
@@ -155,7 +151,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     first, second = pair(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(DdxError, match="cannot write"):
-        average([first, second], AverageConfig(out=tmp_path / "file" / "out"), progress=NullProgress())
+        average([first, second], AverageConfig(out=tmp_path / "file" / "out"))
     (weights,) = (second / "transformer").glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(DdxError, match="cannot read"):
