@@ -52,3 +52,18 @@ def measured(
         "peak_memory_gib": round(usage.ru_maxrss / 1024**2, 2),
         "printed": json.loads(out.read_text().replace(f"{folder}/", "") or "null"),
     }
+
+
+def once(
+    arguments: Sequence[str],
+    folder: Path,
+    *,
+    log: str,
+    environment: Mapping[str, str] | None = None,
+    program: Sequence[str] = DDX,
+) -> float:
+    """Run a command unless `<log>.json` says that it was run before; return the seconds of processor that it took."""
+    cost = folder / f"{log}.json"
+    if not cost.exists():
+        cost.write_text(json.dumps(measured(arguments, folder, log=log, environment=environment, program=program)))
+    return float(json.loads(cost.read_text())["processor_seconds"])

@@ -7,7 +7,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from _command import DDX, measured
+from _command import DDX, measured, once
 from _environment import RESULTS, machine, write_result
 
 from ddx.cli.console import emit
@@ -72,10 +72,17 @@ def arguments_of(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def run(benchmark: str, lines: Sequence[Sequence[Student]], arguments: argparse.Namespace) -> int:
-    """Make the store, then the students, write the result after each line of them, and print it as a table.
+def run(
+    benchmark: str,
+    lines: Sequence[Sequence[Student]],
+    arguments: argparse.Namespace,
+    *,
+    first: Sequence[Student] = (),
+    num_rows: int = ROWS,
+) -> int:
+    """Make the store of `num_rows`, then the students, write the result after each line of them, and print it as a table.
 
-    Students of a line are made one after another, lines side by side. Rows that are measured again replace those of the
+    Students of a line are made one after another, lines side by side, those of `first` before all lines. Rows that are measured again replace those of the
     result file, the others stay; a student that is there already is scored again and not made again. Returns 1 if one
     of them failed.
     """
@@ -85,8 +92,10 @@ def run(benchmark: str, lines: Sequence[Sequence[Student]], arguments: argparse.
         pool = stack.enter_context(ThreadPoolExecutor(arguments.jobs))
         kept = arguments.keep or stack.enter_context(tempfile.TemporaryDirectory())
         folder = Path(kept).absolute()
-        _prepare(folder, arguments.num_images)
-        futures = [pool.submit(_measure_line, line, folder, arguments.num_images) for line in lines]
+        _prepare(folder, arguments.num_images, num_rows)
+        futures = [pool.submit(_measure_line, [student], folder, arguments.num_images) for student in first]
+        wait(futures)
+        futures += [pool.submit(_measure_line, line, folder, arguments.num_images) for line in lines]
         for future in as_completed(futures):
             try:
                 found = future.result()
@@ -134,10 +143,10 @@ def _mean(own: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {name: round(sum(row[name] for row in own) / len(own), 3) for name in names}
 
 
-def _prepare(folder: Path, num_images: int) -> None:
+def _prepare(folder: Path, num_images: int, num_rows: int) -> None:
     """Write the store of scenes, and draw the teacher's pictures, which every evaluation takes up from there."""
     folder.mkdir(parents=True, exist_ok=True)
-    measured(["scenes", "scenes.parquet", "--rows", str(ROWS), "--seed", "1"], folder)
+    measured(["scenes", "scenes.parquet", "--rows", str(num_rows), "--seed", "1"], folder)
     measured(["precompute", "scenes.parquet", "--teacher", "sana-tiny"], folder)
     measured(["evaluate", "--teacher", "sana-tiny", "--num-images", str(num_images)], folder)
 
@@ -149,7 +158,8 @@ def _measure_line(line: Sequence[Student], folder: Path, num_images: int) -> lis
 def _measure(student: Student, folder: Path, num_images: int) -> list[dict[str, Any]]:
     """Distil and score one student; return its row at each number of steps, and the teacher's."""
     name = student.folder
-    measured(student.arguments, folder, log=f"distill-{name}", environment=ONE_CORE, program=student.program)
+    log = f"distill-{name}"
+    seconds = once(student.arguments, folder, log=log, environment=ONE_CORE, program=student.program)
     record = json.loads((folder / "students" / name / "run.json").read_text())
     scored = measured(
         ["evaluate", "--student", f"students/{name}", "--num-images", str(num_images), "--out", f"reports/{name}"],
@@ -157,15 +167,16 @@ def _measure(student: Student, folder: Path, num_images: int) -> list[dict[str, 
         log=f"evaluate-{name}",
         environment=ONE_CORE,
     )
-    return [_row(row, student, record) for row in scored["printed"]["rows"]]
+    return [_row(row, student, record, seconds) for row in scored["printed"]["rows"]]
 
 
-def _row(row: dict[str, Any], student: Student, record: dict[str, Any]) -> dict[str, Any]:
+def _row(row: dict[str, Any], student: Student, record: dict[str, Any], seconds: float) -> dict[str, Any]:
     """What the result keeps of a row of the evaluation; a student's carries what it cost."""
     is_student = row["model"] == "student"
     cost = {
         "images": record["images_seen"],
         "train_seconds": record["seconds"],
+        "processor_seconds": seconds,
         "peak_memory_gib": round(record["peak_memory_bytes"] / 1024**3, 2),
         "skipped_steps": record["skipped_steps"],
     }

@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from _command import measured
+from _command import measured, once
 from _environment import RESULTS, machine, write_result
 from _students import ONE_CORE, SCORES
 
@@ -72,7 +72,8 @@ def run(seed: int, folder: Path, num_images: int) -> dict[str, Any]:
         else:
             continue
         name = command if command != "distill" else str(settings["method"])
-        cost[name] = once([command, *words], folder, f"{name}-{seed}" if command == "distill" else name)
+        log = f"{name}-{seed}" if command == "distill" else name
+        cost[name] = once([command, *words], folder, log=log, environment=ONE_CORE)
         if command == "distill":
             known = {(row["stage"], row["captions"]) for row in rows}  # the teacher's, from the stage before
             found = score(name, student, folder, num_images)
@@ -83,14 +84,6 @@ def run(seed: int, folder: Path, num_images: int) -> dict[str, Any]:
 def flags(settings: dict[str, Any]) -> list[str]:
     """Return settings as words of a command."""
     return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-
-
-def once(command: list[str], folder: Path, log: str) -> float:
-    """Run a command unless it was run before, and return the seconds of processor that it took."""
-    cost = folder / f"{log}.json"
-    if not cost.exists():
-        cost.write_text(json.dumps(measured(command, folder, log=log, environment=ONE_CORE)))
-    return float(json.loads(cost.read_text())["processor_seconds"])
 
 
 def score(stage: str, student: str, folder: Path, num_images: int) -> list[dict[str, Any]]:
