@@ -80,11 +80,11 @@ def run(
     first: Sequence[Student] = (),
     num_rows: int = ROWS,
 ) -> int:
-    """Make the store of `num_rows`, then the students, write the result after each line of them, and print it as a table.
+    """Make the store, then the students, write the result after each line of them, and print it as a table.
 
-    Students of a line are made one after another, lines side by side, those of `first` before all lines. Rows that are measured again replace those of the
-    result file, the others stay; a student that is there already is scored again and not made again. Returns 1 if one
-    of them failed.
+    The store has `num_rows`. Students of a line are made one after another, lines side by side, those of `first` before
+    all lines. Rows that are measured again replace those of the result file, the others stay; a student that is there
+    already is scored again and not made again. Returns 1 if one of them failed.
     """
     environment = machine()
     rows, failed = {_key(row): row for row in _known(benchmark, arguments.out)}, []

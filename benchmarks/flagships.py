@@ -1,8 +1,8 @@
-"""Nine methods on the bundled teacher, each with its own recipe, in a quarter of an hour of one core: which leads where?
+"""Nine methods on the bundled teacher, each with its own recipe, in a quarter of an hour of one core: which leads?
 
-    python benchmarks/flagships.py --num-images 400 --keep FOLDER                          # two hours and a half on one core
+    python benchmarks/flagships.py --num-images 400 --keep FOLDER                # two hours and a half on one core
     python benchmarks/flagships.py --method sid --num-images 400 --keep FOLDER
-    python benchmarks/flagships.py --times 4 --num-images 400 --keep FOLDER                # an hour each
+    python benchmarks/flagships.py --times 4 --num-images 400 --keep FOLDER      # an hour each
 
 All but `lcm` begin with one student of LCM, whose two minutes count. Students are made and scored as those of
 methods.py, from a larger store. With `--times` every recipe but that start has so many times the steps.
