@@ -24,10 +24,11 @@ from _environment import machine, write_result
 from ddx.cli.distill_memory import planner_of
 from ddx.config import Settings
 from ddx.memory.plan import ALLOWANCE
+from ddx.memory.repeats import Repeats
 from ddx.training.resolve import resolve_recipe
 
 TEACHERS = ("sana-600m", "sana-1600m", "sdxl", "z-image", "flux1-dev")
-METHODS = ("lcm", "sid", "dmd2")
+METHODS = ("lcm", "sid", "dmd2", "scm", "sida", "decoupled-dmd", "shortcut", "sana-sprint", "twinflow")
 WORLDS = (1, 8, 64)
 MACHINE = 8  # GPUs
 CARDS = (24, 48, 80, 141)  # GB
@@ -41,10 +42,11 @@ def main() -> None:
     arguments = parser.parse_args()
     environment, rows = machine(), rows_so_far()
     known = {(row["teacher"], row["method"]) for row in rows}
-    for method in arguments.methods:
-        for teacher in arguments.teachers:
+    for teacher in arguments.teachers:
+        repeats = Repeats()  # methods of a teacher go through the same blocks
+        for method in arguments.methods:
             if (teacher, method) not in known:
-                rows.append(count(teacher, method))
+                rows.append(count(teacher, method, repeats))
                 write_result("cluster", {"allowance": ALLOWANCE, "rows": rows}, environment)
                 print(line(rows[-1]), flush=True)
     for row in sorted(rows, key=lambda row: (TEACHERS.index(row["teacher"]), METHODS.index(row["method"]))):
@@ -58,10 +60,12 @@ def rows_so_far() -> list[dict[str, Any]]:
     return rows
 
 
-def count(teacher: str, method: str) -> dict[str, Any]:
+def count(teacher: str, method: str, repeats: Repeats) -> dict[str, Any]:
     """Return the peaks and what is received, in bytes, of one teacher and method."""
     values = {"teacher": teacher, "method": method, "micro_batch_size": 1, "memory": f"{CARDS[-1]}GB"}
-    found = planner_of(resolve_recipe([Settings(values, "the benchmark")])).over_gpus(WORLDS)
+    planner = planner_of(resolve_recipe([Settings(values, "the benchmark")]))
+    planner.repeats = repeats
+    found = planner.over_gpus(WORLDS)
     return {
         "teacher": teacher,
         "method": method,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,8 @@ from ddx.errors import DdxError
 from ddx.evaluation.config import EvaluateConfig
 from ddx.evaluation.drawing import Drawn, Painter, Requests
 from ddx.evaluation.features import VERSION, extract
+from ddx.evaluation.report import write_report
+from ddx.evaluation.results import EvaluationResult, ModelResult, TestSet
 from ddx.evaluation.scores import are_scenes, scene_scores
 from ddx.metrics.diversity import prompt_variance
 from ddx.metrics.frechet import frechet_distance
@@ -38,45 +39,6 @@ REFERENCES_PER_PROMPT = 4
 DIVERSITY_SEED = 1_000_003  # the first seed of the pictures that measure diversity: apart from the others'
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluationResult:
-    """The table, what it was measured with, and where the report is."""
-
-    rows: list[dict[str, Any]]
-    facts: dict[str, Any]
-    student: Path | None
-    report: Path | None = None
-    page: Path | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as values that JSON can hold."""
-        paths = {"student": self.student, "report": self.report, "page": self.page}
-        return {"rows": self.rows, **{key: str(path) if path else None for key, path in paths.items()}, **self.facts}
-
-
-@dataclass(kw_only=True)
-class ModelResult:
-    """One row of the table while it is made: who draws, how, and what came out."""
-
-    model: str
-    steps: int
-    guidance: float | None
-    drawn: Drawn
-    features: NDArray[np.float64]
-    marks: Mapping[str, float | None] = field(default_factory=dict)  # of the scene checker, where it can mark
-
-
-@dataclass(frozen=True, kw_only=True)
-class TestSet:
-    """The prompts that are scored, then those that are drawn again and again to measure diversity."""
-
-    prompts: tuple[str, ...]
-    seeds: tuple[int, ...]
-    diversity_prompts: tuple[str, ...]
-    diversity_seeds: tuple[int, ...]
-    scenes: bool
-
-
 def evaluate(
     config: EvaluateConfig, workspace: Workspace | None = None, progress: Progress | None = None
 ) -> EvaluationResult:
@@ -85,7 +47,6 @@ def evaluate(
     Without a student in the workspace (and none named) the teacher alone is scored. Raises UsageError and DdxError for
     what cannot be opened or drawn.
     """
-    from ddx.evaluation.report import write_report
     from ddx.sampling.pipeline import StudentPipeline
 
     workspace, progress = workspace or Workspace(), progress or NullProgress()

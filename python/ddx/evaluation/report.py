@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddx.errors import cannot_write
+from ddx.evaluation.results import EvaluationResult, ModelResult, TestSet
 from ddx.metrics.table import shown_metrics
 from ddx.teachers.samplers.names import OWN
 
 if TYPE_CHECKING:
-    from ddx.evaluation.evaluate import EvaluationResult, ModelResult, TestSet
     from ddx.page import Table
     from ddx.sampling.page import Column
 

@@ -43,7 +43,7 @@ from ddx.training.spread_tensors import gathered
 from ddx.training.starting_weights import Start, start_from
 from ddx.training.streamed import stream_teacher
 from ddx.training.trained import Trained
-from ddx.training.trainer_state import restore, snapshot_of
+from ddx.training.trainer_state import TrainerState
 
 EXPORTED = "ema"
 FIRST_LOSS_SCALE = 4096.0  # of fp16; torch halves it after a step that is not finite, and doubles it after 2000 others
@@ -319,11 +319,20 @@ class Trainer:
 
     def snapshot(self) -> Snapshot:
         """Return all tensors and counters; the tensors are live, not copies."""
-        return snapshot_of(self)
+        return self._state().snapshot()
 
     def restore(self, snapshot: Saved) -> None:
         """Continue from a snapshot or a checkpoint. DdxError if it belongs to other networks."""
-        restore(self, snapshot)
+        self._state().restore(snapshot)
+
+    def _state(self) -> TrainerState:
+        return TrainerState(
+            trained=self.trained,
+            averages=self.all_averages(),
+            method=self.method,
+            skipped=self.skipped,
+            scaler=self.scaler,
+        )
 
     def all_averages(self) -> dict[str, EMA]:
         """Return every average of the run, by the name that a checkpoint has for it."""

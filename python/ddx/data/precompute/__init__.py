@@ -1,6 +1,6 @@
 """`ddx precompute`: what makes a store, adds to it, and makes parts of it anew.
 
-run          what the command does, start to end
+engine       what the command does, by one process or a cluster; run: by this process, start to end
 plan         what will be done, before anything is; estimate shows it for --dry-run
 create       the store's metadata, or its place in one that exists (append)
 pictures     rows of the input as batches of pictures; fetched keeps them on disk for --stage encode
@@ -11,6 +11,6 @@ on_ray       the same by tasks of a Ray cluster, for --engine ray
 retry        failed rows again; dedup: equal pictures; repair: damaged parts; all of them through reopen
 """
 
-from ddx.data.precompute.run import precompute
+from ddx.data.precompute.engine import precompute
 
 __all__ = ["precompute"]

@@ -1,4 +1,4 @@
-"""`ddx precompute`: images and captions into a store. The same call again does what is missing."""
+"""Images and captions into a store, by this process. The same call again does what is missing."""
 
 from __future__ import annotations
 
@@ -41,29 +41,15 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_LOOKS = 0.5
 
 
-def precompute(
+def precompute_here(
     config: PrecomputeConfig,
     sources: Sequence[str],
     *,
-    workspace: Workspace | None = None,
-    progress: Progress | None = None,
-    keeping: EncodeKeeping | None = None,
+    workspace: Workspace | None,
+    progress: Progress,
+    keeping: EncodeKeeping | None,
 ) -> Path:
-    """Encode every row of the sources, and return the path of the complete store.
-
-    A row that fails is recorded and skipped. A part that is committed is kept, with `verify` if it is what was written:
-    after a stop the same call goes on with the rest. Under torchrun the ranks take disjoint parts, and those of a rank
-    that is gone are taken over. With `stage` "fetch" there are pictures at the store's place afterwards, and no store
-    yet. `keeping` is where the teacher's networks are meanwhile (None: on the device).
-
-    Raises UsageError when the store at that place was made with other settings (naming the first), DdxError when the
-    input, the teacher or the disk fails. KeyboardInterrupt leaves what is finished.
-    """
-    progress = progress or NullProgress()
-    if config.engine == "ray":
-        from ddx.data.precompute.on_ray import precompute_on_ray
-
-        return precompute_on_ray(config, sources, workspace=workspace, progress=progress, keeping=keeping)
+    """What `precompute` says, by this process and the ranks beside it."""
     plan = make_plan(config, sources, workspace)
     if not plan.rank.speaks:
         progress = NullProgress()

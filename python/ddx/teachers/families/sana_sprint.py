@@ -18,7 +18,7 @@ from ddx.errors import UsageError
 from ddx.teachers.components import component_config, load_model
 
 if TYPE_CHECKING:
-    from ddx.teachers.families.sana import SanaTeacher
+    from ddx.teachers.base import Teacher
     from ddx.teachers.hub import Source
 
 _TIME = "time_embed.timestep_embedder."
@@ -26,7 +26,7 @@ _GUIDANCE = "time_embed.guidance_embedder."
 
 
 @torch.no_grad()
-def sprint_weights(teacher: SanaTeacher, source: Source, guidance: float) -> dict[str, Tensor]:
+def sprint_weights(teacher: Teacher, source: Source, guidance: float) -> dict[str, Tensor]:
     """Return the weights of a ``SanaSprintPipeline`` at one guidance, float32, under the names of SANA's network.
 
     Raises UsageError where the teacher's network reads other times, has no such norms, or other latents.
@@ -46,7 +46,7 @@ def sprint_weights(teacher: SanaTeacher, source: Source, guidance: float) -> dic
     return {**weights, bias: weights[bias] + constant}
 
 
-def _require_same_network(teacher: SanaTeacher, source: Source) -> None:
+def _require_same_network(teacher: Teacher, source: Source) -> None:
     own, theirs = teacher.denoiser_config, component_config(source, "transformer")
     scale = float(own.get("timestep_scale", 1.0)) * teacher.process.num_train_timesteps
     if abs(scale - 1.0) > 1e-6 or own.get("qk_norm") != theirs.get("qk_norm"):

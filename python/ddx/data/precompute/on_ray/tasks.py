@@ -173,14 +173,16 @@ def work(order: Order, parts: Sequence[int]) -> Iterator[Event]:
 
 def finish(order: Order) -> Iterator[Event]:
     """Do what remains of the command when all parts are there: failed rows again, one table of rows, the record."""
-    from ddx.data.precompute.run import precompute
+    from ddx.data.precompute.run import precompute_here
     from ddx.workspace import Workspace
 
     lines = Lines()
     try:
         _enter(order)
         config = dataclasses.replace(order.config, verify=False)  # before the parts were made
-        precompute(config, order.sources, workspace=Workspace(order.workspace), progress=lines, keeping=order.keeping)
+        precompute_here(
+            config, order.sources, workspace=Workspace(order.workspace), progress=lines, keeping=order.keeping
+        )
     except Exception as error:
         yield from lines.take()
         yield _failed(error)
