@@ -60,10 +60,15 @@ GAN: dict[str, Any] = {
     "r1_weight": 0.1,
     "discriminator_rate": 5.0,
 }
-LONG_AVERAGE: dict[str, Any] = {"ema_half_life": 150_000.0, "ema_ramp_up": None}
 ALL = (1, 2, 4)
 # Off flow from below pure noise, as SiD is published: there what a network predicts says little of the picture.
 BELOW_NOISE: dict[str, Any] = {"start_time": 0.7143}
+
+
+def averaged(half_life: float) -> dict[str, Any]:
+    """Return the settings of a student that is an average of so many points, those of its first steps among them."""
+    return {"ema_half_life": half_life, "ema_ramp_up": None}
+
 
 RECIPES: dict[str, Recipe] = {
     # few intervals, each of which hands its error on; the squared distance, for Huber's keeps modes too wide
@@ -238,8 +243,11 @@ RECIPES: dict[str, Recipe] = {
     # SiD's times and start, in one step; the discriminator follows the fake score
     "sida": Recipe(
         settings={**SID, "num_steps": 1},
-        passes={"flow": (1,)},
-        on=dict.fromkeys(("vp-v", "vp-eps-sd", "vp-eps", "edm"), BELOW_NOISE),
+        passes={"flow": (1,), "vp-v": (1,), "edm": (1,), "vp-eps-sd": (1,)},
+        on={
+            **dict.fromkeys(("vp-v", "vp-eps"), BELOW_NOISE),
+            **{ground: {**BELOW_NOISE, **averaged(180_000.0)} for ground in ("vp-eps-sd", "edm")},
+        },
     ),
     # score distillation: a slow student and a fake score that keeps up, or modes lose their shares; averaged for long
     "diff-instruct": Recipe(
@@ -276,7 +284,7 @@ RECIPES: dict[str, Recipe] = {
             "loss": "l2",
             "renoise": "noise",
             "fake_knows_step": True,
-            **LONG_AVERAGE,
+            **averaged(150_000.0),
         },
         passes={"flow": (2,)},
     ),
@@ -292,7 +300,8 @@ RECIPES: dict[str, Recipe] = {
             "gan_weight": 1e-3,
             "head_condition": True,
         },
-        passes={"flow": (2,), "guided": (2,)},
+        passes={"flow": (2,), "guided": (2,), "edm": (1,), "vp-v": (1,), "vp-eps-sd": (2,)},
+        on={"edm": averaged(60_000.0), "vp-v": averaged(60_000.0), "vp-eps-sd": averaged(150_000.0)},
         features=True,
     ),
     # without guidance one of its terms is left: DMD's
@@ -305,7 +314,7 @@ RECIPES: dict[str, Recipe] = {
             "time_low": 0.02,
             "time_high": 0.98,
         },
-        passes={"flow": (1,)},
+        passes={"flow": (1,), "edm": (1,), "vp-v": (1,)},
     ),
     # widths 12 % off; 14 and 15 % where the discriminator looked through more noise, in fewer steps
     "ladd": Recipe(
