@@ -1,4 +1,4 @@
-"""Nine methods on the bundled teacher, each with its own recipe, in about a quarter of an hour of one core: which leads?
+"""Nine methods on the bundled teacher, each with its own recipe, in a quarter of an hour of one core: which leads?
 
     python benchmarks/flagships.py --num-images 400 --keep FOLDER                # two hours and a half on one core
     python benchmarks/flagships.py --method sid --num-images 400 --keep FOLDER
