@@ -1,59 +1,25 @@
-"""The stages of a pipeline: command lines that know each other's outputs, run once and remembered."""
+"""Pipelines: a YAML file of stages, each of which is run once and remembered."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
-import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ddx.cli.displays import make_progress, progress_for_people
-from ddx.cli.single_files import BASE
-from ddx.config import parse_sets, read_yaml
+from ddx.cli.stages import STAGES, Stage, resolve
+from ddx.config import read_yaml
 from ddx.errors import DdxError, UsageError, nearest
 from ddx.run_record import FILE_NAME, read_run, write_run
-from ddx.teachers.registry import teacher_key
 from ddx.workspace import Workspace, slug
 
-KEPT = ("train", "precompute", "prepare", "distill")  # their commands go on with what is there
-STUDENT = "{student}"  # of the distill stage before, as `from_student`
-STAGES = ("scenes", "train", "precompute", "prepare", "distill", "sample", "evaluate")
-WITH_TEACHER = ("precompute", "prepare", "distill", "evaluate")
-BESIDE_REAL = {
-    "reference",
-    "pictures",
-    "protocol",
-    "metrics",
-    "benchmark",
-}  # of evaluate: a teacher only if it is named
-INPUTS = ("teacher", "data", "student", "from_student")  # settings that may name what another stage made
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One command with its arguments. `output` is the file or folder that must exist for the stage to be done."""
-
-    name: str
-    arguments: tuple[str, ...]
-    output: Path | None
-    reads: tuple[Path, ...] = field(default=())
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def sources(self) -> list[str]:
-        """What a precompute stage reads."""
-        return [str(source) for source in _as_list(self.settings.get("sources"))]
-
-    def command_line(self) -> str:
-        """Return what a user would type."""
-        return shlex.join(["ddx", self.name, *self.arguments])
+KEPT = ("train", "precompute", "prepare", "distill", "average")  # what they made is never overwritten
 
 
 def read_pipeline(path: Path, *, workspace: Path | None = None) -> list[tuple[str, dict[str, Any]]]:
@@ -113,52 +79,7 @@ class Runner:
 
     def resolve(self, entries: Sequence[tuple[str, dict[str, Any]]]) -> list[Stage]:
         """Return the stages with their outputs chosen and their inputs taken from the stages before them."""
-        stages: list[Stage] = []
-        student = None
-        stores: dict[str, Path] = {}  # by teacher, and so are the students
-        students: dict[str, Path] = {}
-        teacher, base = "sana-600m", None
-        for number, (name, given) in enumerate(entries, start=1):
-            settings, reads = dict(given), list[Path]()
-            if "teacher" in settings:
-                teacher, base = str(settings["teacher"]), settings.get(BASE) or settings.get(BASE.replace("_", "-"))
-            elif name in WITH_TEACHER and not (name == "evaluate" and BESIDE_REAL & settings.keys()):
-                settings |= {"teacher": teacher} | ({BASE: base} if base else {})
-            if settings.get("from_student") == STUDENT:
-                if student is None:
-                    raise UsageError(
-                        f"stage {number} (`{name}`) goes on from the student of a stage before it, and there is none",
-                        hint="put a distill stage before it, or name a student",
-                    )
-                settings["from_student"] = student
-            key = teacher_key(settings.get("teacher", teacher))
-            if name in ("prepare", "distill") and stores and "data" not in settings:
-                if key not in stores:
-                    raise UsageError(
-                        f"stage {number} (`{name}`) has the teacher {settings['teacher']}, and the stages before it "
-                        f"make stores of {', '.join(stores)}",
-                        hint="put a precompute stage of that teacher before it, or name a store: `data: PATH`",
-                    )
-                settings["data"] = stores[key]
-            if name in ("sample", "evaluate") and student is not None and "student" not in settings:
-                settings["student"] = students.get(key, student) if name == "evaluate" else student
-            output = self._output(name, number, settings)
-            if "out" not in settings:
-                output = _untaken(output, [stage.output for stage in stages])
-            if name in (*WITH_TEACHER, "sample") and output is not None:
-                settings.setdefault("out", output)
-            reads += [Path(str(settings[key])) for key in INPUTS if key in settings]
-            reads += [Path(source) for source in _as_list(settings.get("sources"))]
-            if name == "precompute" and output is not None:
-                stores[key] = output
-            if name == "prepare":
-                teacher, base = str(output), None
-                if key in stores:
-                    stores[teacher_key(teacher)] = stores[key]
-            if name == "distill" and output is not None:
-                student = students[key] = output
-            stages.append(Stage(name, tuple(_arguments(name, settings)), output, tuple(reads), settings))
-        return stages
+        return resolve(entries, self.workspace, self.name)
 
     def is_done(self, stage: Stage) -> bool:
         """Return whether the stage ran to its end with these arguments, and its output is still there."""
@@ -224,60 +145,9 @@ class Runner:
         except ValueError as error:
             raise DdxError(f"`ddx {stage.name} --json` did not print JSON", hint="please report this") from error
 
-    def _output(self, name: str, number: int, settings: dict[str, Any]) -> Path | None:
-        if settings.get("out"):
-            return Path(str(settings["out"]))
-        root = self.workspace.root
-        if name == "precompute":
-            sources = _as_list(settings.get("sources")) or ["data"]
-            return (
-                root / "data" / f"{slug(Path(str(sources[0])).stem)}-{slug(str(settings['teacher']))}-{self.name}.zarr"
-            )
-        if name == "train":
-            return self.workspace.teacher_path("sana-tiny")
-        if name == "prepare":
-            return self.workspace.teacher_path(str(settings["teacher"]), f"prepared-{self.name}")
-        if name == "distill":
-            method = slug(str(settings.get("method", "lcm")))
-            return root / "students" / f"{slug(Path(str(settings['teacher'])).name)}-{method}-{self.name}"
-        if name == "sample":
-            return root / "samples" / f"{self.name}-{number}"
-        if name == "evaluate":
-            return self.workspace.report_path(f"{self.name}-{number}")
-        return None
-
     def _folder(self, stage: Stage) -> Path:
         where = stage.output.name if stage.output is not None else "output"
         return self.workspace.root / "pipelines" / self.name / f"{stage.name}-{slug(where)}"
 
     def _say(self, message: str) -> None:
         make_progress(quiet=self.quiet, as_json=self.as_json).log(message)
-
-
-def _untaken(path: Path | None, taken: Sequence[Path | None]) -> Path | None:
-    """Return the path, with a number where a stage before writes it already."""
-    number, free = 2, path
-    while free is not None and path is not None and free in taken:
-        number, free = number + 1, path.with_name(f"{path.stem}-{number}{path.suffix}")
-    return free
-
-
-def _as_list(value: Any) -> list[Any]:
-    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _arguments(name: str, settings: dict[str, Any]) -> list[str]:
-    """Return the command-line arguments of a stage: positional ones bare, the rest as --set key=value."""
-    positional = {"precompute": "sources", "scenes": "out"}.get(name)
-    arguments: list[str] = []
-    for key, value in settings.items():
-        key = str(key).replace("-", "_")
-        if key == positional:
-            arguments += [str(item) for item in _as_list(value)]
-        elif key in ("config", "prompt"):
-            arguments += [part for item in _as_list(value) for part in (f"--{key}", str(item))]
-        elif value is not None:
-            text = json.dumps(value) if isinstance(value, list | dict | bool) else str(value)
-            parse_sets([f"{key}={text}"])
-            arguments += ["--set", f"{key}={text}"]
-    return arguments

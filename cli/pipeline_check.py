@@ -8,14 +8,15 @@ from typing import Any
 
 from ddx.cli.did_you_mean import key_hint
 from ddx.cli.options import find_config
-from ddx.cli.pipeline import Stage
 from ddx.cli.single_files import BASE
+from ddx.cli.stages import POSITIONAL, Stage, as_list
 from ddx.config import Settings, UnknownKeyError, build_many, read_yaml
 from ddx.data.config import PrecomputeConfig
 from ddx.errors import UsageError
 from ddx.evaluation.config import EvaluateConfig
 from ddx.evaluation.judged.config import JudgeConfig
 from ddx.evaluation.measure_config import MeasureConfig
+from ddx.export.config import AverageConfig
 from ddx.sampling.config import SampleConfig
 from ddx.scenes.config import ScenesConfig
 from ddx.training.teacher.config import TeacherConfig
@@ -25,10 +26,10 @@ CONFIGS: Mapping[str, tuple[type[Any], ...]] = {
     "scenes": (ScenesConfig,),
     "train": (TeacherConfig,),
     "precompute": (PrecomputeConfig,),
+    "average": (AverageConfig,),
     "sample": (SampleConfig,),
     "evaluate": (EvaluateConfig, MeasureConfig, JudgeConfig),
 }
-ARGUMENTS = {"precompute": "sources", "scenes": "out"}  # settings that are arguments without a flag
 # What a stage needs, the setting that names it, and the stage that makes it.
 NEEDS = {
     "prepare": ("a store", "data", "precompute"),
@@ -44,9 +45,11 @@ def check(stages: Sequence[Stage], workspace: Workspace) -> None:
     """
     for number, stage in enumerate(stages, start=1):
         where = f"stage {number} (`{stage.name}`)"
-        if stage.name in ARGUMENTS and not stage.settings.get(ARGUMENTS[stage.name]):
-            raise UsageError(f"{where} has no `{ARGUMENTS[stage.name]}`", hint=_EXAMPLES[stage.name])
-        _check_settings(stage, where, workspace)
+        if stage.name in POSITIONAL and not stage.settings.get(POSITIONAL[stage.name]):
+            raise UsageError(f"{where} has no `{POSITIONAL[stage.name]}`", hint=_EXAMPLES[stage.name])
+        config, *_ = _check_settings(stage, where, workspace)
+        if isinstance(config, AverageConfig):
+            _check_average(config, as_list(stage.settings["students"]), where)
         _check_order(stage, where, stages[: number - 1], stages[number:])
         _check_needs(stage, where, stages[: number - 1], stages[number:], workspace)
     outputs: dict[Path, int] = {}
@@ -57,26 +60,38 @@ def check(stages: Sequence[Stage], workspace: Workspace) -> None:
             )
 
 
-def _check_settings(stage: Stage, where: str, workspace: Workspace) -> None:
+def _check_settings(stage: Stage, where: str, workspace: Workspace) -> Sequence[Any]:
+    """Return the settings of a stage as its command would have them."""
     given = {
-        key: value for key, value in stage.settings.items() if key not in ("config", BASE, ARGUMENTS.get(stage.name))
+        key: value for key, value in stage.settings.items() if key not in ("config", BASE, POSITIONAL.get(stage.name))
     }
     layers = [workspace.settings(stage.name), Settings(given, where)]
     if config := stage.settings.get("config"):
         layers.insert(1, read_yaml(find_config(str(config))))
     try:
-        _resolver(stage.name)(layers)
+        return _resolver(stage.name)(layers)
     except UnknownKeyError as error:
         error.hint = key_hint(stage.name, error.key, error.names) or error.hint
         raise
 
 
-def _resolver(name: str) -> Callable[[Sequence[Settings]], Any]:
+def _resolver(name: str) -> Callable[[Sequence[Settings]], Sequence[Any]]:
     if name in CONFIGS:
         return lambda layers: build_many(CONFIGS[name], *layers)
     from ddx.training.resolve import resolve, resolve_preparation
 
     return resolve if name == "distill" else resolve_preparation
+
+
+def _check_average(config: AverageConfig, students: Sequence[Any], where: str) -> None:
+    """Raise UsageError for what `ddx average` would refuse after all the stages before it."""
+    if len(students) < 2:
+        raise UsageError(f"{where} has one student", hint=_EXAMPLES["average"])
+    if config.weights and len(config.weights) != len(students):
+        raise UsageError(
+            f"{where} has {len(config.weights)} weights for {len(students)} students",
+            hint="give one for each, or none for equal ones",
+        )
 
 
 def _check_order(stage: Stage, where: str, before: Sequence[Stage], after: Sequence[Stage]) -> None:
@@ -116,4 +131,5 @@ def _check_needs(
 _EXAMPLES = {
     "precompute": "write `- precompute: {sources: [pairs.parquet]}`",
     "scenes": "write `- scenes: {out: pairs.parquet}`",
+    "average": 'write `- average: {students: ["{student 1}", "{student 2}"], weights: [1, 4]}`',
 }

@@ -30,8 +30,9 @@ def command(invocation: Invocation, pipeline: str, again: bool) -> None:
     """Run the stages of a YAML file, and skip finished ones.
 
     Each stage is a command with its options as keys. By default a distill stage reads the store of the last precompute
-    stage, and sample and evaluate use the student of the last distill stage. Stages after a prepare stage use the
-    prepared teacher. `from_student: "{student}"` starts a distill stage from the weights of the last student.
+    stage, and sample and evaluate use the last student. Stages after a prepare stage use the prepared teacher.
+    `from_student: "{student}"` starts a distill stage from the weights of the last student, `"{student 1}"` from those
+    of the first one. An average stage has a list of such `students`.
     """
     from ddx.cli.console import emit, emit_json
     from ddx.cli.pipeline import Runner, read_pipeline
@@ -69,7 +70,7 @@ def command(invocation: Invocation, pipeline: str, again: bool) -> None:
 # What each command's JSON calls the thing that one opens next.
 MADE = {
     **{"scenes": "path", "train": "teacher", "precompute": "store", "prepare": "teacher", "distill": "student"},
-    **{"sample": "page", "evaluate": "page"},
+    **{"average": "student", "sample": "page", "evaluate": "page"},
 }
 
 

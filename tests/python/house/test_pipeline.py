@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from ddx.cli import main
 from ddx.cli.options import find_config
@@ -46,6 +48,56 @@ def test_one_distillation_begins_with_the_student_of_another(tmp_path: Path) -> 
     assert f"student={further.output}" in sample.arguments
     with pytest.raises(UsageError, match="there is none"):
         Runner(Workspace(tmp_path), "mine").resolve([second])
+
+
+def test_an_average_has_the_students_that_it_names_and_is_one(tmp_path: Path) -> None:
+    entries = [
+        ("distill", {"method": "lcm", "teacher": "sana-tiny"}),
+        ("distill", {"method": "diff-instruct", "from_student": "{student}"}),
+        ("distill", {"method": "sid", "from-student": "{student 1}"}),
+        ("average", {"students": ["{student 2}", "{student}", "runs/other"], "weights": [4, 1, 1]}),
+        ("sample", {}),
+        ("evaluate", {"student": "{student 3}"}),
+    ]
+    lcm, second, third, average, sample, evaluate = Runner(Workspace(tmp_path), "mine").resolve(entries)
+    assert f"from_student={lcm.output}" in third.arguments
+    assert average.arguments[:3] == (str(second.output), str(third.output), "runs/other")
+    assert average.output == tmp_path / "students/average-mine" and f"out={average.output}" in average.arguments
+    assert {second.output, third.output} <= set(average.reads)
+    assert f"student={average.output}" in sample.arguments and f"student={third.output}" in evaluate.arguments
+    entries[2] = ("distill", {"from_student": "{student 3}"})
+    with pytest.raises(UsageError, match="the stages before it make 2") as error:
+        Runner(Workspace(tmp_path), "mine").resolve(entries)
+    assert error.value.hint and '"{student 2}"' in error.value.hint
+
+
+def test_a_pipeline_averages_its_students(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs, table = tmp_path / "runs", tmp_path / "pairs.parquet"
+
+    def run(weights: str) -> list[bool]:
+        text = (
+            f"stages:\n  - scenes: {{out: {table}, rows: 8}}\n"
+            f"  - precompute: {{sources: [{table}], teacher: sana-tiny, device: cpu}}\n"
+            "  - distill: {method: lcm, train_steps: 2, batch_size: 2, sample_every: 0, watch: false, device: cpu}\n"
+            "  - distill: {method: ect, train_steps: 2, batch_size: 2, sample_every: 0, watch: false, device: cpu,"
+            ' from_student: "{student}"}\n'
+            f'  - average: {{students: ["{{student 1}}", "{{student 2}}"], weights: {weights}}}\n'
+            "  - sample: {steps: 1, num_images: 1}\n"
+        )
+        assert main.run(["run", str(write(tmp_path / "p.yaml", text)), "--workspace", str(runs), "--json"]) == 0
+        return [stage["skipped"] for stage in json.loads(capsys.readouterr().out)["stages"]]
+
+    def weights(name: str) -> dict[str, torch.Tensor]:
+        return load_file(runs / "students" / name / "transformer/diffusion_pytorch_model.safetensors")
+
+    assert run("[4, 1]") == [False] * 6
+    first, second, mean = (weights(name) for name in ("sana-tiny-lcm-p", "sana-tiny-ect-p", "average-p"))
+    assert any(not torch.equal(first[key], second[key]) for key in mean)
+    for key, value in mean.items():
+        torch.testing.assert_close(value, 0.8 * first[key] + 0.2 * second[key])
+    assert run("[4, 1]") == [True] * 6
+    assert run("[1, 1]") == [True, True, True, True, False, False]  # the former average is kept beside it
+    assert {path.name for path in (runs / "students").iterdir()} >= {"average-p", "average-p-1"}
 
 
 def test_what_follows_a_preparation_has_the_prepared_teacher_and_its_store(tmp_path: Path) -> None:
@@ -184,6 +236,13 @@ DISTILL = {"distill": {"method": "lcm", "teacher": "sana-tiny"}}
         ([{"precompute": {"teacher": "sana-tiny"}}], "stage 1 (`precompute`) has no `sources`", "[pairs.parquet]"),
         ([SCENES, STORE, {"distill": {"teacher": "sd15"}}], "has the teacher sd15", "precompute stage of that teacher"),
         ([SCENES, STORE, {"distill": {"lr": 1e-4}}], "unknown key `lr` in stage 3 (`distill`)", "`learning_rate`"),
+        ([SCENES, STORE, DISTILL, {"average": {}}], "stage 4 (`average`) has no `students`", "{student 1}"),
+        ([SCENES, STORE, DISTILL, {"average": {"students": ["{student}"]}}], "has one student", "{student 1}"),
+        (
+            [SCENES, STORE, DISTILL, {"average": {"students": ["{student}", "x"], "weights": "3"}}],
+            "1 weights for 2 students",
+            "one for each",
+        ),
         ([SCENES, STORE, DISTILL, {"sample": {"steps": "few"}}], "steps = 'few' in stage 4", "for example steps: 1"),
         ([SCENES, STORE, DISTILL, {"distill": {"out": "runs/students/sana-tiny-lcm-p"}}], "both write", "`out`"),
     ],
