@@ -10,7 +10,6 @@ stage that was made before is not made again.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -25,7 +24,9 @@ from _students import ONE_CORE, SCORES
 
 from ddx.cli.console import emit
 from ddx.cli.options import find_config
-from ddx.cli.pipeline import STUDENT, read_pipeline
+from ddx.cli.pipeline import read_pipeline
+from ddx.cli.stages import WITH_STUDENT, Stage, resolve
+from ddx.workspace import Workspace, slug
 
 PRESET = "one-step"
 CAPTIONS = (0, 1)  # seeds of `ddx evaluate`
@@ -59,37 +60,42 @@ def run(seed: int, folder: Path, num_images: int) -> dict[str, Any]:
     """Return the cost of each stage of one seed, and the rows of its students."""
     cost: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
-    student = ""
-    for command, given in read_pipeline(find_config(PRESET), workspace=folder):
-        settings = {key: student if value == STUDENT else value for key, value in given.items()}
-        if command == "scenes":
-            words = [settings.pop("out"), *flags(settings)]
-        elif command == "precompute":
-            words = [*settings.pop("sources"), *flags(settings), "--out", "store.zarr"]
-        elif command == "distill":
-            student = f"students/{settings['method']}-{seed}"
-            words = [*flags(settings), "--data", "store.zarr", "--seed", str(seed), "--out", student]
-        else:
-            continue
-        name = command if command != "distill" else str(settings["method"])
-        log = f"{name}-{seed}" if command == "distill" else name
-        cost[name] = once([command, *words], folder, log=log, environment=ONE_CORE)
-        if command == "distill":
+    for name, stage in stages_of(seed, folder):
+        student = stage.name in WITH_STUDENT
+        cost[name] = once(
+            [stage.name, *stage.arguments], folder, log=f"{name}-{seed}" if student else name, environment=ONE_CORE
+        )
+        if student:
             known = {(row["stage"], row["captions"]) for row in rows}  # the teacher's, from the stage before
-            found = score(name, student, folder, num_images)
+            found = score(name, str(stage.output), folder, num_images)
             rows += [row for row in found if (row["stage"], row["captions"]) not in known]
     return {"seed": seed, "processor_seconds": cost, "rows": rows}
 
 
-def flags(settings: dict[str, Any]) -> list[str]:
-    """Return settings as words of a command."""
-    return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+def stages_of(seed: int, folder: Path) -> list[tuple[str, Stage]]:
+    """Return the stages up to the last student by name, the store's shared by all seeds."""
+    named: list[str] = []
+    entries: list[tuple[str, dict[str, Any]]] = []
+    for command, given in read_pipeline(find_config(PRESET), workspace=folder):
+        settings = dict(given)
+        name = str(settings.get("method", command))
+        if command in WITH_STUDENT:
+            count = 1 + sum(other.split()[0] == name for other in named)
+            name = name if count == 1 else f"{name} {count}"
+            settings["out"] = f"students/{slug(name)}-{seed}"
+        if command == "distill":
+            settings["seed"] = seed
+        if command == "precompute":
+            settings["out"] = "store.zarr"
+        if command in ("scenes", "precompute", *WITH_STUDENT):
+            named.append(name)
+            entries.append((command, settings))
+    return list(zip(named, resolve(entries, Workspace(folder), PRESET), strict=True))
 
 
 def score(stage: str, student: str, folder: Path, num_images: int) -> list[dict[str, Any]]:
     """Return the rows of a student in one step, and of its teacher in twenty, on both sets of captions."""
     rows = []
-    train_steps = json.loads((folder / student / "run.json").read_text())["config"]["train_steps"]
     for captions in CAPTIONS:
         words = ["--student", student, "--steps", "1", "--teacher-steps", "20", "--num-images", str(num_images)]
         out = f"reports/{Path(student).name}-{captions}"
@@ -98,7 +104,7 @@ def score(stage: str, student: str, folder: Path, num_images: int) -> list[dict[
         )
         rows += [
             {
-                **({"stage": stage, "train_steps": train_steps} if row["model"] == "student" else {"stage": "teacher"}),
+                **{"stage": stage if row["model"] == "student" else "teacher"},
                 **{"captions": captions, "steps": row["steps"]},
                 **{name: row[name] for name in SCORES},
             }
