@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from _students import Student, arguments_of, run
 
-from ddx.cli.options import find_config
+from ddx.cli.invocation import find_config
 from ddx.cli.pipeline import read_pipeline
 
 OF_THE_BENCH = ("teacher", "preset", "from_student")

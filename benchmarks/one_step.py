@@ -23,7 +23,7 @@ from _environment import RESULTS, machine, write_result
 from _students import ONE_CORE, SCORES
 
 from ddx.cli.console import emit
-from ddx.cli.options import find_config
+from ddx.cli.invocation import find_config
 from ddx.cli.pipeline import read_pipeline
 from ddx.cli.stages import WITH_STUDENT, Stage, resolve
 from ddx.workspace import Workspace, slug

@@ -9,7 +9,8 @@ import click
 
 from ddx.bench.config import KernelsConfig, StepConfig
 from ddx.cli.groups import HelpfulGroup
-from ddx.cli.options import Invocation, config_options
+from ddx.cli.invocation import Invocation
+from ddx.cli.options import config_options
 
 if TYPE_CHECKING:
     from ddx.workspace import Workspace

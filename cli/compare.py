@@ -10,7 +10,8 @@ import click
 
 from ddx.cli import suggestions
 from ddx.cli.evaluate import CONFIGS, emit_scores, protocol_settings, run_real
-from ddx.cli.options import Invocation, config_options
+from ddx.cli.invocation import Invocation
+from ddx.cli.options import config_options
 from ddx.cli.sweep import combinations, split_sweep
 from ddx.errors import UsageError
 from ddx.evaluation.config import EvaluateConfig

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 from click.shell_completion import BashComplete, add_completion_class, get_completion_class
 
-from ddx.cli.options import Invocation, config_options
+from ddx.cli.invocation import Invocation
+from ddx.cli.options import config_options
 
 SHELLS = ("bash", "zsh", "fish")
 

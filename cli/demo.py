@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from ddx.cli.options import Invocation, config_options, find_config
+from ddx.cli.invocation import Invocation, find_config
+from ddx.cli.options import config_options
 
 
 @click.command(

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from ddx.cli.displays import make_progress
-from ddx.cli.options import ExtendedCommand, Invocation, config_options, find_config
+from ddx.cli.invocation import Invocation, find_config
+from ddx.cli.options import ExtendedCommand, config_options
 from ddx.config import parse_sets, read_yaml
 from ddx.errors import UsageError
 from ddx.training.config import DistillConfig

@@ -12,7 +12,7 @@ from ddx.config import to_dict
 from ddx.progress import NullProgress
 
 if TYPE_CHECKING:
-    from ddx.cli.options import Invocation
+    from ddx.cli.invocation import Invocation
     from ddx.memory.fake_run import Footprint
     from ddx.memory.plan import Planner
     from ddx.training.config import DistillConfig

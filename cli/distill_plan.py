@@ -11,7 +11,7 @@ from ddx.teachers.family_of import name_of, weights_are_here
 from ddx.teachers.registry import TEACHERS
 
 if TYPE_CHECKING:
-    from ddx.cli.options import Invocation
+    from ddx.cli.invocation import Invocation
     from ddx.memory.fake_run import Footprint
     from ddx.training.recipe import Recipe
 

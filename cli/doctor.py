@@ -5,29 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ddx.cli.options import Invocation, config_options
+from ddx.cli.finding import Finding
+from ddx.cli.invocation import Invocation
+from ddx.cli.options import config_options
 
 if TYPE_CHECKING:
     from ddx.workspace import Workspace
 
 GIB = 1024**3
 LOW_DISK_GIB = 10.0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at. `cure` says what to do when `ok` is false."""
-
-    name: str
-    ok: bool
-    value: str
-    cure: str = ""
 
 
 @click.command(

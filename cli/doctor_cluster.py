@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from ddx.cli.doctor import Finding
+from ddx.cli.finding import Finding
 from ddx.errors import DdxError, UsageError, cannot_write, first_line
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from ddx.cli.options import Invocation, config_options
+from ddx.cli.invocation import Invocation
+from ddx.cli.options import config_options
 from ddx.cli.sweep import combinations, split_sweep
 from ddx.evaluation.config import EvaluateConfig
 from ddx.evaluation.judged.config import JudgeConfig

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from ddx.cli import suggestions
-from ddx.cli.options import Invocation, config_options
+from ddx.cli.invocation import Invocation
+from ddx.cli.options import config_options
 from ddx.importing.config import ImportConfig
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from ddx.cli import suggestions
-from ddx.cli.options import Invocation, config_options
+from ddx.cli.invocation import Invocation
+from ddx.cli.options import config_options
 from ddx.data.config import InspectConfig
 
 MANY_ROWS = 1_000_000  # from here on reading them all takes long enough to show progress

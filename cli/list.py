@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from ddx.cli.options import Invocation, config_options
+from ddx.cli.invocation import Invocation
+from ddx.cli.options import config_options
 
 KINDS = ("methods", "teachers", "stores", "students", "runs")
 ONLY_IN_JSON = ("source", "licence", "reference", "title")  # too wide for a terminal

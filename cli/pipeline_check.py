@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddx.cli.did_you_mean import key_hint
-from ddx.cli.options import find_config
+from ddx.cli.invocation import find_config
 from ddx.cli.single_files import BASE
 from ddx.cli.stages import POSITIONAL, Stage, as_list
 from ddx.config import Settings, UnknownKeyError, build_many, read_yaml
@@ -80,7 +80,7 @@ def _resolver(name: str) -> Callable[[Sequence[Settings]], Sequence[Any]]:
         return lambda layers: build_many(CONFIGS[name], *layers)
     from ddx.training.resolve import resolve, resolve_preparation
 
-    return resolve if name == "distill" else resolve_preparation
+    return resolve if name == "distill" else lambda layers: (resolve_preparation(layers),)
 
 
 def _check_average(config: AverageConfig, students: Sequence[Any], where: str) -> None:

@@ -11,7 +11,7 @@ from ddx.cli.console import emit
 from ddx.progress import NullProgress
 
 if TYPE_CHECKING:
-    from ddx.cli.options import Invocation
+    from ddx.cli.invocation import Invocation
     from ddx.data.config import PrecomputeConfig
     from ddx.memory.encode_plan import EncodePlan
 

@@ -6,7 +6,8 @@ import os
 
 import click
 
-from ddx.cli.options import Invocation, config_options
+from ddx.cli.invocation import Invocation
+from ddx.cli.options import config_options
 from ddx.training.prepare_config import PrepareConfig
 
 

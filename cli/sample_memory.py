@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ddx.cli.console import emit
 
 if TYPE_CHECKING:
-    from ddx.cli.options import Invocation
+    from ddx.cli.invocation import Invocation
     from ddx.memory.draw_plan import DrawPlan
     from ddx.sampling.config import SampleConfig
     from ddx.sampling.run import SampleResult

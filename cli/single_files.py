@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from ddx.cli.invocation import Invocation
 from ddx.cli.suggestions import bases
 from ddx.config import Settings
 from ddx.errors import UsageError
 from ddx.teachers.unknown import is_single_file
-
-if TYPE_CHECKING:
-    from ddx.cli.options import Invocation
 
 BASE = "teacher_base"
 

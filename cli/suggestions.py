@@ -9,6 +9,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from ddx.cli.invocation import PRESETS
 from ddx.workspace import Workspace
 
 Suggest = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
@@ -63,14 +64,10 @@ def _stores(workspace: Workspace) -> Iterable[str]:
 
 
 def _presets(_: Workspace) -> Iterable[str]:
-    from ddx.cli.options import PRESETS
-
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
 def _tuned(_: Workspace) -> Iterable[str]:
-    from ddx.cli.options import PRESETS
-
     return ["auto", "none", *sorted(path.stem for path in (PRESETS / "distill").glob("*.yaml"))]
 
 

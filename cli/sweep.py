@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ddx.cli.options import Invocation
+from ddx.cli.invocation import Invocation
 from ddx.config import Settings, field_types
 from ddx.values import SETS
 

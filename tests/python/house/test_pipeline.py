@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from ddx.cli import main
-from ddx.cli.options import find_config
+from ddx.cli.invocation import find_config
 from ddx.cli.pipeline import Runner, read_pipeline
+from ddx.cli.pipeline_check import check
 from ddx.config import Settings
 from ddx.data.store import Store
 from ddx.errors import UsageError
@@ -208,6 +210,16 @@ def test_a_stage_that_was_stopped_while_it_was_made_anew_goes_on_with_its_own(tm
     stage.output.mkdir()  # begun, and stopped
     runner._set_aside(stage)
     assert stage.output.is_dir() and len(list(stage.output.parent.iterdir())) == 2
+
+
+def test_a_preparation_is_checked_too(tmp_path: Path) -> None:
+    source = write(tmp_path / "laion.parquet", "")
+    for steps in (3, "few"):
+        entries = [("precompute", {"sources": [str(source)]}), ("prepare", {"train_steps": steps})]
+        stages = Runner(Workspace(tmp_path), "mine").resolve(entries)
+        wrong = pytest.raises(UsageError, match="train_steps = 'few' in stage 2") if steps == "few" else nullcontext()
+        with wrong:
+            check(stages, Workspace(tmp_path))
 
 
 def test_a_failing_stage_gives_its_own_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

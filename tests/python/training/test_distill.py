@@ -166,7 +166,7 @@ def test_a_finished_folder_that_is_named_is_left_alone(teacher_folder: Path, sto
 def test_interruption_on_the_command_line_exits_with_130(
     teacher_folder: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ddx.cli.options import Invocation
+    from ddx.cli.invocation import Invocation
 
     monkeypatch.setattr(Invocation, "progress", property(lambda self: Stopper(2, signal.SIGINT)))
     assert main.run(runs.flags(teacher_folder, store, tmp_path)) == 130

@@ -127,7 +127,7 @@ def test_interrupted_before_a_checkpoint_nothing_is_promised(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    from ddx.cli.options import Invocation
+    from ddx.cli.invocation import Invocation
 
     monkeypatch.setattr(Invocation, "progress", property(lambda self: Signals(1, 2)))
     assert main.run(runs.flags(teacher_folder, store, tmp_path)) == 130
