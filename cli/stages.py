@@ -63,6 +63,7 @@ class _Made:
     students: list[Path] = field(default_factory=list)
     student_of: dict[str, Path] = field(default_factory=dict)  # the last one by teacher, and so are the stores
     store_of: dict[str, Path] = field(default_factory=dict)
+    teacher_of: dict[Path, str] = field(default_factory=dict)
     teacher: str = "sana-600m"
     base: Any = None  # of a teacher that is a single file
 
@@ -74,6 +75,8 @@ class _Made:
             if key in settings:
                 settings[key] = self._named(settings[key], where)
         key = teacher_key(settings.get("teacher", self.teacher))
+        if name == "average":
+            key = next((of for path in as_list(settings.get("students")) if (of := self.teacher_of.get(path))), key)
         self._give_inputs(name, key, settings, where)
         output = _output(workspace, pipeline, name, number, settings)
         if "out" not in settings:
@@ -137,7 +140,7 @@ class _Made:
             if key in self.store_of:
                 self.store_of[teacher_key(self.teacher)] = self.store_of[key]
         if name in WITH_STUDENT:
-            self.student_of[key] = output
+            self.student_of[key], self.teacher_of[output] = output, key
             self.students.append(output)
 
 

@@ -295,6 +295,19 @@ def test_each_stage_has_the_store_and_the_student_of_its_teacher(tmp_path: Path)
     assert f"student={first.output}" in evaluate.arguments and f"student={third.output}" in sample.arguments
 
 
+def test_an_average_is_of_the_teacher_of_its_students(tmp_path: Path) -> None:
+    entries = [
+        ("distill", {"teacher": "sana-tiny"}),
+        ("distill", {"teacher": "sana-tiny", "seed": 1}),
+        ("distill", {"teacher": "sd15"}),
+        ("average", {"students": ["{student 1}", "{student 2}"]}),
+        ("evaluate", {"teacher": "sana-tiny"}),
+        ("evaluate", {"teacher": "sd15"}),
+    ]
+    *_, sd15, average, evaluate, other = Runner(Workspace(tmp_path), "mine").resolve(entries)
+    assert f"student={average.output}" in evaluate.arguments and f"student={sd15.output}" in other.arguments
+
+
 def test_a_pipeline_ends_with_what_it_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "pairs.parquet"
     pipeline = write(tmp_path / "p.yaml", f"stages:\n  - scenes: {{out: {out}, rows: 4}}\n")
