@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 from unittest import mock
 
@@ -46,7 +46,7 @@ def no_values(*, fused: bool) -> Iterator[None]:
         warnings.filterwarnings("ignore", ".*torch.jit.script.* is deprecated")  # torch's own, at an import
         stack.enter_context(without_weights())
         stack.enter_context(mock.patch.object(dispatch, "backend", lambda device: "triton" if fused else "torch"))
-        stack.enter_context(mock.patch.object(cpu_bfloat16, "native", lambda: True))
+        stack.enter_context(mock.patch.object(cpu_bfloat16, "mode", nullcontext))
         stack.enter_context(mock.patch.object(base, "refuse_undefined", lambda *_: None))
         stack.enter_context(mock.patch.object(nn.Module, "_apply", _apply))
         for name in _FILLS:
