@@ -52,11 +52,14 @@ ABLATIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "diff-instruct": ("--method", "diff-instruct"),
         "diff-instruct times=adaptive": ("--method", "diff-instruct", "--time-adaptive"),
     },
-    # flow matching on the data alone is what fine-tuning the teacher would do
+    # flow matching on the data alone is what fine-tuning the teacher would do; both others jump along their path
     "twinflow": {
         "fine-tuning": ("--method", "shortcut", "--bootstrap-share", "0", "--velocity-from", "data"),
         "rcgm": ("--method", "rcgm"),
-        "twinflow": ("--method", "twinflow"),
+        "twinflow": (
+            *("--method", "twinflow", "--drawing", "path", "--loss", "l2", "--jump-weight", "none"),
+            *("--near-span", "none", "--same-time-share", "0.1"),
+        ),
     },
 }
 PICTURES = Path(__file__).resolve().parents[1] / "docs" / "images"

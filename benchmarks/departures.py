@@ -20,11 +20,12 @@ from _students import Student, arguments_of, run
 DMD2, PCM, TDM = ("--method", "dmd2"), ("--method", "pcm"), ("--method", "tdm")
 FOUR_STEPS = (*DMD2, "--num-steps", "4")
 GOES_ON = (*DMD2, "--fake-from", "last-stage")
-TWINFLOW = (*("--method", "twinflow", "--velocity-from", "data"), *("--guidance-min", "2", "--guidance-max", "2"))
-PUBLISHED_TWINFLOW = (
-    *("--drawing", "fresh", "--loss", "barron", "--jump-weight", "tan", "--near-span", "0.05"),
-    *("--same-time-share", "0"),
+# TwinFlow as ddx had it on this teacher: jumps along the student's path, and the mean square.
+ALONG_ITS_PATH = (
+    *("--method", "twinflow", "--drawing", "path", "--loss", "l2", "--jump-weight", "none", "--near-span", "none"),
+    *("--same-time-share", "0.1"),
 )
+TWINFLOW = (*ALONG_ITS_PATH, "--velocity-from", "data", "--guidance-min", "2", "--guidance-max", "2")
 REGRESSION = Student(name="regression", flags=("--method", "reflow", "--noise-share", "1"))
 FIRST_STAGE = Student(name="dmd2 gan=0", flags=(*DMD2, "--gan-weight", "0"))
 # Lines of students that are made one after another, by what they are about.
@@ -61,7 +62,7 @@ DEPARTURES: dict[str, list[list[Student]]] = {
     # the short recipe keeps its own small step and decay of the target: the published ones are for many more steps
     "twinflow form": [
         [Student(name="twinflow", flags=("--method", "twinflow"))],
-        [Student(name="twinflow as published", flags=("--method", "twinflow", *PUBLISHED_TWINFLOW))],
+        [Student(name="twinflow along its path", flags=ALONG_ITS_PATH)],
     ],
     "twinflow": [
         [Student(name="twinflow of data", flags=(*TWINFLOW, "--null-from", "teacher"))],
