@@ -3,9 +3,9 @@
 Without bfloat16 instructions torch multiplies bfloat16 matrices some seventy times slower than float32 ones. Inside
 :func:`wide_products` every matrix product, convolution and attention whose inputs are bfloat16 is then computed in
 float32 and its result rounded, forward and backward. With these instructions only the attention that is differentiated
-is: torch's backward pass of it takes ten times as long in bfloat16 as in float32 for a caption of 16 tokens, and twice
-as long for 300. Weights stay bfloat16; only the operands of the running operation exist twice. The numbers are those of
-hardware that accumulates in float32, which is all of it.
+is: with its backward pass it takes torch five times as long in bfloat16 as in float32 for a caption of 16 tokens, and
+1.2 times for 300 (benchmarks/cpu_attention.py). Weights stay bfloat16; only the operands of the running operation exist
+twice. The numbers are those of hardware that accumulates in float32, which is all of it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class WideProducts(TorchDispatchMode):
 class WideAttention(TorchFunctionMode):
     """What a CPU with bfloat16 instructions needs; :func:`wide_products` enters it.
 
-    Keys are padded to a whole number of vectors too: 11 of them take torch three to seven times as long as 16 do.
+    Keys are padded to a whole number of vectors too: 11 of them take torch three times as long as 16 do.
     """
 
     def __torch_function__(
