@@ -89,7 +89,7 @@ RECIPES: dict[str, Recipe] = {
     # four phases and four steps; few intervals in each, whose pairs differ enough to be told apart
     "pcm": Recipe(
         settings={**FAST, "train_steps": 2500, "solver_steps": 16, "loss": "l2"},
-        passes={"flow": (4,)},
+        passes={"flow": (4,), "16-D": (4,)},
     ),
     # in one and in two steps the widths stay 14 % off: twelve intervals, each of which hands its error on
     "cd": Recipe(
@@ -99,7 +99,7 @@ RECIPES: dict[str, Recipe] = {
     # five stages: the pairs' differences stay above what the small network tells apart
     "ect": Recipe(
         settings={**FAST, "train_steps": 2500, "velocity_from": "teacher", "num_stages": 5, "loss": "l2"},
-        passes={"flow": ALL, "guided": (2,), "edm": ALL, "vp-v": ALL, "vp-eps-sd": (2, 4)},
+        passes={"flow": ALL, "16-D": (4,), "guided": (2,), "edm": ALL, "vp-v": ALL, "vp-eps-sd": (2, 4)},
     ),
     # times and weights of ict; from data alone 3000 steps leave 11 % off the modes
     "ct": Recipe(
@@ -320,7 +320,7 @@ RECIPES: dict[str, Recipe] = {
     # looked through more noise, in fewer steps
     "ladd": Recipe(
         settings={**GAN, "train_steps": 3000, "time_mean": -4.5, **averaged(50_000.0)},
-        passes={"flow": (1,)},
+        passes={"flow": (1,), "16-D": (1,)},
         features=True,
     ),
     # next to nothing of the regression, whose own optimum is narrower than the modes
