@@ -130,7 +130,7 @@ def test_the_pipelines_that_come_along_have_settings_that_fit(
             config, *_ = resolve([Settings(settings, name)])
             assert config.from_student is None or methods
             methods.append(config.method)
-    assert methods[:2] == ["lcm", "diff-instruct"]
+    assert methods[0] == "lcm" and "diff-instruct" in methods[1:]
 
 
 @pytest.mark.parametrize(
