@@ -210,16 +210,14 @@ RECIPES: dict[str, Recipe] = {
             "learning_rate": 1e-3,
             "small_step": 0.03,
             "target_decay": 0.95,
-            "same_time_share": 0.1,
             "rectify_weight": 0.05,
             "fake_share": 0.15,
             "near_share": 0.1,
-            "near_span": None,
-            "loss": "l2",
-            "jump_weight": "none",
-            "drawing": "path",
         },
-        passes={"flow": (1,), "guided": (2,), "vp-v": (2, 4)},
+        passes={
+            **{"flow": ALL, "16-D": (4,), "guided": (4,), "edm": (4,)},
+            **{"vp-v": ALL, "vp-eps-sd": (2, 4), "vp-eps": (4,)},
+        },
     ),
     # several steps: widths 11 to 13 % off
     "freeflow": Recipe(
