@@ -28,6 +28,11 @@ ONE_CORE = {"OMP_NUM_THREADS": "1"}
 NOT_SHOWN = ("colour", "count", "size", "relation")
 SHOWN = {metric.name: metric.title for metric in METRICS if metric.name in SCORES and metric.name not in NOT_SHOWN}
 TEACHER = "teacher"
+# TwinFlow as ddx had it on the bundled teacher: jumps along the student's path, and the mean square.
+ALONG_ITS_PATH = (
+    *("--method", "twinflow", "--drawing", "path", "--loss", "l2", "--jump-weight", "none", "--near-span", "none"),
+    *("--same-time-share", "0.1"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from _students import Student, arguments_of, run
+from _students import ALONG_ITS_PATH, Student, arguments_of, run
 from PIL import Image
 
 from ddx.cli.console import emit
@@ -56,10 +56,7 @@ ABLATIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "twinflow": {
         "fine-tuning": ("--method", "shortcut", "--bootstrap-share", "0", "--velocity-from", "data"),
         "rcgm": ("--method", "rcgm"),
-        "twinflow": (
-            *("--method", "twinflow", "--drawing", "path", "--loss", "l2", "--jump-weight", "none"),
-            *("--near-span", "none", "--same-time-share", "0.1"),
-        ),
+        "twinflow": ALONG_ITS_PATH,
     },
 }
 PICTURES = Path(__file__).resolve().parents[1] / "docs" / "images"

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import torch
 from _command import DDX, measured
 from _environment import RESULTS, machine, write_result
+from _students import ONE_CORE
 from torch.nn import functional
 
 from ddx.cli.console import emit
@@ -43,7 +44,6 @@ DISTILL = (
     *("--dtype", "bf16", "--batch-size", "16", "--sample-every", "0"),
 )
 FEW, MANY = 10, 40
-ONE_CORE = {"OMP_NUM_THREADS": "1"}
 
 
 def main() -> int:

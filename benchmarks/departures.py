@@ -15,16 +15,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from _students import Student, arguments_of, run
+from _students import ALONG_ITS_PATH, Student, arguments_of, run
 
 DMD2, PCM, TDM = ("--method", "dmd2"), ("--method", "pcm"), ("--method", "tdm")
 FOUR_STEPS = (*DMD2, "--num-steps", "4")
 GOES_ON = (*DMD2, "--fake-from", "last-stage")
-# TwinFlow as ddx had it on this teacher: jumps along the student's path, and the mean square.
-ALONG_ITS_PATH = (
-    *("--method", "twinflow", "--drawing", "path", "--loss", "l2", "--jump-weight", "none", "--near-span", "none"),
-    *("--same-time-share", "0.1"),
-)
 TWINFLOW = (*ALONG_ITS_PATH, "--velocity-from", "data", "--guidance-min", "2", "--guidance-max", "2")
 REGRESSION = Student(name="regression", flags=("--method", "reflow", "--noise-share", "1"))
 FIRST_STAGE = Student(name="dmd2 gan=0", flags=(*DMD2, "--gan-weight", "0"))

@@ -202,7 +202,7 @@ RECIPES: dict[str, Recipe] = {
         settings={**FAST, "train_steps": 1500, "small_step": 0.03, "target_decay": 0.95, "same_time_share": 0.1},
         passes={"flow": (1, 2), "guided": (1,), "edm": ALL, "vp-v": (1, 4)},
     ),
-    # fewer rows of fakes than the paper's quarter, and a weak rectification: with more, modes lose their shares
+    # fewer rows of fakes than the paper's quarter, and a weak rectification: with more, widths are further off
     "twinflow": Recipe(
         settings={
             **FAST,
